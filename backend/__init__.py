@@ -1,0 +1,1 @@
+"""Lowers a rewritten model to an engine: ONNX Runtime or Apache TVM."""

@@ -1,0 +1,1 @@
+"""Captures a trained model as onnx_ir and collects the statistics of its linears."""

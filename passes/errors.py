@@ -1,0 +1,53 @@
+"""The errors of undense: each message names the layer or file, the cause and the remedy."""
+
+from __future__ import annotations
+
+
+class UndenseError(Exception):
+    """What the user can mend; the command line prints it as one sentence and exits with 2."""
+
+
+class LoadError(UndenseError):
+    """A model file or object that cannot be captured."""
+
+
+class CalibrationError(UndenseError):
+    """Calibration samples that do not fit the model."""
+
+
+class SchemeError(UndenseError):
+    """A scheme text, rule or option that is not understood."""
+
+
+class PlanError(UndenseError):
+    """A plan that does not fit the model, the data, the seed or the versions at hand."""
+
+
+class FitError(UndenseError):
+    """A weight that a structure cannot be fitted to."""
+
+    def __init__(self, site: str, cause: str, remedy: str) -> None:
+        super().__init__(f"{site}: {cause}; {remedy}")
+        self.site = site
+        self.cause = cause
+        self.remedy = remedy
+
+
+class LoweringError(UndenseError):
+    """An operator or type that a backend does not cover."""
+
+
+class TargetError(UndenseError):
+    """A target that is not known, not there yet, or not usable on this machine."""
+
+
+class ArtifactError(UndenseError):
+    """An artifact that is incomplete, damaged or of another format version."""
+
+
+class InputError(UndenseError):
+    """Inputs of a call that do not fit the signature of the module."""
+
+
+class MissingDependencyError(UndenseError):
+    """A package or program that this call needs and that is not installed."""

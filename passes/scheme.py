@@ -1,0 +1,78 @@
+"""`trit_planes{planes=2,group=128}` <-> `TritPlanes(planes=2, group=128)`."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import types
+import typing
+from typing import Any, Literal
+
+from .errors import SchemeError
+from .structures import structures
+from .structures.base import Structure
+
+Scheme = Structure | Literal["dense", "auto"]
+
+_TEXT = re.compile(r"\s*(?P<kind>\w+)\s*(?:\{(?P<fields>[^{}]*)\})?\s*")
+
+
+def parse_scheme(text: str) -> Scheme:
+    """The structure that a scheme text names, or the words `dense` and `auto` themselves.
+
+    Raises:
+        SchemeError: an unknown name, field or value; the message lists the known ones.
+    """
+    match = _TEXT.fullmatch(text)
+    if match is None:
+        raise SchemeError(f"scheme {text!r} is not of the form name{{field=value,...}}")
+    kind, fields = match["kind"], match["fields"]
+    if kind in ("dense", "auto"):
+        if fields:
+            raise SchemeError(f"scheme {text!r}: {kind} takes no fields")
+        return typing.cast(Scheme, kind)
+    known = structures()
+    if kind not in known:
+        names = ", ".join(["auto", "dense", *sorted(known)])
+        raise SchemeError(f"scheme {text!r}: unknown name {kind!r}; known are {names}")
+    return _build(known[kind], fields or "", text)
+
+
+def _build(cls: type[Structure], fields: str, text: str) -> Structure:
+    types_of = typing.get_type_hints(cls)
+    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for item in filter(None, (part.strip() for part in fields.split(","))):
+        name, equals, value = (part.strip() for part in item.partition("="))
+        if not equals:
+            raise SchemeError(f"scheme {text!r}: {item!r} is not of the form field=value")
+        if name not in known:
+            raise SchemeError(
+                f"scheme {text!r}: unknown field {name!r}; known are {', '.join(known)}"
+            )
+        if name in values:
+            raise SchemeError(f"scheme {text!r}: field {name!r} is given twice")
+        values[name] = _value(value, types_of[name], f"scheme {text!r}: {name}")
+    try:
+        return cls(**values)
+    except SchemeError as error:
+        raise SchemeError(f"scheme {text!r}: {error}") from None
+
+
+def _value(text: str, wanted: Any, where: str) -> Any:
+    origin, options = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin is Literal:
+        for option in options:
+            if text == str(option).lower():
+                return option
+        raise SchemeError(f"{where} is one of {', '.join(map(str, options))}, not {text!r}")
+    if origin in (typing.Union, types.UnionType):
+        (wanted,) = (option for option in options if option is not type(None))
+    if wanted is bool:
+        if text.lower() not in ("true", "false"):
+            raise SchemeError(f"{where} is true or false, not {text!r}")
+        return text.lower() == "true"
+    try:
+        return wanted(text)
+    except ValueError:
+        raise SchemeError(f"{where} wants {wanted.__name__}, not {text!r}") from None

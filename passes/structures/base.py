@@ -1,0 +1,132 @@
+"""`Structure`: y = x Ŵᵀ with a Ŵ of a certain form; hyper-parameters only, never weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..stats import Stats
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+DOMAIN = "undense"
+"""The ONNX domain of structured operators; its functions are written to the model itself."""
+
+Factors = dict[str, NDArray[np.generic]]
+"""Logical, unpacked factors by name: floats, or int8 codes with their scales."""
+
+Form = Literal["fast", "portable"]
+"""`fast` is what stock ONNX Runtime runs fastest (com.microsoft operators included);
+`portable` uses standard operators only."""
+
+
+class Structure(ABC):
+    """A frozen dataclass of hyper-parameters that fits, evaluates and writes one form of weight.
+
+    All weights are `[out_features, in_features]`. The fields are the options of the scheme text:
+    `low_rank{ratio=0.5}`. `resolve` turns relative ones (`ratio`) into absolute ones (`rank`) for
+    one shape; every other method wants a resolved structure.
+    """
+
+    kind: ClassVar[str]
+    """Name in scheme texts: `low_rank`."""
+    op_type: ClassVar[str]
+    """Name of the ONNX operator in the domain `undense`: `LowRank`."""
+    gathers: ClassVar[bool] = False
+    """Whether an embedding (Gather of rows) can be stored in this form."""
+
+    def __str__(self) -> str:
+        """The scheme text, without the fields that keep their defaults."""
+        fields = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)  # type: ignore[arg-type]
+            if getattr(self, field.name) != field.default
+        }
+        text = ",".join(f"{name}={format_field(value)}" for name, value in fields.items())
+        return f"{self.kind}{{{text}}}" if text else self.kind
+
+    @classmethod
+    @abstractmethod
+    def candidates(cls, out_features: int, in_features: int) -> Sequence[Structure]:
+        """Resolved options that a planner should consider for this shape."""
+
+    @abstractmethod
+    def resolve(self, out_features: int, in_features: int, *, site: str) -> Structure:
+        """The same structure with every relative option made absolute.
+
+        Raises:
+            FitError: the shape does not admit the options; the message names `site`.
+        """
+
+    @abstractmethod
+    def fit(
+        self, weight: NDArray[np.floating], stats: Stats | None, *, seed: int, site: str
+    ) -> Factors:
+        """Factors of the best Ŵ this method finds: under `stats` if given, else data-free.
+
+        Does not change `weight`; the same arguments give the same bytes.
+
+        Raises:
+            FitError: NaN or infinite weights, or a shape that does not fit; names `site`.
+        """
+
+    @abstractmethod
+    def dense(self, factors: Factors) -> NDArray[np.float64]:
+        """Ŵ, `[out_features, in_features]`, in float64."""
+
+    def reference(
+        self, factors: Factors, x: NDArray[np.floating]
+    ) -> NDArray[np.floating]:
+        """`x Ŵᵀ` for `x: [..., in_features]` in the dtype of `x`, as plain numpy.
+
+        Structures that round activations round them here exactly as the engines do.
+        """
+        return x @ self.dense(factors).T.astype(x.dtype)
+
+    def reference_rows(
+        self, factors: Factors, indices: NDArray[np.integer], dtype: np.dtype[np.floating]
+    ) -> NDArray[np.floating]:
+        """`Ŵ[indices]`: the gather of an embedding stored in this form, in `dtype`."""
+        return self.dense(factors)[indices].astype(dtype)
+
+    @abstractmethod
+    def bits(self, out_features: int, in_features: int) -> int:
+        """Stored bits of all tensors of `pack(factors, "fast")`."""
+
+    @abstractmethod
+    def macs(self, out_features: int, in_features: int) -> int:
+        """Multiply-accumulates for one row of x."""
+
+    @abstractmethod
+    def pack(self, factors: Factors, form: Form) -> dict[str, ir.TensorProtocol]:
+        """The tensors the ONNX function takes behind x, in order; names are their suffixes."""
+
+    @abstractmethod
+    def unpack(
+        self, tensors: Mapping[str, ir.TensorProtocol], out_features: int, in_features: int
+    ) -> Factors:
+        """The inverse of `pack(factors, "fast")`, exact for codes."""
+
+    @abstractmethod
+    def attributes(self, out_features: int, in_features: int, form: Form) -> dict[str, int]:
+        """Attributes of the node, as the ONNX function wants them."""
+
+    @abstractmethod
+    def function(self, form: Form, opset: int) -> ir.Function:
+        """The meaning of the node as a model-local function; imports `opset` of the standard
+        domain, which is that of the model."""
+
+    def gather_function(self, form: Form, opset: int) -> ir.Function:
+        """`undense.{op_type}Gather(indices, *pack)`: rows of Ŵ, reading the same tensors."""
+        raise NotImplementedError(f"{self.kind} has no gather")
+
+
+def format_field(value: object) -> str:
+    """A field's value as scheme texts write it: `true`, `0.5`, `compensated`."""
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,1 @@
+"""Loads, runs, verifies and times artifacts; needs neither torch nor onnx."""
