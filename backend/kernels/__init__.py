@@ -1,0 +1,42 @@
+"""The registry: structures to their TVM kernels. A new structure costs one line here."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from ...passes.errors import LoweringError
+from ...passes.structures.base import Structure
+from .base import Kernel, Packed
+
+__all__ = ["Kernel", "Packed", "kernel_for", "kernels"]
+
+
+@cache
+def kernels() -> dict[str, Kernel[Any]]:
+    """Every registered kernel by the scheme name of its structure."""
+    from .int_codes import IntCodesKernel
+    from .low_rank import LowRankKernel
+    from .monarch import MonarchKernel
+    from .trit_planes import TritPlanesKernel
+
+    return {
+        "int_codes": IntCodesKernel(),
+        "low_rank": LowRankKernel(),
+        "monarch": MonarchKernel(),
+        "trit_planes": TritPlanesKernel(),
+    }
+
+
+def kernel_for(structure: Structure) -> Kernel[Any]:
+    """The kernel of a structure's kind.
+
+    Raises:
+        LoweringError: the structure has no TVM kernel.
+    """
+    try:
+        return kernels()[structure.kind]
+    except KeyError:
+        raise LoweringError(
+            f"{structure.kind} has no TVM kernel; choose target ort-cpu, which runs its ONNX function"
+        ) from None
