@@ -38,5 +38,6 @@ def kernel_for(structure: Structure) -> Kernel[Any]:
         return kernels()[structure.kind]
     except KeyError:
         raise LoweringError(
-            f"{structure.kind} has no TVM kernel; choose target ort-cpu, which runs its ONNX function"
+            f"{structure.kind} has no TVM kernel; choose the target ort-cpu, which runs the ONNX "
+            "function of the structure"
         ) from None

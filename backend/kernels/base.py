@@ -59,7 +59,7 @@ class Kernel(ABC, Generic[S]):
         out_features: int,
         in_features: int,
     ) -> relax.Expr:
-        """`Ŵ[indices]`, `[*indices.shape, in_features]` float32; negative indices count from the end.
+        """`Ŵ[indices]`, `[*indices.shape, in_features]` float32; negative ones count from the end.
 
         Does not check bounds: an index outside `[-out_features, out_features)` is clamped, so that
         it reads some row of the table and never memory beyond it.
