@@ -1,0 +1,53 @@
+# `make demo` and `make test` work from a fresh clone, in any order, and again.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-all check format bench table ide wheel-test clean
+
+demo: $(READY)  ## compile MiniLM with calibration for both engines and compare with dense
+	$(BIN)/python benchmarks/demo.py
+
+test: $(READY)  ## the default tests, under ten minutes on two cores
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(READY)  ## all tests, the slow ones on real models too
+	$(BIN)/python -m pytest
+
+check: $(READY) ide  ## lint and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p undense
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## run every benchmark that is missing or out of date, then render the table
+	$(BIN)/python benchmarks/minilm.py
+	$(BIN)/python benchmarks/smollm2.py
+	$(BIN)/python benchmarks/efficientnet.py
+	$(BIN)/python benchmarks/table.py
+
+table: $(READY)  ## render the README's table from benchmarks/results
+	$(BIN)/python benchmarks/table.py
+
+wheel-test: $(READY)  ## build the wheel and try it in clean environments
+	PYTHON=$(PYTHON) bash .ci/wheel
+
+# Links that let type checkers and editors see the folders as the package `undense`.
+ide:
+	@mkdir -p .ide/undense
+	@for part in frontend passes backend runtime __init__.py compiler.py cli.py py.typed; do \
+	  ln -sfn ../../$$part .ide/undense/$$part; done
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "undense needs Python 3.11 or later; name one with make PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(READY)
+
+clean:
+	rm -rf $(VENV) .ide build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
