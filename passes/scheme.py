@@ -40,7 +40,8 @@ def parse_scheme(text: str) -> Scheme:
 
 def _build(cls: type[Structure], fields: str, text: str) -> Structure:
     types_of = typing.get_type_hints(cls)
-    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    known = {name.rstrip("_"): name for name in names}
     values: dict[str, Any] = {}
     for item in filter(None, (part.strip() for part in fields.split(","))):
         name, equals, value = (part.strip() for part in item.partition("="))
@@ -50,9 +51,9 @@ def _build(cls: type[Structure], fields: str, text: str) -> Structure:
             raise SchemeError(
                 f"scheme {text!r}: unknown field {name!r}; known are {', '.join(known)}"
             )
-        if name in values:
+        if known[name] in values:
             raise SchemeError(f"scheme {text!r}: field {name!r} is given twice")
-        values[name] = _value(value, types_of[name], f"scheme {text!r}: {name}")
+        values[known[name]] = _value(value, types_of[known[name]], f"scheme {text!r}: {name}")
     try:
         return cls(**values)
     except SchemeError as error:

@@ -30,7 +30,8 @@ class Structure(ABC):
     """A frozen dataclass of hyper-parameters that fits, evaluates and writes one form of weight.
 
     All weights are `[out_features, in_features]`. The fields are the options of the scheme text:
-    `low_rank{ratio=0.5}`. `resolve` turns relative ones (`ratio`) into absolute ones (`rank`) for
+    `low_rank{ratio=0.5}`; the text leaves out a trailing underscore, which a field has whose name
+    is that of a method (`fit_`). `resolve` turns relative ones (`ratio`) into absolute ones (`rank`) for
     one shape; every other method wants a resolved structure.
     """
 
@@ -48,7 +49,9 @@ class Structure(ABC):
             for field in dataclasses.fields(self)  # type: ignore[arg-type]
             if getattr(self, field.name) != field.default
         }
-        text = ",".join(f"{name}={format_field(value)}" for name, value in fields.items())
+        text = ",".join(
+            f"{name.rstrip('_')}={format_field(value)}" for name, value in fields.items()
+        )
         return f"{self.kind}{{{text}}}" if text else self.kind
 
     @classmethod
@@ -80,9 +83,7 @@ class Structure(ABC):
     def dense(self, factors: Factors) -> NDArray[np.float64]:
         """Ŵ, `[out_features, in_features]`, in float64."""
 
-    def reference(
-        self, factors: Factors, x: NDArray[np.floating]
-    ) -> NDArray[np.floating]:
+    def reference(self, factors: Factors, x: NDArray[np.floating]) -> NDArray[np.floating]:
         """`x Ŵᵀ` for `x: [..., in_features]` in the dtype of `x`, as plain numpy.
 
         Structures that round activations round them here exactly as the engines do.
