@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import SchemeError
 from ..stats import Stats
 
 if TYPE_CHECKING:
@@ -30,9 +31,9 @@ class Structure(ABC):
     """A frozen dataclass of hyper-parameters that fits, evaluates and writes one form of weight.
 
     All weights are `[out_features, in_features]`. The fields are the options of the scheme text:
-    `low_rank{ratio=0.5}`; the text leaves out a trailing underscore, which a field has whose name
-    is that of a method (`fit_`). `resolve` turns relative ones (`ratio`) into absolute ones (`rank`) for
-    one shape; every other method wants a resolved structure.
+    `low_rank{ratio=0.5}`; a field named like a method ends in an underscore (`fit_`), which the
+    text leaves out. `resolve` turns relative ones (`ratio`) into absolute ones (`rank`) for one
+    shape; every other method wants a resolved structure.
     """
 
     kind: ClassVar[str]
@@ -104,30 +105,54 @@ class Structure(ABC):
     def macs(self, out_features: int, in_features: int) -> int:
         """Multiply-accumulates for one row of x."""
 
-    @abstractmethod
     def pack(self, factors: Factors, form: Form) -> dict[str, ir.TensorProtocol]:
-        """The tensors the ONNX function takes behind x, in order; names are their suffixes."""
+        """The tensors the ONNX function takes behind x, in order; names are their suffixes.
 
-    @abstractmethod
+        Here: the factors as they are, for structures whose factors are plain floats.
+        """
+        import onnx_ir as ir
+
+        return {name: ir.tensor(factor) for name, factor in factors.items()}
+
     def unpack(
         self, tensors: Mapping[str, ir.TensorProtocol], out_features: int, in_features: int
     ) -> Factors:
         """The inverse of `pack(factors, "fast")`, exact for codes."""
+        return {name: tensor.numpy() for name, tensor in tensors.items()}
 
-    @abstractmethod
     def attributes(self, out_features: int, in_features: int, form: Form) -> dict[str, int]:
-        """Attributes of the node, as the ONNX function wants them."""
+        """Attributes of the node, as the ONNX function wants them; here none."""
+        return {}
 
     @abstractmethod
     def function(self, form: Form, opset: int) -> ir.Function:
-        """The meaning of the node as a model-local function; imports `opset` of the standard
-        domain, which is that of the model."""
+        """The meaning of the node as a model-local function.
+
+        It imports `opset` of the standard domain, which is that of the model.
+        """
 
     def gather_function(self, form: Form, opset: int) -> ir.Function:
         """`undense.{op_type}Gather(indices, *pack)`: rows of Ŵ, reading the same tensors."""
-        raise NotImplementedError(f"{self.kind} has no gather")
+        raise SchemeError(f"{self.kind} cannot hold an embedding; choose int_codes or dense for it")
 
 
 def format_field(value: object) -> str:
     """A field's value as scheme texts write it: `true`, `0.5`, `compensated`."""
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def parse_function(text: str, opset: int, **domains: int) -> ir.Function:
+    """A function of the domain `undense` from ONNX's text form.
+
+    Args:
+        text: `Name (x, w) => (y) { ... }`.
+        opset: version of the standard domain that it imports.
+        domains: versions of further domains, with `_` for the dot: `com_microsoft=1`.
+    """
+    import onnx.parser
+    import onnx_ir as ir
+
+    imports = {"": opset} | {name.replace("_", "."): number for name, number in domains.items()}
+    header = ", ".join(f'"{name}": {number}' for name, number in imports.items())
+    proto = onnx.parser.parse_function(f'<opset_import: [{header}], domain: "{DOMAIN}">\n{text}')
+    return ir.serde.deserialize_function(proto)

@@ -1,0 +1,241 @@
+"""The three primitives behind every fit: low-rank projection, block SVD and compensated rounding.
+
+All of them minimise `ℓ(Ŵ) = tr((W − Ŵ) C (W − Ŵ)ᵀ) = E‖x (W − Ŵ)ᵀ‖²` over some set of Ŵ, with
+`C = E[xᵀx]` the second moment of the inputs. They compute in float64.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import FitError
+from .stats import Array, Stats
+
+Matrix = NDArray[np.float64]
+
+DAMPING = 1e-2
+SCARCE_DAMPING = 1e-1
+_REFIT_RIDGE = 1e-10
+_EIGENVALUE_FLOOR = 1e-10
+
+
+def check_weight(weight: Array, site: str) -> Matrix:
+    """The weight as a new float64 array, if it can be fitted.
+
+    Raises:
+        FitError: not a matrix, empty, or with entries that are NaN or infinite; names `site`.
+    """
+    if weight.ndim != 2 or weight.size == 0:
+        shape = "×".join(map(str, weight.shape)) or "scalar"
+        raise FitError(
+            site, f"a weight of shape {shape} is no matrix with entries", "keep this layer dense"
+        )
+    broken = weight.size - np.count_nonzero(np.isfinite(weight))
+    if broken:
+        raise FitError(
+            site,
+            f"{broken} of {weight.size} weights are NaN or infinite",
+            "mend the model or keep this layer dense",
+        )
+    return np.array(weight, np.float64)
+
+
+def fit_moment(stats: Stats | None, in_features: int, site: str) -> Matrix | None:
+    """The damped second moment that a fit uses; None without statistics.
+
+    The damping is 0.1 instead of 0.01 when fewer than `2 · in_features` rows were seen, since
+    then much of C is unobserved.
+
+    Raises:
+        FitError: statistics of another size, or with NaN or infinite entries; names `site`.
+    """
+    if stats is None:
+        return None
+    if stats.second_moment.shape != (in_features, in_features):
+        raise FitError(
+            site,
+            f"the statistics are of {stats.in_features} features, the weight of {in_features}",
+            "calibrate this model again",
+        )
+    if not np.isfinite(stats.second_moment).all():
+        raise FitError(
+            site,
+            "the inputs of this layer were NaN or infinite during calibration",
+            "mend the calibration samples or keep this layer dense",
+        )
+    return damped(
+        stats.second_moment, DAMPING if stats.tokens >= 2 * in_features else SCARCE_DAMPING
+    )
+
+
+def damped(second_moment: Array, relative: float = DAMPING) -> Matrix:
+    """`C + relative · mean(diag C) · I`, the identity where C is zero; `[..., n, n]`."""
+    moment = np.asarray(second_moment, np.float64)
+    size = moment.shape[-1]
+    mean = np.trace(moment, axis1=-2, axis2=-1)[..., None, None] / size
+    identity = np.eye(size)
+    return np.where(mean > 0, moment + relative * mean * identity, identity)
+
+
+def square_root(second_moment: Array) -> Matrix:
+    """An S with `S Sᵀ = C`, `[..., n, n]`; C is symmetric and positive semidefinite."""
+    values, vectors = np.linalg.eigh(np.asarray(second_moment, np.float64))
+    floor = _EIGENVALUE_FLOOR * np.maximum(values[..., -1:], 0)
+    root: Matrix = vectors * np.sqrt(np.maximum(values, floor))[..., None, :]
+    return root
+
+
+def project_low_rank(
+    target: Array, second_moment: Array | None, rank: int
+) -> tuple[Matrix, Matrix]:
+    """`T̂ = U Uᵀ T`, the matrix of rank `rank` with the least `tr((T − T̂) C (T − T̂)ᵀ)`.
+
+    U holds the leading eigenvectors of `T C Tᵀ`; they are taken from the smaller side, and no
+    inverse of C is formed. Without C this is the truncated SVD. (SVD-LLM, arXiv 2403.07378;
+    QERA, arXiv 2410.06040.)
+
+    Args:
+        target: T, `[..., m, n]`; leading dimensions are a batch.
+        second_moment: C, `[..., n, n]`, or None for the identity.
+        rank: from 1 to `min(m, n)`.
+
+    Returns:
+        `down`, `[..., n, rank]`, and `up`, `[..., rank, m]`, with orthonormal rows:
+        `x T̂ᵀ = (x down) up`.
+    """
+    target = np.asarray(target, np.float64)
+    rows, columns = target.shape[-2:]
+    if rows <= columns:
+        weighted = target if second_moment is None else target @ second_moment
+        _, vectors = np.linalg.eigh(weighted @ target.swapaxes(-1, -2))
+        basis = vectors[..., : -rank - 1 : -1]
+    else:
+        weighted = target if second_moment is None else target @ square_root(second_moment)
+        _, vectors = np.linalg.eigh(weighted.swapaxes(-1, -2) @ weighted)
+        # QR rather than a division by the singular values, some of which may be zero.
+        basis = np.linalg.qr(weighted @ vectors[..., : -rank - 1 : -1])[0]
+    return target.swapaxes(-1, -2) @ basis, basis.swapaxes(-1, -2)
+
+
+def monarch_projection(
+    weight: Matrix, in_blocks: int, out_blocks: int, rank: int
+) -> tuple[Matrix, Matrix]:
+    """The Monarch matrix closest to W in the Frobenius norm: a truncated SVD of each block.
+
+    (Dao et al., arXiv 2204.00595, with contiguous output blocks.)
+
+    Returns:
+        `w1` and `w2` as in `block_svd`.
+    """
+    return _join(*project_low_rank(_split(weight, in_blocks, out_blocks), None, rank))
+
+
+def block_svd(
+    weight: Matrix, second_moment: Matrix, in_blocks: int, out_blocks: int, rank: int, sweeps: int
+) -> tuple[Matrix, Matrix]:
+    """A Monarch matrix with small `tr((W − Ŵ) C (W − Ŵ)ᵀ)`, found block column by block column.
+
+    With residual `D = W − Ŵ`, the best new block column r given all others is the rank-limited
+    projection under `C_rr` of `G = Ŵ_r + D C_:r C_rr⁻¹`, so that the error never grows. Starts
+    from the better of `monarch_projection` and the same under `C_rr`, and ends with a joint
+    least-squares fit of `w2`.
+
+    Args:
+        weight: W, `[out_features, in_features]`.
+        second_moment: C, positive definite.
+        in_blocks: R, divides in_features into blocks of s.
+        out_blocks: K, divides out_features into blocks of p.
+        rank: t, of each of the R·K blocks; at most `min(p, s)`.
+        sweeps: how often each block column is visited.
+
+    Returns:
+        `w1`, `[R, s, K·t]`, and `w2`, `[K, R·t, p]`: block (k, r) of Ŵ is
+        `(w1[r][:, k-th t columns] @ w2[k][r-th t rows, :])ᵀ`.
+    """
+    blocks = _split(weight, in_blocks, out_blocks)
+    size = weight.shape[1] // in_blocks
+    columns = [slice(start, start + size) for start in range(0, weight.shape[1], size)]
+    own = np.stack([second_moment[column, column] for column in columns])
+    starts = (
+        project_low_rank(blocks, None, rank),
+        project_low_rank(blocks, own[:, None], rank),
+    )
+    down, up = min(starts, key=lambda start: _error(weight, _join(*start), second_moment).sum())
+    residual = weight - monarch_product(*_join(down, up))
+    mixing = [np.linalg.solve(own[r], second_moment[column]).T for r, column in enumerate(columns)]
+    for _ in range(sweeps):
+        for r, column in enumerate(columns):
+            current = (down[r] @ up[r]).swapaxes(-1, -2)
+            wanted = current + (residual @ mixing[r]).reshape(current.shape)
+            down[r], up[r] = project_low_rank(wanted, own[r], rank)
+            fitted = (down[r] @ up[r]).swapaxes(-1, -2)
+            residual[:, column] = (blocks[r] - fitted).reshape(-1, size)
+    return _refit_second(weight, second_moment, *_join(down, up))
+
+
+def monarch_product(first: Array, second: Array) -> Matrix:
+    """The dense `[K·p, R·s]` matrix of `w1`, `[R, s, K·t]`, and `w2`, `[K, R·t, p]`."""
+    in_blocks, size, _ = first.shape
+    out_blocks, width, out_size = second.shape
+    rank = width // in_blocks
+    down = first.astype(np.float64).reshape(in_blocks, size, out_blocks, rank)
+    up = second.astype(np.float64).reshape(out_blocks, in_blocks, rank, out_size)
+    product = down.transpose(2, 0, 1, 3) @ up
+    return product.transpose(0, 3, 1, 2).reshape(out_blocks * out_size, in_blocks * size)
+
+
+def relative_error(weight: Array, approximation: Array, second_moment: Array | None) -> float:
+    """`sqrt(tr(E C Eᵀ) / tr(W C Wᵀ))` with `E = W − Ŵ`; C is the identity if None, and 0/0 is 0."""
+    weight = np.asarray(weight, np.float64)
+    error = weight - approximation
+    lost, whole = (
+        float(np.vdot(matrix if second_moment is None else matrix @ second_moment, matrix))
+        for matrix in (error, weight)
+    )
+    if lost <= 0:
+        return 0.0
+    return float(np.sqrt(lost / whole)) if whole > 0 else float("inf")
+
+
+def _split(weight: Matrix, in_blocks: int, out_blocks: int) -> Matrix:
+    """`[K·p, R·s]` to blocks `[R, K, p, s]`."""
+    rows, columns = weight.shape
+    shape = (out_blocks, rows // out_blocks, in_blocks, columns // in_blocks)
+    return weight.reshape(shape).transpose(2, 0, 1, 3)
+
+
+def _join(down: Matrix, up: Matrix) -> tuple[Matrix, Matrix]:
+    """`down`, `[R, K, s, t]`, and `up`, `[R, K, t, p]`, to `w1` and `w2`."""
+    in_blocks, out_blocks, size, rank = down.shape
+    first = down.transpose(0, 2, 1, 3).reshape(in_blocks, size, out_blocks * rank)
+    second = up.transpose(1, 0, 2, 3).reshape(out_blocks, in_blocks * rank, -1)
+    return first, second
+
+
+def _error(weight: Matrix, factors: tuple[Matrix, Matrix], second_moment: Matrix) -> Matrix:
+    """`tr(E C Eᵀ)` of each block of output rows, `[K]`."""
+    error = weight - monarch_product(*factors)
+    out_blocks = factors[1].shape[0]
+    return ((error @ second_moment) * error).reshape(out_blocks, -1).sum(axis=1)
+
+
+def _refit_second(
+    weight: Matrix, second_moment: Matrix, first: Matrix, second: Matrix
+) -> tuple[Matrix, Matrix]:
+    """Least squares for `w2` given `w1`, taken for those output blocks that it makes better."""
+    in_blocks, size, _ = first.shape
+    out_blocks, width, _ = second.shape
+    rank = width // in_blocks
+    # Row block r of features[k] feeds only the hidden columns of r.
+    features = np.zeros((out_blocks, in_blocks, size, in_blocks, rank))
+    for r in range(in_blocks):
+        features[:, r, :, r] = first[r].reshape(size, out_blocks, rank).transpose(1, 0, 2)
+    features = features.reshape(out_blocks, in_blocks * size, width)
+    weighted = second_moment @ features
+    gram = damped(features.swapaxes(-1, -2) @ weighted, _REFIT_RIDGE)
+    rows = weight.reshape(out_blocks, -1, weight.shape[1])
+    refitted = np.linalg.solve(gram, (rows @ weighted).swapaxes(-1, -2))
+    before = _error(weight, (first, second), second_moment)
+    after = _error(weight, (first, refitted), second_moment)
+    return first, np.where((after < before)[:, None, None], refitted, second)
