@@ -1,0 +1,1 @@
+"""The real models of the benchmarks as plain PyTorch modules that export cleanly."""
