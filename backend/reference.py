@@ -8,6 +8,7 @@ do. The result has no error but that of the structures themselves.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -30,6 +31,8 @@ def run_reference(
     model: ir.Model,
     inputs: Mapping[str, NDArray[Any]],
     dtype: type[np.floating[Any]] = np.float64,
+    *,
+    round_activations: bool = True,
 ) -> dict[str, NDArray[Any]]:
     """The outputs of `model` by name, every floating value in `dtype`.
 
@@ -37,6 +40,8 @@ def run_reference(
         model: the rewritten model; functions outside the domain `undense` must be inlined.
         inputs: an array for each graph input; floating ones are converted to `dtype`.
         dtype: float64 for the reference; float32 shows what rounding alone costs.
+        round_activations: False leaves out the rounding of `activations=int8`, whose effect is
+            the difference.
 
     Raises:
         LoweringError: an operator without reference implementation; names the node.
@@ -45,8 +50,14 @@ def run_reference(
     values: dict[str, Any] = {name: _as(array, wanted) for name, array in inputs.items()}
     remaining = Counter(name for node in graph for name in _reads(node))
     remaining.update(value.name for value in graph.outputs)
+
+    def run(node: ir.Node) -> Sequence[Any]:
+        if node.domain == DOMAIN:
+            return [_run_structured(graph, node, values, wanted, round_activations)]
+        return _run(model, node, values, wanted)
+
     for node in graph:
-        for output, result in zip(node.outputs, _run(model, node, values, wanted), strict=False):
+        for output, result in zip(node.outputs, run(node), strict=False):
             if remaining[str(output.name)]:
                 values[str(output.name)] = result
         for name in _reads(node):
@@ -61,8 +72,6 @@ def run_reference(
 def _run(
     model: ir.Model, node: ir.Node, values: dict[str, Any], dtype: np.dtype[Any]
 ) -> Sequence[Any]:
-    if node.domain == DOMAIN:
-        return [_run_structured(model.graph, node, values, dtype)]
     proto = ir.serde.serialize_node(node)
     _convert_attributes(proto, dtype)
     feeds = {name: _read(model.graph, values, name, dtype) for name in set(_reads(node))}
@@ -89,13 +98,20 @@ def _run(
 
 
 def _run_structured(
-    graph: ir.Graph, node: ir.Node, values: dict[str, Any], dtype: np.dtype[Any]
+    graph: ir.Graph,
+    node: ir.Node,
+    values: dict[str, Any],
+    dtype: np.dtype[Any],
+    round_activations: bool,
 ) -> NDArray[Any]:
     structured = read_node(node)
+    structure = structured.structure
+    if not round_activations and getattr(structure, "activations", None) == "int8":
+        structure = dataclasses.replace(structure, activations="float")  # type: ignore[type-var]
     x = _read(graph, values, next(_reads(node)), dtype)
     if structured.gathers:
-        return structured.structure.reference_rows(structured.factors(), x, dtype)
-    return structured.structure.reference(structured.factors(), x)
+        return structure.reference_rows(structured.factors(), x, dtype)
+    return structure.reference(structured.factors(), x)
 
 
 def _reads(node: ir.Node) -> Iterator[str]:

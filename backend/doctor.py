@@ -1,0 +1,137 @@
+"""What is installed and usable here, and the ONNX Runtime traps of a model."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from typing import Any
+
+PINNED = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post1"}
+"""Exact versions: later FFI releases crash in Schedule.tensorize and find nothing when tuning."""
+
+_PACKAGES = (
+    "apache-tvm",
+    "apache-tvm-ffi",
+    "numpy",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxscript",
+    "safetensors",
+    "torch",
+)
+_COMPILERS = ("g++", "clang++", "gcc", "clang")
+
+
+def examine_machine() -> dict[str, Any]:
+    """Packages, engines and tools; `usable` says whether an artifact can be run here at all."""
+    packages = {name: _version(name) for name in _PACKAGES}
+    problems = list(_problems(packages))
+    engines = {
+        "ort": bool(packages["onnxruntime"] or packages["onnxruntime-gpu"]),
+        "tvm": bool(packages["apache-tvm"] and packages["apache-tvm-ffi"]),
+    }
+    if not any(engines.values()):
+        problems.append("no engine is installed: pip install 'undense[cpu]'")
+    return {
+        "usable": any(engines.values()),
+        "engines": engines,
+        "can_compile": all(packages[name] for name in ("onnx", "onnx-ir", "onnxscript")),
+        "linker": _first(_COMPILERS),
+        "nvcc": shutil.which("nvcc"),
+        "cpu": _cpu(),
+        "packages": packages,
+        "problems": problems,
+    }
+
+
+def _problems(packages: dict[str, str | None]) -> Iterator[str]:
+    for name, wanted in PINNED.items():
+        found = packages[name]
+        if found and found != wanted:
+            yield f"{name} is {found} and undense needs {wanted}: pip install {name}=={wanted}"
+    if packages["onnxruntime"] and packages["onnxruntime-gpu"]:
+        yield "onnxruntime and onnxruntime-gpu provide the same module: uninstall one of them"
+    if not _first(_COMPILERS):
+        yield "no linker: compiling for llvm needs g++ or clang (loading artifacts does not)"
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _first(programs: tuple[str, ...]) -> str | None:
+    return next(filter(None, map(shutil.which, programs)), None)
+
+
+def _cpu() -> dict[str, Any]:
+    from ..runtime.bench import machine
+
+    return machine()
+
+
+def examine_model(model: Any) -> list[str]:
+    """The slow paths and silent-error traps of ONNX Runtime 1.31 that `model` would meet.
+
+    Args:
+        model: an `onnx_ir.Model`.
+
+    Returns:
+        One sentence for each node concerned, naming it and the remedy.
+    """
+    from .onnx_runtime import MAX_IR_VERSION, MAX_OPSET
+
+    found = []
+    opset = model.opset_imports.get("", 0)
+    if opset > MAX_OPSET:
+        found.append(f"opset {opset} is not read; export with {MAX_OPSET} or less")
+    if model.ir_version > MAX_IR_VERSION:
+        found.append(f"IR {model.ir_version} is not read; save with {MAX_IR_VERSION} or less")
+    for node in model.graph.all_nodes():
+        check = _NODE_CHECKS.get(node.op_type)
+        if check is not None:
+            found += [f"{node.name or node.op_type}: {text}" for text in check(node)]
+    return found
+
+
+def _attribute(node: Any, name: str, default: int) -> int:
+    attribute = node.attributes.get(name)
+    return default if attribute is None else int(attribute.as_int())
+
+
+def _check_matmul_n_bits(node: Any) -> Iterator[str]:
+    level, bits = _attribute(node, "accuracy_level", 0), _attribute(node, "bits", 4)
+    block = _attribute(node, "block_size", 32)
+    if level == 4:
+        yield "accuracy_level=4 rounds activations to int8, about 0.6 % relative error a layer"
+    elif bits in (2, 8):
+        yield (
+            f"{bits}-bit weights at accuracy_level={level} are dequantised whole at each call, "
+            "slower than dense; set accuracy_level=4"
+        )
+    if level == 4 and bits == 2 and block not in (32, 64, 128):
+        yield f"2-bit weights in blocks of {block} have no fast kernel; take 32, 64 or 128"
+
+
+def _check_dequantize(node: Any) -> Iterator[str]:
+    consumers = {user.op_type for user, _ in node.outputs[0].uses()}
+    if consumers & {"MatMul", "Gemm"}:
+        yield (
+            "is fused with its MatMul to MatMulNBits at accuracy level 4, which silently rounds "
+            "activations to int8; session.qdq_matmulnbits_accuracy_level=0 keeps them"
+        )
+    if "Transpose" in consumers:
+        yield "a transposed dequantised weight is not fused and runs slowly; store it as [in, out]"
+    if "Add" in consumers:
+        yield "a sum of dequantised weights is not fused; multiply by each and add with Sum"
+
+
+_NODE_CHECKS: dict[str, Callable[[Any], Iterator[str]]] = {
+    "MatMulNBits": _check_matmul_n_bits,
+    "DequantizeLinear": _check_dequantize,
+}

@@ -1,0 +1,93 @@
+"""Writes the file that stock ONNX Runtime runs fastest, and names what will be slow in it.
+
+The rules were measured on ONNX Runtime 1.31.1 for CPUs with AVX2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx_ir as ir
+
+from ..passes.errors import LoweringError
+from ..passes.nodes import StructuredNode, structured_nodes
+from ..passes.structures.base import Form
+from ..passes.structures.int_codes import IntCodes
+from ..passes.structures.trit_planes import TritPlanes
+
+MAX_OPSET = 26
+MAX_IR_VERSION = 13
+FUNCTION_IR_VERSION = 10
+"""The first IR version whose files keep node metadata and 4-bit integers."""
+
+_PORTABLE_OPSET = 21
+"""The first opset with blocked DequantizeLinear."""
+
+
+def prepare(model: ir.Model, form: Form) -> None:
+    """Raises or refuses the opset of `model` in place, before structured nodes are put in.
+
+    Raises:
+        LoweringError: the opset is above what ONNX Runtime reads, or cannot be raised to what
+            the portable form needs.
+    """
+    opset = model.opset_imports.get("", MAX_OPSET)
+    if opset > MAX_OPSET:
+        raise LoweringError(
+            f"the model is of opset {opset} and ONNX Runtime reads up to {MAX_OPSET}; "
+            f"export it again with opset {MAX_OPSET} or lower"
+        )
+    if form == "portable" and opset < _PORTABLE_OPSET:
+        from onnxscript import version_converter
+
+        version_converter.convert_version(model, target_version=_PORTABLE_OPSET)
+        if model.opset_imports[""] < _PORTABLE_OPSET:
+            raise LoweringError(
+                f"the portable form needs opset {_PORTABLE_OPSET} and the model, of opset {opset}, "
+                "cannot be converted; export it again or leave the portable form out"
+            )
+    model.ir_version = min(max(model.ir_version, FUNCTION_IR_VERSION), MAX_IR_VERSION)
+
+
+def save(model: ir.Model, folder: Path) -> None:
+    """Writes `model.onnx` and, for the weights, `model.onnx.data` into `folder`."""
+    ir.save(model, folder / "model.onnx", external_data="model.onnx.data", size_threshold_bytes=0)
+
+
+def slow_forms(model: ir.Model, form: Form) -> list[str]:
+    """One sentence for each kind of structured node that will run slower than dense here."""
+    found: dict[str, list[str]] = {}
+    for node in structured_nodes(model):
+        for reason in _slow(node, form):
+            found.setdefault(reason, []).append(node.site)
+    return [f"{reason}: {_some(sites)}" for reason, sites in found.items()]
+
+
+def _slow(node: StructuredNode, form: Form) -> Iterator[str]:
+    structure = node.structure
+    if node.gathers or not isinstance(structure, IntCodes | TritPlanes):
+        return
+    rounds = structure.activations == "int8"
+    for bits in sorted(_container_bits(node)):
+        if not rounds and bits in (2, 8) and form == "fast":
+            yield (
+                f"{bits}-bit codes with float activations are dequantised whole at each call and "
+                "run slower than dense in ONNX Runtime; activations=int8 is the fast form"
+            )
+        if rounds and bits == 2 and structure.group not in (32, 64, 128):
+            yield (
+                f"2-bit codes in groups of {structure.group} have no fast kernel in ONNX Runtime "
+                "and run slower than dense; take group=32, 64 or 128"
+            )
+
+
+def _container_bits(node: StructuredNode) -> set[int]:
+    attribute = node.node.attributes.get("bits")
+    return set() if attribute is None else {attribute.as_int()}
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    names = sorted(set(names))
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

@@ -1,0 +1,59 @@
+"""Scheme of a site → `Choice`: resolved for its shape and engine, or kept dense with a reason."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from .plan import Choice
+from .scheme import Scheme
+from .sites import Site
+from .structures.base import Structure
+from .structures.int_codes import IntCodes
+
+Activations = Literal["float", "int8"]
+
+DENSE_BITS = 32
+"""Sites are float32 models' weights as they run; narrower storage is widened at load."""
+
+
+def decide(site: Site, scheme: Scheme, activations: Activations) -> Choice:
+    """What a scheme means for one site.
+
+    `auto` is the safe rule until plans are made by measurement: 8-bit codes wherever they are
+    smaller than the dense weight. A structure that is asked for by name is kept only if it is
+    smaller too, and if it can gather where the site is an embedding.
+
+    Args:
+        site: the site.
+        scheme: `dense`, `auto`, or a structure, whose relative options are resolved here.
+        activations: what `activations=auto` stands for on the target.
+
+    Raises:
+        FitError: the shape does not admit a structure that was asked for by name.
+    """
+    if scheme == "dense":
+        return _keep(site, "kept dense as asked")
+    automatic = scheme == "auto"
+    structure = IntCodes(bits=8) if not isinstance(scheme, Structure) else scheme
+    if site.gathered and not structure.gathers:
+        return _keep(site, f"kept dense: an embedding cannot be stored as {structure.kind}")
+    structure = structure.resolve(site.out_features, site.in_features, site=site.name)
+    structure = with_activations(structure, activations)
+    stored = structure.bits(site.out_features, site.in_features)
+    dense = DENSE_BITS * site.out_features * site.in_features
+    if stored >= dense:
+        return _keep(site, f"kept dense: {structure} is not smaller ({stored} bits of {dense})")
+    reason = "auto: 8-bit codes are smaller" if automatic else "asked for"
+    return Choice(site.name, site.in_features, site.out_features, str(structure), reason)
+
+
+def with_activations(structure: Structure, activations: Activations) -> Structure:
+    """The structure with `activations=auto` replaced by what the target runs fastest."""
+    if getattr(structure, "activations", None) != "auto":
+        return structure
+    return dataclasses.replace(structure, activations=activations)  # type: ignore[type-var]
+
+
+def _keep(site: Site, reason: str) -> Choice:
+    return Choice(site.name, site.in_features, site.out_features, "dense", reason)
