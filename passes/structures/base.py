@@ -141,18 +141,17 @@ def format_field(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def parse_function(text: str, opset: int, **domains: int) -> ir.Function:
+def parse_function(text: str, opset: int, *, contrib: bool = False) -> ir.Function:
     """A function of the domain `undense` from ONNX's text form.
 
     Args:
         text: `Name (x, w) => (y) { ... }`.
         opset: version of the standard domain that it imports.
-        domains: versions of further domains, with `_` for the dot: `com_microsoft=1`.
+        contrib: whether it uses operators of `com.microsoft`.
     """
     import onnx.parser
     import onnx_ir as ir
 
-    imports = {"": opset} | {name.replace("_", "."): number for name, number in domains.items()}
-    header = ", ".join(f'"{name}": {number}' for name, number in imports.items())
-    proto = onnx.parser.parse_function(f'<opset_import: [{header}], domain: "{DOMAIN}">\n{text}')
+    imports = f'"": {opset}' + (', "com.microsoft": 1' if contrib else "")
+    proto = onnx.parser.parse_function(f'<opset_import: [{imports}], domain: "{DOMAIN}">\n{text}')
     return ir.serde.deserialize_function(proto)

@@ -1,0 +1,120 @@
+"""`y = (x down) up`: a weight of low rank, `Ŵ = (down up)ᵀ`, optimal for the inputs it sees."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import FitError, SchemeError
+from ..linalg import check_weight, fit_moment, project_low_rank
+from ..stats import Stats
+from .base import Factors, Form, Structure, parse_function
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_CANDIDATE_RATIOS = (0.25, 0.375, 0.5, 0.625, 0.75)
+_RANK_STEP = 16
+"""Tuned kernels are full at multiples of 16."""
+
+_FUNCTION = """
+LowRank (x, down, up) => (y) {
+  latent = MatMul(x, down)
+  y = MatMul(latent, up)
+}
+"""
+
+
+@dataclass(frozen=True)
+class LowRank(Structure):
+    """`Ŵ = U_r U_rᵀ W`, with U_r the leading eigenvectors of `W C Wᵀ` (SVD-LLM, arXiv 2403.07378).
+
+    Without statistics `C = I`, and this is the truncated SVD. Factors: `down`, `[in_features,
+    rank]`, and `up`, `[rank, out_features]`, float32.
+
+    Attributes:
+        ratio: the share of parameters that is kept; 0.5 if neither is given.
+        rank: the number of latent features, instead of `ratio`.
+    """
+
+    kind: ClassVar[str] = "low_rank"
+    op_type: ClassVar[str] = "LowRank"
+
+    ratio: float | None = None
+    rank: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.ratio is not None and self.rank is not None:
+            raise SchemeError("ratio and rank exclude each other; give one of them")
+        if self.ratio is None and self.rank is None:
+            object.__setattr__(self, "ratio", 0.5)
+        if self.ratio is not None and not 0 < self.ratio <= 1:
+            raise SchemeError(f"ratio is above 0 and at most 1, not {self.ratio}")
+        if self.rank is not None and self.rank < 1:
+            raise SchemeError(f"rank is at least 1, not {self.rank}")
+
+    @classmethod
+    def candidates(cls, out_features: int, in_features: int) -> Sequence[Structure]:
+        """Ranks that keep a quarter to three quarters of the parameters, in steps of 16."""
+        ranks = (_rank_of(ratio, out_features, in_features) for ratio in _CANDIDATE_RATIOS)
+        snapped = {rank // _RANK_STEP * _RANK_STEP or rank for rank in ranks}
+        return [cls(rank=rank) for rank in sorted(snapped)]
+
+    def resolve(self, out_features: int, in_features: int, *, site: str) -> LowRank:
+        """`rank = ⌊ratio · mn / (m + n)⌋`, at least 1."""
+        if self.ratio is not None:
+            return LowRank(rank=_rank_of(self.ratio, out_features, in_features))
+        full = min(out_features, in_features)
+        if self._rank > full:
+            raise FitError(
+                site,
+                f"rank {self._rank} is more than a {out_features}×{in_features} weight has",
+                f"choose a rank up to {full} or a ratio",
+            )
+        return self
+
+    def fit(
+        self, weight: NDArray[np.floating], stats: Stats | None, *, seed: int, site: str
+    ) -> Factors:
+        """The optimal factors under the damped second moment; there is nothing random in it."""
+        target = check_weight(weight, site)
+        rank = self.resolve(*target.shape, site=site)._rank
+        down, up = project_low_rank(target, fit_moment(stats, target.shape[1], site), rank)
+        return {"down": _stored(down), "up": _stored(up)}
+
+    def dense(self, factors: Factors) -> NDArray[np.float64]:
+        """`(down up)ᵀ`."""
+        down, up = (factors[name].astype(np.float64) for name in ("down", "up"))
+        return (down @ up).T
+
+    def bits(self, out_features: int, in_features: int) -> int:
+        """Two float32 matrices."""
+        return 32 * self.macs(out_features, in_features)
+
+    def macs(self, out_features: int, in_features: int) -> int:
+        """One a parameter."""
+        return self._rank * (out_features + in_features)
+
+    def function(self, form: Form, opset: int) -> ir.Function:
+        """Two MatMuls, in either form."""
+        return parse_function(_FUNCTION, opset)
+
+    @property
+    def _rank(self) -> int:
+        if self.rank is None:
+            raise SchemeError(f"{self} has no rank yet; resolve it for a shape first")
+        return self.rank
+
+
+def _rank_of(ratio: float, out_features: int, in_features: int) -> int:
+    exact = ratio * out_features * in_features / (out_features + in_features)
+    return max(1, math.floor(exact + 1e-9))
+
+
+def _stored(factor: NDArray[np.float64]) -> NDArray[np.float32]:
+    return np.ascontiguousarray(factor, np.float32)
