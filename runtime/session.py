@@ -1,0 +1,173 @@
+"""`load` an artifact and call it: torch in, torch out; numpy in, numpy out."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..passes.errors import ArtifactError, MissingDependencyError, TargetError
+from .artifact import REPORT, Artifact, Engine, Manifest, TensorInfo, open_artifact
+from .machine import usable_cores
+from .signature import bind, check
+from .tensors import is_torch, to_torch
+
+_PACKAGES: dict[Engine, tuple[str, str]] = {
+    "ort": ("onnxruntime", "onnxruntime (pip install 'undense[cpu]')"),
+    "tvm": ("tvm", "apache-tvm (pip install 'undense[cpu]')"),
+}
+
+
+class Session(ABC):
+    """A loaded artifact: call it with arrays or tensors.
+
+    Inputs are checked first; calls from several threads at once are safe.
+
+    Attributes:
+        artifact: the folder it was loaded from.
+        num_threads: that one call may use.
+    """
+
+    engine: ClassVar[Engine]
+
+    def __init__(self, artifact: Artifact, num_threads: int) -> None:
+        self.artifact = artifact
+        self.num_threads = num_threads
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the artifact says of itself."""
+        return self.artifact.manifest
+
+    @property
+    def path(self) -> Path:
+        """The artifact's folder."""
+        return self.artifact.path
+
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        """The inputs in positional order."""
+        return self.manifest.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        """The outputs in the order of the results."""
+        return self.manifest.outputs
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What was replaced by what, why, at what cost."""
+        text = self.artifact.file(REPORT).read_text(encoding="utf-8")
+        report: dict[str, Any] = json.loads(text)
+        return report
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The output, or a tuple of the outputs, for inputs by position or by name.
+
+        Returns:
+            torch tensors if an input is one, else numpy arrays.
+
+        Raises:
+            InputError: inputs that do not fit the signature.
+        """
+        results = tuple(self._results(bind(self.inputs, args, kwargs)))
+        return results[0] if len(results) == 1 else results
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The outputs by name for inputs by name; names need not be Python identifiers.
+
+        Raises:
+            InputError: inputs that do not fit the signature.
+        """
+        results = self._results(bind(self.inputs, (), inputs))
+        return dict(zip((info.name for info in self.outputs), results, strict=True))
+
+    def save(self, path: str | Path) -> None:
+        """Copies the artifact to `path`, whole or not at all; an artifact there is replaced.
+
+        Raises:
+            ArtifactError: something that is no artifact stands at `path`.
+        """
+        self.artifact.save(path)
+
+    def _results(self, values: Mapping[str, Any]) -> Sequence[Any]:
+        arrays = check(self.inputs, self.manifest.dimension_bounds, values)
+        results = self._execute([arrays[info.name] for info in self.inputs])
+        if any(is_torch(value) for value in values.values()):
+            return [to_torch(array) for array in results]
+        return results
+
+    @abstractmethod
+    def _execute(self, arrays: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+        """Runs checked inputs, in order; the results are writable and nobody else's."""
+
+
+def load(
+    path: str | Path,
+    device: str = "cpu",
+    engine: Engine | None = None,
+    num_threads: int | None = None,
+) -> Session:
+    """Opens the artifact at `path`, after checking the hash of each of its files.
+
+    Loading executes the code in `module.so`: load only what you trust, hashes are no signature.
+
+    Args:
+        path: the artifact's folder.
+        device: "cpu".
+        engine: "tvm" or "ort"; by default the one the artifact was made for, or the other one
+            if only that can run here, with a warning.
+        num_threads: for one call; by default the number of physical cores.
+
+    Raises:
+        ArtifactError: no artifact, a damaged one, or one without the files of `engine`.
+        MissingDependencyError: the engine is not installed.
+        TargetError: a device that is not supported, or a module built for other machines.
+    """
+    if device != "cpu":
+        raise TargetError(f"device {device!r} is not there yet: artifacts run on device='cpu'")
+    if engine is not None and engine not in _PACKAGES:
+        raise TargetError(f"engine {engine!r} is not known; there are 'tvm' and 'ort'")
+    if num_threads is not None and num_threads < 1:
+        raise TargetError(f"num_threads must be at least 1, got {num_threads}")
+    artifact = open_artifact(path)
+    chosen = _choose(artifact, engine)
+    threads = usable_cores() if num_threads is None else num_threads
+    if chosen == "tvm":
+        from .tvm_session import TvmSession
+
+        return TvmSession(artifact, threads)
+    from .ort_session import OrtSession
+
+    return OrtSession(artifact, threads)
+
+
+def _choose(artifact: Artifact, wanted: Engine | None) -> Engine:
+    there = artifact.engines
+    if wanted is not None and wanted not in there:
+        raise ArtifactError(
+            f"{artifact.path} holds no files for engine {wanted!r}, only for "
+            f"{', '.join(there) or 'none'}; compile the model for that target"
+        )
+    if not there:
+        raise ArtifactError(f"{artifact.path} holds no module to run; build the artifact again")
+    candidates = there if wanted is None else (wanted,)
+    installed = [name for name in candidates if importlib.util.find_spec(_PACKAGES[name][0])]
+    if not installed:
+        names = " or ".join(_PACKAGES[name][1] for name in candidates)
+        raise MissingDependencyError(f"{artifact.path} needs an engine to run: install {names}")
+    first = wanted or artifact.manifest.engine
+    if installed[0] != first and first in there:
+        warnings.warn(
+            f"{artifact.path} was made for {_PACKAGES[first][0]}, which is not installed; "
+            f"it runs on {_PACKAGES[installed[0]][0]} instead",
+            stacklevel=3,
+        )
+    return installed[0]

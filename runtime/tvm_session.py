@@ -1,0 +1,119 @@
+"""Runs the compiled module of an artifact with the runtime of Apache TVM."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from ..passes.errors import ArtifactError, TargetError, UndenseError
+from .artifact import MODULE, WEIGHTS, Artifact, Engine
+from .machine import cpu_flags
+from .session import Session
+
+# Else the first call pins the calling thread to one core, and so every thread to the same one.
+os.environ.setdefault("TVM_BIND_THREADS", "0")
+
+import tvm
+import tvm_ffi
+from tvm.runtime.vm import VirtualMachine
+
+_ALIGNMENT = 64  # bytes, that generated code takes for granted
+_BIG_CORES = 1
+_set_threads = tvm_ffi.get_global_func("runtime.config_threadpool")
+_pool = threading.local()
+
+
+class TvmSession(Session):
+    """`module.so` with the weights of `weights.safetensors`, which all threads share.
+
+    A virtual machine is not thread-safe, several on one executable are: one a thread.
+    """
+
+    engine: ClassVar[Engine] = "tvm"
+
+    def __init__(self, artifact: Artifact, num_threads: int) -> None:
+        super().__init__(artifact, num_threads)
+        _check_machine(artifact)
+        path = artifact.file(MODULE)
+        try:
+            self._executable = tvm.runtime.load_module(str(path))
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ArtifactError(f"{path} cannot be loaded ({_last(error)})") from error
+        self._parameters = _read_parameters(artifact)
+        self._parameter_memory = {value.data_ptr() for value in self._parameters}
+        self._local = threading.local()
+
+    def _main(self) -> Any:
+        main = getattr(self._local, "main", None)
+        if main is None:
+            main = VirtualMachine(self._executable, tvm.cpu())["main"]
+            self._local.main = main
+        if getattr(_pool, "threads", None) != self.num_threads:
+            _set_threads(_BIG_CORES, self.num_threads, ["0"] * self.num_threads)
+            _pool.threads = self.num_threads
+        return main
+
+    def _execute(self, arrays: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+        inputs = [_to_tvm(array) for array in arrays]
+        try:
+            result = self._main()(*inputs, *self._parameters)
+        except Exception as error:  # the FFI raises what it likes
+            raise UndenseError(f"{self.path}: tvm failed: {_last(error)}") from error
+        results = [result] if isinstance(result, tvm.runtime.Tensor) else list(result)
+        shared = self._parameter_memory | {value.data_ptr() for value in inputs}
+        return [_to_numpy(value, copy=value.data_ptr() in shared) for value in results]
+
+
+def _check_machine(artifact: Artifact) -> None:
+    """What would end the process is refused: other instruction sets, another bytecode."""
+    flags = cpu_flags()
+    missing = [] if flags is None else sorted(set(artifact.manifest.cpu_features) - flags)
+    if missing:
+        raise TargetError(
+            f"{artifact.path} was compiled for a processor with {', '.join(missing)}, which this "
+            "one lacks: compile it for this machine, or load it with engine='ort'"
+        )
+    made_with = artifact.manifest.versions.get("apache-tvm", tvm.__version__)
+    if made_with.split(".")[:2] != tvm.__version__.split(".")[:2]:
+        raise ArtifactError(
+            f"{artifact.path} was compiled by apache-tvm {made_with} and {tvm.__version__} is "
+            f"installed: install apache-tvm=={made_with}, or load it with engine='ort'"
+        )
+
+
+def _read_parameters(artifact: Artifact) -> list[Any]:
+    """The weights in the order of main, read and copied one at a time."""
+    path = artifact.file(WEIGHTS)
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            return [tvm.runtime.tensor(file.get_tensor(n)) for n in artifact.manifest.parameters]
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{path} does not hold what the module needs: {error}") from error
+
+
+def _to_tvm(array: NDArray[np.generic]) -> Any:
+    """A tensor on the memory of `array` where its layout allows it, else a copy."""
+    shareable = (
+        array.size
+        and array.flags.c_contiguous
+        and array.flags.writeable
+        and array.ctypes.data % _ALIGNMENT == 0
+    )
+    if shareable:
+        return tvm.runtime.from_dlpack(array)
+    return tvm.runtime.tensor(np.ascontiguousarray(array).reshape(array.shape))
+
+
+def _to_numpy(value: Any, *, copy: bool) -> NDArray[np.generic]:
+    array: NDArray[np.generic] = value.numpy() if copy else np.from_dlpack(value)
+    return array
+
+
+def _last(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__

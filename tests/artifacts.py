@@ -1,0 +1,141 @@
+"""A tiny module for both engines: ids [n] and x [n, 8] to (x Wᵀ + T[ids], relu of it)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from undense.runtime.artifact import (
+    EXAMPLES,
+    MODEL,
+    MODULE,
+    REFERENCES,
+    REPORT,
+    WEIGHTS,
+    Artifact,
+    Engine,
+    Manifest,
+    TensorInfo,
+    Tolerance,
+    package_versions,
+    write_arrays,
+    write_artifact,
+)
+
+ROWS, IN_FEATURES, OUT_FEATURES, LONGEST = 10, 8, 4, 16
+SIGNATURE = (
+    TensorInfo("x", "float32", ("n", IN_FEATURES)),
+    TensorInfo("ids", "int64", ("n",), bounds=(0, ROWS - 1)),
+)
+OUTPUTS = tuple(TensorInfo(name, "float32", ("n", OUT_FEATURES)) for name in ("sum", "relu"))
+REPORT_TEXT = '{"sites": [], "refusals": [], "bytes": {"before": 1, "after": 1}}\n'
+
+
+def weights() -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(7)
+    shapes = {"weight": (IN_FEATURES, OUT_FEATURES), "table": (ROWS, OUT_FEATURES)}
+    return {k: generator.standard_normal(v).astype(np.float32) for k, v in shapes.items()}
+
+
+def expected(x: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    held = weights()
+    total = x.astype(np.float64) @ held["weight"] + held["table"][ids]
+    return total, np.maximum(total, 0)
+
+
+def sample(length: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    x = generator.standard_normal((length, IN_FEATURES)).astype(np.float32)
+    return {"x": x, "ids": generator.integers(0, ROWS, length)}
+
+
+def manifest(engine: Engine = "tvm") -> Manifest:
+    tolerance = Tolerance(1e-5, "8 * in_features * eps(float32), rounded up")
+    return Manifest(
+        engine=engine,
+        target="llvm" if engine == "tvm" else "ort-cpu",
+        inputs=SIGNATURE,
+        outputs=OUTPUTS,
+        dimension_bounds={"n": (0, LONGEST)},
+        parameters=("weight", "table") if engine == "tvm" else (),
+        execution_tolerance={info.name: tolerance for info in OUTPUTS},
+        versions=package_versions(),
+    )
+
+
+def write_onnx(path: Path) -> None:
+    from onnx import TensorProto, checker, helper, numpy_helper, save
+
+    nodes = [
+        helper.make_node("MatMul", ["x", "weight"], ["product"]),
+        helper.make_node("Gather", ["table", "ids"], ["rows"]),
+        helper.make_node("Add", ["product", "rows"], ["sum"]),
+        helper.make_node("Relu", ["sum"], ["relu"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", IN_FEATURES]),
+            helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"]),
+        ],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", OUT_FEATURES])
+            for name in ("sum", "relu")
+        ],
+        [numpy_helper.from_array(value, name) for name, value in weights().items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    checker.check_model(model)
+    save(model, path)
+
+
+def write_module(path: Path) -> None:
+    import tvm
+    from tvm import relax
+
+    length = tvm.tirx.Var("n", "int64")
+    shapes = {
+        "x": ((length, IN_FEATURES), "float32"),
+        "ids": ((length,), "int64"),
+        "weight": ((IN_FEATURES, OUT_FEATURES), "float32"),
+        "table": ((ROWS, OUT_FEATURES), "float32"),
+    }
+    values = {k: relax.Var(k, relax.TensorType(s, dtype=d)) for k, (s, d) in shapes.items()}
+    builder = relax.BlockBuilder()
+    with builder.function("main", list(values.values())):
+        with builder.dataflow():
+            product = builder.emit(relax.op.matmul(values["x"], values["weight"]))
+            rows = builder.emit(relax.op.take(values["table"], values["ids"], axis=0))
+            total = builder.emit(relax.op.add(product, rows))
+            result = relax.Tuple([total, relax.op.nn.relu(total)])
+            output = builder.emit_output(result)
+        builder.emit_func_output(output)
+    tvm.compile(builder.get(), target="llvm").export_library(str(path))
+
+
+def make_artifact(
+    destination: Path, *, module: Path | None = None, engine: Engine = "tvm", onnx: bool = True
+) -> Artifact:
+    """Holds `model.onnx` if `onnx`, and the compiled `module` if one is given."""
+
+    def fill(folder: Path) -> Manifest:
+        if onnx:
+            write_onnx(folder / MODEL)
+        if module is not None:
+            (folder / MODULE).write_bytes(module.read_bytes())
+            save_file(weights(), folder / WEIGHTS)
+        inputs = {f"{i}/{k}": v for i in range(2) for k, v in sample(3 + i, i).items()}
+        write_arrays(folder / EXAMPLES, inputs)
+        outputs = {}
+        for i in range(2):
+            for info, value in zip(OUTPUTS, expected(**sample(3 + i, i)), strict=True):
+                outputs[f"{i}/reference/{info.name}"] = value
+                outputs[f"{i}/dense/{info.name}"] = (1.25 * value).astype(np.float32)
+        write_arrays(folder / REFERENCES, outputs)
+        (folder / REPORT).write_text(REPORT_TEXT)
+        return manifest(engine)
+
+    return write_artifact(destination, fill)
