@@ -6,16 +6,32 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import __version__
-from .passes.errors import SchemeError
+import numpy as np
+
+from .passes.errors import SchemeError, TargetError
 from .passes.progress import Progress, silent
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from .backend.expected import Expected
+    from .backend.package import Lowered
+    from .backend.target import Target
+    from .frontend.samples import Samples
+    from .passes.fit import FitResult
     from .passes.plan import Plan
+    from .passes.sites import Refusal, Site
+    from .passes.structures.base import Form
+    from .runtime.artifact import Manifest
     from .runtime.session import Session
+
+_VERIFY_SAMPLES = 2
+_VERIFY_LENGTH = 64
+"""Verification samples are cut to this length along each dynamic dimension."""
 
 
 def compile(
@@ -62,8 +78,9 @@ def compile(
     Raises:
         UndenseError: one of its kinds, naming the layer or file, the cause and the remedy.
     """
-    from .backend.build import BuildOptions, build_artifact
     from .backend.target import Target
+    from .frontend.load import load as capture
+    from .runtime.artifact import check_destination, write_artifact
     from .runtime.session import load
 
     if budget is not None:
@@ -71,22 +88,18 @@ def compile(
             "budget: plans made by measurement are not there yet; name the schemes with scheme=, "
             "rules or plan="
         )
-    options = BuildOptions(
-        target=Target.parse(target),
-        scheme=scheme,
-        ignored_scope=tuple(ignored_scope),
-        plan=plan,
-        seed=seed,
-        form="portable" if portable else "fast",
-        with_onnx=with_onnx,
-        version=__version__,
-    )
-    options.target.check_toolchain()
+    parsed = Target.parse(target)
+    if portable and parsed.engine == "tvm" and not with_onnx:
+        raise TargetError("portable is about model.onnx; keep it, or leave portable out")
+    parsed.check_toolchain()
     with _destination(output) as folder:
-        from .frontend.load import load as capture
-
+        check_destination(folder)
+        progress(0, 1, "capture")
         captured = capture(model, args, dynamic_shapes)
-        build_artifact(captured, args, calibration_dataset, options, folder, progress)
+        progress(1, 1, "capture")
+        job = _Job(parsed, "portable" if portable else "fast", with_onnx, seed, progress)
+        decided = job.decide(captured, args, calibration_dataset, scheme, ignored_scope, plan)
+        write_artifact(folder, lambda temporary: job.build(captured, decided, temporary))
         return load(folder)
 
 

@@ -1,0 +1,58 @@
+"""Puts what an engine needs into the folder of an artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx_ir as ir
+
+from ..runtime.artifact import MODEL, MODEL_DATA, MODULE, WEIGHTS, Engine
+from . import onnx_runtime
+from .target import Target
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """What the manifest has to know about the files of an engine.
+
+    Attributes:
+        engine: the one the artifact is made for.
+        engine_bytes: what it loads from disk.
+        parameters: names of the weights in the order of TVM's main; empty for ONNX Runtime.
+        dimension_bounds: lengths of symbols that the engine relies on.
+        cpu_features: flags that `module.so` cannot run without.
+    """
+
+    engine: Engine
+    engine_bytes: int
+    parameters: tuple[str, ...] = ()
+    dimension_bounds: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    cpu_features: tuple[str, ...] = ()
+
+
+def lower(model: ir.Model, target: Target, folder: Path, *, with_onnx: bool) -> Lowered:
+    """Writes `model.onnx`, and for a TVM target `module.so` and its weights, into `folder`."""
+    if target.engine == "ort" or with_onnx:
+        onnx_runtime.save(model, folder)
+    if target.engine == "ort":
+        return Lowered("ort", _bytes(folder, MODEL, MODEL_DATA))
+    from safetensors.numpy import save_file
+
+    from .relax_build import build
+
+    module = build(model, target)
+    module.export(folder)
+    save_file(module.weights, folder / WEIGHTS)
+    return Lowered(
+        "tvm",
+        _bytes(folder, MODULE, WEIGHTS),
+        tuple(module.parameter_names),
+        module.dimension_bounds,
+        module.cpu_features,
+    )
+
+
+def _bytes(folder: Path, *names: str) -> int:
+    return sum((folder / name).stat().st_size for name in names if (folder / name).exists())
