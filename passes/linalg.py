@@ -6,6 +6,9 @@ All of them minimise `ℓ(Ŵ) = tr((W − Ŵ) C (W − Ŵ)ᵀ) = E‖x (W − Ŵ
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,11 +16,13 @@ from .errors import FitError
 from .stats import Array, Stats
 
 Matrix = NDArray[np.float64]
+Codes = NDArray[np.int16]
 
 DAMPING = 1e-2
 SCARCE_DAMPING = 1e-1
 _REFIT_RIDGE = 1e-10
 _EIGENVALUE_FLOOR = 1e-10
+_BLOCK = 64
 
 
 def check_weight(weight: Array, site: str) -> Matrix:
@@ -38,7 +43,8 @@ def check_weight(weight: Array, site: str) -> Matrix:
             f"{broken} of {weight.size} weights are NaN or infinite",
             "mend the model or keep this layer dense",
         )
-    return np.array(weight, np.float64)
+    # C order whatever came in, so that equal weights give equal bytes.
+    return np.array(weight, np.float64, order="C")
 
 
 def fit_moment(stats: Stats | None, in_features: int, site: str) -> Matrix | None:
@@ -183,6 +189,84 @@ def monarch_product(first: Array, second: Array) -> Matrix:
     up = second.astype(np.float64).reshape(out_blocks, in_blocks, rank, out_size)
     product = down.transpose(2, 0, 1, 3) @ up
     return product.transpose(0, 3, 1, 2).reshape(out_blocks * out_size, in_blocks * size)
+
+
+class Levels(Protocol):
+    """The values that the weights of one group of columns may take, each row its own."""
+
+    def nearest(self, values: Matrix) -> tuple[Codes, Matrix]:
+        """Codes of the nearest levels, and these levels, for `values: [..., rows]`."""
+
+
+AnyLevels = TypeVar("AnyLevels", bound=Levels)
+
+
+def compensate(
+    weight: Matrix,
+    second_moment: Matrix,
+    fit_levels: Callable[[Matrix, Matrix], AnyLevels],
+    group_size: int,
+) -> tuple[Codes, list[AnyLevels]]:
+    """Codes with a small `tr((W − Ŵ) C (W − Ŵ)ᵀ)`: each column makes up for those before it.
+
+    With `C = A D Aᵀ`, A unit upper triangular in the order of rounding, the loss is
+    `Σ_j D_j ‖w_j − ŵ_j + Σ_{i<j} (w_i − ŵ_i) A_ij‖²`, so column j is rounded to the level nearest
+    to `w_j + Σ_{i<j} (w_i − ŵ_i) A_ij`. This is GPTQ (arXiv 2210.17323) without its inverse, as
+    LDLQ (arXiv 2307.13304): one Cholesky factorisation of C, errors of a block applied at once.
+
+    Columns are rounded in falling order of `diag C`, while the groups stay contiguous as stored.
+    All levels are fitted beforehand to W with `diag C` as importance: in this order nearly all
+    groups are entered within the first columns, and fitting at the entry gave the same error
+    within 1 %. Whole groups one after the other, fitted to the compensated weights, were up to 2 %
+    better where channels are alike and 3 to 8 % worse where some are loud, as they are in trained
+    models.
+
+    Args:
+        weight: W, `[m, n]`.
+        second_moment: C, `[n, n]`, positive definite (see `fit_moment`).
+        fit_levels: levels of a group from its columns, `[m, size]`, and their importance, `[size]`.
+        group_size: columns in a group; the last group may have fewer.
+
+    Returns:
+        Codes, `[m, n]`, and the levels of each group.
+    """
+    rows, columns = weight.shape
+    importance = np.diagonal(second_moment)
+    levels = [
+        fit_levels(weight[:, start : start + group_size], importance[start : start + group_size])
+        for start in range(0, columns, group_size)
+    ]
+    order = np.argsort(-importance, kind="stable")
+    # The reversed factorisation gives the upper factor R of C = R Rᵀ; R = A D^½.
+    reverse = order[::-1]
+    factor = np.linalg.cholesky(second_moment[np.ix_(reverse, reverse)])[::-1, ::-1]
+    mixing = np.ascontiguousarray((factor / np.diagonal(factor)).T)
+    codes = np.empty((columns, rows), np.int16)
+    wanted = weight.T[order]
+    error = np.zeros((columns, rows))
+    for start in range(0, columns, _BLOCK):
+        stop = min(start + _BLOCK, columns)
+        wanted_block = wanted[start:stop] + mixing[start:stop, :start] @ error[:start]
+        for j in range(start, stop):
+            target = wanted_block[j - start] + mixing[j, start:j] @ error[start:j]
+            codes[order[j]], value = levels[order[j] // group_size].nearest(target)
+            error[j] = wanted[j] - value
+    return np.ascontiguousarray(codes.T), levels
+
+
+def nearest_codes(
+    weight: Matrix,
+    importance: Matrix,
+    fit_levels: Callable[[Matrix, Matrix], AnyLevels],
+    group_size: int,
+) -> tuple[Codes, list[AnyLevels]]:
+    """Every weight rounded to the nearest level of its group; arguments as in `compensate`."""
+    codes, levels = np.empty(weight.shape, np.int16), []
+    for start in range(0, weight.shape[1], group_size):
+        group = slice(start, start + group_size)
+        levels.append(fit_levels(weight[:, group], importance[group]))
+        codes[:, group] = levels[-1].nearest(weight[:, group].T)[0].T
+    return codes, levels
 
 
 def relative_error(weight: Array, approximation: Array, second_moment: Array | None) -> float:
