@@ -1,0 +1,227 @@
+"""What codes with one scale a group share: packing for MatMulNBits, and the rounding of x.
+
+`Ŵ[i, j] = c[i, j] · scale[i, j // group]`, and sums of such matrices. Groups lie along in_features;
+the last one may be partial (576 by 128) and is filled with zero codes in the fast form.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import LoweringError, SchemeError
+from ..linalg import Matrix
+from .base import Factors, Form, Structure, parse_function
+from .packing import pack_fields, unpack_fields
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+Activations = Literal["auto", "float", "int8"]
+Container = Literal[2, 4, 8]
+"""Bits of a stored code in the fast form."""
+
+GROUPS = (16, 32, 64, 128, 256)
+TWO_BIT_BLOCKS = (32, 64, 128)
+"""Blocks with a 2-bit int8 kernel in ONNX Runtime; others fall back to dequantising W whole."""
+
+_MATMUL_ATTRIBUTES = "N, K, bits, block_size, accuracy_level"
+_REFERENCES = ", ".join(f"{name}: int = @{name}" for name in _MATMUL_ATTRIBUTES.split(", "))
+PORTABLE_OPSET = 21
+
+
+class BlockQuantized(Structure):
+    """A structure of integer codes with one float32 scale for each row and group of columns."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def group(self) -> int:
+            """Columns that share a scale: 16 to 256, a power of two."""
+
+        @property
+        def activations(self) -> Activations:
+            """`int8` rounds x to 8 bits in blocks, as the fastest kernels do; `float` does not.
+
+            `auto` is decided by the backend and counts as `float` until then.
+            """
+
+    @property
+    @abstractmethod
+    def container(self) -> Container:
+        """Bits of a stored code in the fast form."""
+
+    def with_activations(self, activations: Activations) -> Self:
+        """The same structure with `auto` decided."""
+        return dataclasses.replace(self, activations=activations)  # type: ignore[type-var]
+
+    @property
+    def block(self) -> int:
+        """Columns of a block of the engine: it has one scale of W and one of x."""
+        return min(self.group, TWO_BIT_BLOCKS[-1]) if self.container == 2 else self.group
+
+    def reference(self, factors: Factors, x: NDArray[np.floating]) -> NDArray[np.floating]:
+        """`x Ŵᵀ` in the dtype of x; with `activations=int8` of the rounded x, in float64."""
+        if self.activations != "int8":
+            return super().reference(factors, x)
+        rounded = round_activations(x, self.block)
+        return (rounded @ self.dense(factors).T).astype(x.dtype)
+
+    def attributes(self, out_features: int, in_features: int, form: Form) -> dict[str, int]:
+        """Those of MatMulNBits; the portable form knows the size of a group alone.
+
+        Accuracy level 4 is the int8 kernel. It must be given: the level decides the numbers.
+        """
+        if form == "portable":
+            return {"block_size": self.group}
+        return {
+            "N": out_features,
+            "K": in_features,
+            "bits": self.container,
+            "block_size": self.block,
+            "accuracy_level": 4 if self.activations == "int8" else 0,
+        }
+
+    def _check_group(self) -> None:
+        if self.group not in GROUPS:
+            raise SchemeError(f"group is one of {', '.join(map(str, GROUPS))}, not {self.group}")
+
+
+def round_activations(x: NDArray[np.floating], block: int) -> Matrix:
+    """`s · rint(x / s)` with `s = max|x| / 127` for each row and block of columns.
+
+    This is what ONNX Runtime's kernels do at accuracy level 4: the scale and the products with
+    `127 / max|x|` are float32, ties go to even, and the last block may be partial.
+
+    Args:
+        x: `[..., n]`; taken as float32.
+        block: columns that share a scale.
+
+    Returns:
+        float64 `[..., n]`; every value is an integer times its float32 scale, exactly.
+    """
+    columns = x.shape[-1]
+    filled = np.pad(x.astype(np.float32), [(0, 0)] * (x.ndim - 1) + [(0, -columns % block)])
+    blocks = filled.reshape(*x.shape[:-1], -1, block)
+    largest = np.abs(blocks).max(axis=-1, keepdims=True, initial=0)
+    scale = (largest / np.float32(127)).astype(np.float64)
+    with np.errstate(over="ignore"):
+        inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
+    inverse[np.isinf(inverse)] = 0  # so small that nothing is left of x in float32
+    rounded: Matrix = np.rint(blocks * inverse) * scale
+    return rounded.reshape(filled.shape)[..., :columns]
+
+
+def group_count(in_features: int, group: int) -> int:
+    """`ceil(in_features / group)`."""
+    return -(-in_features // group)
+
+
+def spread(scales: NDArray[np.generic], group: int, in_features: int) -> Matrix:
+    """Scales `[..., groups]` to one a column, `[..., in_features]`, in float64."""
+    columns: Matrix = np.repeat(scales.astype(np.float64), group, axis=-1)[..., :in_features]
+    return columns
+
+
+def largest_group(in_features: int) -> int:
+    """The largest of 128, 64 and 32 that divides in_features and needs no filling, or 64."""
+    return next((group for group in (128, 64, 32) if in_features % group == 0), 64)
+
+
+def pack_codes(codes: NDArray[np.int8], container: Container, block: int) -> ir.TensorProtocol:
+    """B of MatMulNBits: `[m, blocks, block · bits / 8]` of `code + 2^(bits-1)`, low bits first."""
+    import onnx_ir as ir
+
+    rows, columns = codes.shape
+    filled = np.pad(codes.astype(np.int16), [(0, 0), (0, -columns % block)])
+    fields = (filled + 2 ** (container - 1)).astype(np.uint8).reshape(rows, -1, block)
+    return ir.tensor(pack_fields(fields, container))
+
+
+def unpack_codes(
+    tensor: ir.TensorProtocol, container: Container, in_features: int
+) -> NDArray[np.int8]:
+    """The inverse of `pack_codes`: `[m, in_features]`."""
+    packed = tensor.numpy()
+    fields = unpack_fields(packed.reshape(packed.shape[0], -1), container)
+    codes: NDArray[np.int16] = fields[:, :in_features].astype(np.int16) - 2 ** (container - 1)
+    return codes.astype(np.int8)
+
+
+def pack_portable(codes: NDArray[np.int8], bits: Literal[4, 8]) -> ir.TensorProtocol:
+    """The input of a blocked DequantizeLinear: INT4 or INT8 `[in_features, out_features]`.
+
+    ONNX Runtime fuses only this orientation, with blocks along axis 0, into its packed kernel.
+    """
+    import onnx_ir as ir
+
+    columns = np.ascontiguousarray(codes.T)
+    if bits == 8:
+        return ir.tensor(columns)
+    flat = columns.reshape(-1)
+    nibbles = np.append(flat, np.zeros(flat.size % 2, np.int8)).view(np.uint8) & np.uint8(15)
+    return ir.PackedTensor(pack_fields(nibbles, 4), ir.DataType.INT4, shape=columns.shape)
+
+
+def matmul_function(
+    op_type: str, form: Form, opset: int, factors: tuple[float | None, ...] = (None,)
+) -> ir.Function:
+    """`y = Σ_k x Ŵ_kᵀ`: one MatMulNBits, or DequantizeLinear and MatMul, for each term.
+
+    Terms are joined by `Sum`: ONNX Runtime turns `Add` of two MatMuls into a Gemm, which keeps it
+    from fusing.
+
+    Args:
+        op_type: name of the function.
+        form: the fast or the portable one.
+        opset: version of the standard domain.
+        factors: for each term what the one tensor `scales` is multiplied by, or None for a term
+            with scales of its own. A single term takes `codes` and `scales`, several take
+            `codes_0`, `codes_1`... Functions of more than one term, or with common scales, get an
+            overload, since one model may hold several.
+
+    Raises:
+        LoweringError: the portable form below opset 21.
+    """
+    if form == "portable" and opset < PORTABLE_OPSET:
+        raise LoweringError(
+            f"{op_type}: the portable form needs opset {PORTABLE_OPSET} and the model has {opset}; "
+            "raise its opset or take the fast form"
+        )
+    common = any(factor is not None for factor in factors)
+    single = len(factors) == 1
+    codes = ["codes"] if single else [f"codes_{k}" for k in range(len(factors))]
+    own = ["scales"] if single or common else [f"scales_{k}" for k in range(len(factors))]
+    body, terms = [], []
+    for k, (code, factor) in enumerate(zip(codes, factors, strict=True)):
+        scale = own[0] if common else own[k]
+        if factor is not None and factor != 1:
+            body.append(f"factor_{k} = Constant <value_float: float = {factor:.1f}> ()")
+            body.append(f"common_{k} = Mul(scales, factor_{k})")
+            scale = f"common_{k}"
+        term = "y" if single else f"y_{k}"
+        terms.append(term)
+        if form == "fast":
+            body.append(f"{term} = com.microsoft.MatMulNBits <{_REFERENCES}> (x, {code}, {scale})")
+        else:
+            body.append(
+                f"w_{k} = DequantizeLinear <axis: int = 0, block_size: int = @block_size> "
+                f"({code}, {scale})"
+            )
+            body.append(f"{term} = MatMul(x, w_{k})")
+    if not single:
+        body.append(f"y = Sum({', '.join(terms)})")
+    attributes = _MATMUL_ATTRIBUTES if form == "fast" else "block_size"
+    text = (
+        f"{op_type} <{attributes}> ({', '.join(['x', *codes, *own])}) => (y) {{\n"
+        + "\n".join(body)
+        + "\n}"
+    )
+    function = parse_function(text, opset, contrib=form == "fast")
+    if not single:
+        function.overload = f"{'tied' if common else 'free'}_{len(factors)}"
+    return function

@@ -1,0 +1,226 @@
+"""`Ŵ[i, j] = c[i, j] · scale[i, j // group]`: integer codes of 3, 4 or 8 bits with group scales."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import LoweringError, SchemeError
+from ..linalg import check_weight, compensate, fit_moment, nearest_codes
+from ..stats import Stats
+from .base import Factors, Form, Structure, parse_function
+from .block_quantized import (
+    PORTABLE_OPSET,
+    Activations,
+    BlockQuantized,
+    Container,
+    group_count,
+    largest_group,
+    matmul_function,
+    pack_codes,
+    pack_portable,
+    spread,
+    unpack_codes,
+)
+from .levels import fit_integer_levels
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_GATHER_OPSET = 13
+
+# Shapes come from `scales` and `indices`, so that one function serves every table and bit width.
+_GATHER = """
+IntCodesGather <N, K, bits, block_size, accuracy_level> (indices, codes, scales) => (rows) {
+  bits_ = Constant <value_int: int = @bits> ()
+  block = Constant <value_int: int = @block_size> ()
+  columns = Constant <value_int: int = @K> ()
+  zero = Constant <value_int: int = 0> ()
+  one = Constant <value_int: int = 1> ()
+  two = Constant <value_int: int = 2> ()
+  eight = Constant <value_int: int = 8> ()
+  last = Constant <value_ints: ints = [-1]> ()
+  first = Constant <value_ints: ints = [0]> ()
+  levels = Pow(two, bits_)
+  base = Cast <to: int = 6> (levels)
+  half_levels = Div(levels, two)
+  half = Cast <to: int = 6> (half_levels)
+  shifts = Range(zero, eight, bits_)
+  wide_divisors = Pow(two, shifts)
+  divisors = Cast <to: int = 6> (wide_divisors)
+  bytes = Gather <axis: int = 0> (codes, indices)
+  wide = Cast <to: int = 6> (bytes)
+  column = Unsqueeze(wide, last)
+  shifted = Div(column, divisors)
+  fields = Mod(shifted, base)
+  signed = Sub(fields, half)
+  scale = Gather <axis: int = 0> (scales, indices)
+  scale_shape = Shape(scale)
+  blocks = Unsqueeze(block, first)
+  group_shape = Concat <axis: int = 0> (scale_shape, blocks)
+  grouped = Reshape(signed, group_shape)
+  values = Cast <to: int = 1> (grouped)
+  scale_column = Unsqueeze(scale, last)
+  weighted = Mul(values, scale_column)
+  table_shape = Shape(scales)
+  groups = Gather <axis: int = 0> (table_shape, one)
+  width = Mul(groups, block)
+  widths = Unsqueeze(width, first)
+  index_shape = Shape(indices)
+  row_shape = Concat <axis: int = 0> (index_shape, widths)
+  filled = Reshape(weighted, row_shape)
+  end = Unsqueeze(columns, first)
+  rows = Slice(filled, first, end, last)
+}
+"""
+
+_PORTABLE_GATHER = """
+IntCodesGather <block_size> (indices, codes, scales) => (rows) {
+  last = Constant <value_ints: ints = [-1]> ()
+  flat = Reshape(indices, last)
+  columns = Gather <axis: int = 1> (codes, flat)
+  column_scales = Gather <axis: int = 1> (scales, flat)
+  values = DequantizeLinear <axis: int = 0, block_size: int = @block_size> (columns, column_scales)
+  listed = Transpose <perm: ints = [1, 0]> (values)
+  index_shape = Shape(indices)
+  table_shape = Shape <end: int = 1> (codes)
+  row_shape = Concat <axis: int = 0> (index_shape, table_shape)
+  rows = Reshape(listed, row_shape)
+}
+"""
+
+
+@dataclass(frozen=True)
+class IntCodes(BlockQuantized):
+    """Codes of `bits` bits and a float32 scale for each row and group of columns.
+
+    The compensated fit is GPTQ (arXiv 2210.17323) with act-order and contiguous groups, under the
+    second moment of the inputs; without statistics, and with `fit=nearest`, every weight is rounded
+    to the nearest level. The whole range is used, −2^(bits−1) to 2^(bits−1) − 1, and a scale may be
+    negative. Factors: `codes`, int8 `[m, n]`, and `scales`, float32 `[m, ceil(n / group)]`.
+
+    In model.onnx the fast form is one MatMulNBits: `codes` uint8 `[m, groups, group · b / 8]`, low
+    bits first, with the default zero point 2^(b−1), b = 8 for 8 bits and 4 for 3 and 4 bits, since
+    there is no 3-bit kernel. The portable form is DequantizeLinear of INT4 or INT8 `[n, m]` and
+    MatMul.
+
+    Attributes:
+        bits: of a code.
+        group: columns that share a scale; the last group may be partial.
+        activations: whether x is rounded to int8; see `BlockQuantized`.
+        fit_: the method, `fit` in scheme texts.
+    """
+
+    kind: ClassVar[str] = "int_codes"
+    op_type: ClassVar[str] = "IntCodes"
+    gathers: ClassVar[bool] = True
+
+    bits_: Literal[3, 4, 8] = 8
+    group: int = 128
+    activations: Activations = "auto"
+    fit_: Literal["compensated", "nearest"] = "compensated"
+
+    def __post_init__(self) -> None:
+        if self.bits_ not in (3, 4, 8):
+            raise SchemeError(f"bits is one of 3, 4, 8, not {self.bits_}")
+        self._check_group()
+
+    @classmethod
+    def candidates(cls, out_features: int, in_features: int) -> Sequence[Structure]:
+        """8 and 4 bits, in groups of 32 and in the largest up to 128 that divides in_features."""
+        group = largest_group(in_features)
+        options = [cls(bits_=8, group=group), cls(bits_=4, group=group), cls(bits_=4, group=32)]
+        return list(dict.fromkeys(options))
+
+    def resolve(self, out_features: int, in_features: int, *, site: str) -> IntCodes:
+        """Itself: every shape admits it."""
+        return self
+
+    @property
+    def container(self) -> Container:
+        """8 bits for 8, 4 bits for 3 and 4."""
+        return 8 if self.bits_ == 8 else 4
+
+    def fit(
+        self, weight: NDArray[np.floating], stats: Stats | None, *, seed: int, site: str
+    ) -> Factors:
+        """Codes and scales; there is nothing random in it."""
+        target = check_weight(weight, site)
+        moment = fit_moment(stats, target.shape[1], site)
+        high = 2 ** (self.bits_ - 1) - 1
+        levels = partial(fit_integer_levels, low=-high - 1, high=high)
+        if moment is not None and self.fit_ == "compensated":
+            codes, groups = compensate(target, moment, levels, self.group)
+        else:
+            importance = np.ones(target.shape[1]) if moment is None else np.diagonal(moment)
+            codes, groups = nearest_codes(target, importance, levels, self.group)
+        scales = np.stack([group.step for group in groups], axis=1)
+        return {"codes": codes.astype(np.int8), "scales": scales.astype(np.float32)}
+
+    def dense(self, factors: Factors) -> NDArray[np.float64]:
+        """Codes times the scale of their group."""
+        codes = factors["codes"].astype(np.float64)
+        return codes * spread(factors["scales"], self.group, codes.shape[1])
+
+    def bits(self, out_features: int, in_features: int) -> int:
+        """Codes of whole groups in their container, and a float32 scale for each group."""
+        groups = group_count(in_features, self.group)
+        return out_features * groups * (self.group * self.container + 32)
+
+    def macs(self, out_features: int, in_features: int) -> int:
+        """As many as the dense weight has."""
+        return out_features * in_features
+
+    def pack(self, factors: Factors, form: Form) -> dict[str, ir.TensorProtocol]:
+        """`codes` and `scales`, as MatMulNBits or as a blocked DequantizeLinear takes them."""
+        import onnx_ir as ir
+
+        codes = factors["codes"].astype(np.int8)
+        if form == "fast":
+            packed = pack_codes(codes, self.container, self.group)
+            return {"codes": packed, "scales": ir.tensor(factors["scales"])}
+        return {
+            "codes": pack_portable(codes, 8 if self.bits_ == 8 else 4),
+            "scales": ir.tensor(np.ascontiguousarray(factors["scales"].T)),
+        }
+
+    def unpack(
+        self, tensors: Mapping[str, ir.TensorProtocol], out_features: int, in_features: int
+    ) -> Factors:
+        """The inverse of `pack(factors, "fast")`."""
+        codes = unpack_codes(tensors["codes"], self.container, in_features)
+        return {"codes": codes, "scales": tensors["scales"].numpy()}
+
+    def function(self, form: Form, opset: int) -> ir.Function:
+        """One MatMulNBits, or DequantizeLinear and MatMul."""
+        return matmul_function(self.op_type, form, opset)
+
+    def gather_function(self, form: Form, opset: int) -> ir.Function:
+        """Rows from the tensors of the matmul, by standard operators; only these are dequantised.
+
+        Raises:
+            LoweringError: below opset 13 (21 for the portable form), or 3 and 4 bits in the
+                portable form, since ONNX cannot gather 4-bit integers.
+        """
+        if form == "fast":
+            self._want_opset(opset, _GATHER_OPSET)
+            return parse_function(_GATHER, opset)
+        self._want_opset(opset, PORTABLE_OPSET)
+        if self.bits_ != 8:
+            raise LoweringError(
+                f"{self}: ONNX cannot gather rows of 4-bit integers in the portable form; "
+                "choose 8 bits for this embedding or the fast form"
+            )
+        return parse_function(_PORTABLE_GATHER, opset)
+
+    def _want_opset(self, opset: int, least: int) -> None:
+        if opset < least:
+            raise LoweringError(
+                f"{self}: the gather of an embedding needs opset {least} and the model has "
+                f"{opset}; raise its opset or keep the embedding dense"
+            )
