@@ -35,7 +35,7 @@ def decide(site: Site, scheme: Scheme, activations: Activations) -> Choice:
     if scheme == "dense":
         return _keep(site, "kept dense as asked")
     automatic = scheme == "auto"
-    structure = IntCodes(bits=8) if not isinstance(scheme, Structure) else scheme
+    structure = IntCodes(bits_=8) if not isinstance(scheme, Structure) else scheme
     if site.gathered and not structure.gathers:
         return _keep(site, f"kept dense: an embedding cannot be stored as {structure.kind}")
     structure = structure.resolve(site.out_features, site.in_features, site=site.name)
