@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-import secrets
+import json
 import shutil
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ..passes.errors import ArtifactError
+from .arrays import write_npz
+from .atomic import move_into_place, temporary_sibling, termination_as_exception
 from .manifest import (
     Dimension,
     Engine,
@@ -38,11 +35,11 @@ __all__ = [
     "Manifest",
     "TensorInfo",
     "Tolerance",
+    "check_destination",
     "open_artifact",
     "package_versions",
-    "read_arrays",
-    "write_arrays",
     "write_artifact",
+    "write_expectations",
 ]
 
 MANIFEST = "manifest.json"
@@ -87,6 +84,17 @@ class Artifact:
             raise ArtifactError(f"{self.path} holds no {name}; build the artifact again with it")
         return self.path / name
 
+    @property
+    def report(self) -> dict[str, Any]:
+        """What was replaced by what, why and at what cost; `bytes.folder` is all of the artifact.
+
+        Raises:
+            ArtifactError: the artifact holds no report.
+        """
+        report: dict[str, Any] = json.loads(self.file(REPORT).read_text(encoding="utf-8"))
+        folder = sum(entry.bytes for entry in self.manifest.files.values())
+        return {**report, "bytes": {**report["bytes"], "folder": folder}}
+
     def save(self, destination: str | Path) -> Artifact:
         """A copy of the artifact at `destination`, written like a new one."""
         if Path(destination).resolve() == self.path.resolve():
@@ -129,39 +137,72 @@ def write_artifact(destination: str | Path, fill: Callable[[Path], Manifest]) ->
         ArtifactError: something that is no artifact stands at `destination`, or the disk is full.
     """
     target = Path(destination)
-    _check_replaceable(target)
+    check_destination(target)
     try:
-        with _termination_as_exception(), _temporary_sibling(target) as folder:
+        with termination_as_exception(), temporary_sibling(target) as folder:
             manifest = fill(folder)
             files = {item.name: _entry(item) for item in sorted(folder.iterdir())}
             manifest = dataclasses.replace(manifest, files=files)
             (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-            _check_replaceable(target)
-            _move_into_place(folder, target)
+            check_destination(target)
+            move_into_place(folder, target)
     except OSError as error:
         raise ArtifactError(f"{target} cannot be written: {error}") from error
     return Artifact(target, manifest)
 
 
-def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """An uncompressed `.npz` with its members in the order of their names, so bytes repeat."""
-    with path.open("wb") as file:
-        np.savez(file, allow_pickle=False, **{name: arrays[name] for name in sorted(arrays)})
+def check_destination(destination: str | Path) -> None:
+    """Refuses what `write_artifact` would refuse, so that long work need not end in it.
 
-
-def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """All members of an `.npz`; pickled objects are refused.
+    Only an artifact or an empty folder is ever replaced.
 
     Raises:
-        ArtifactError: the file is missing or is no such archive.
+        ArtifactError: something else stands at `destination`.
     """
+    target = Path(destination)
+    if target.is_symlink():
+        raise ArtifactError(f"{target} is a symbolic link; choose another destination")
+    if not target.exists():
+        return
+    if target.is_dir() and not any(target.iterdir()):
+        return
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if isinstance(archive, np.ndarray):
-                raise ValueError("a single array")
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError) as error:
-        raise ArtifactError(f"{path} cannot be read as .npz: {error}") from error
+        manifest = _read_manifest(target)
+    except ArtifactError as error:
+        raise ArtifactError(f"{error}; it is left as it is, choose another destination") from None
+    foreign = sorted({item.name for item in target.iterdir()} - {MANIFEST, *manifest.files})
+    if foreign:
+        raise ArtifactError(
+            f"{target} holds {foreign[0]}, which is no part of the artifact there; "
+            "move it away or choose another destination"
+        )
+
+
+def write_expectations(
+    folder: Path,
+    inputs: Sequence[Mapping[str, NDArray[Any]]],
+    dense: Sequence[Mapping[str, NDArray[Any]]],
+    references: Sequence[Mapping[str, NDArray[Any]]],
+) -> None:
+    """Stores held-out samples and what must come of them, for `verify`.
+
+    Args:
+        folder: that `write_artifact` gave.
+        inputs: of each sample, by name.
+        dense: outputs of the dense model for each sample.
+        references: outputs of the numpy reference of the rewritten model.
+    """
+    kinds = {"dense": dense, "reference": references}
+    outputs = {
+        f"{index}/{kind}/{name}": value
+        for kind, samples in kinds.items()
+        for index, sample in enumerate(samples)
+        for name, value in sample.items()
+    }
+    write_npz(
+        folder / EXAMPLES, {f"{i}/{n}": v for i, s in enumerate(inputs) for n, v in s.items()}
+    )
+    write_npz(folder / REFERENCES, outputs)
 
 
 def _read_manifest(folder: Path) -> Manifest:
@@ -195,68 +236,3 @@ def _entry(path: Path) -> FileEntry:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return FileEntry(sha256=digest, bytes=file.tell())
-
-
-def _check_replaceable(target: Path) -> None:
-    """Only an artifact, or an empty folder, may be replaced: nothing else is ever deleted."""
-    if target.is_symlink():
-        raise ArtifactError(f"{target} is a symbolic link; choose another destination")
-    if not target.exists():
-        return
-    if target.is_dir() and not any(target.iterdir()):
-        return
-    try:
-        manifest = _read_manifest(target)
-    except ArtifactError as error:
-        raise ArtifactError(f"{error}; it is left as it is, choose another destination") from None
-    foreign = sorted({item.name for item in target.iterdir()} - {MANIFEST, *manifest.files})
-    if foreign:
-        raise ArtifactError(
-            f"{target} holds {foreign[0]}, which is no part of the artifact there; "
-            "move it away or choose another destination"
-        )
-
-
-@contextlib.contextmanager
-def _temporary_sibling(target: Path) -> Iterator[Path]:
-    """A new folder on the file system of `target`; made with the user's permissions."""
-    parent = target.parent
-    parent.mkdir(parents=True, exist_ok=True)
-    folder = parent / f".{target.name}.{secrets.token_hex(4)}.partial"
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _move_into_place(folder: Path, target: Path) -> None:
-    if not target.exists():
-        folder.rename(target)
-        return
-    previous = folder.with_suffix(".previous")
-    target.rename(previous)
-    try:
-        folder.rename(target)
-    except BaseException:
-        previous.rename(target)
-        raise
-    shutil.rmtree(previous, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _termination_as_exception() -> Iterator[None]:
-    """SIGTERM ends the process through `finally` blocks, if nobody else handles it."""
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-
-    def leave(number: int, frame: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)

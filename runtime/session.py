@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -14,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..passes.errors import ArtifactError, MissingDependencyError, TargetError
-from .artifact import REPORT, Artifact, Engine, Manifest, TensorInfo, open_artifact
-from .machine import usable_cores
+from .artifact import Artifact, Engine, Manifest, TensorInfo, open_artifact
+from .hardware import usable_cores
 from .signature import bind, check
 from .tensors import is_torch, to_torch
 
@@ -63,10 +62,8 @@ class Session(ABC):
 
     @property
     def report(self) -> dict[str, Any]:
-        """What was replaced by what, why, at what cost."""
-        text = self.artifact.file(REPORT).read_text(encoding="utf-8")
-        report: dict[str, Any] = json.loads(text)
-        return report
+        """What was replaced by what, why, at what cost; `bytes.folder` is the whole artifact."""
+        return self.artifact.report
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The output, or a tuple of the outputs, for inputs by position or by name.

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..passes.errors import ArtifactError, TargetError, UndenseError
 from .artifact import MODULE, WEIGHTS, Artifact, Engine
-from .machine import cpu_flags
+from .hardware import cpu_flags
 from .session import Session
 
 # Else the first call pins the calling thread to one core, and so every thread to the same one.

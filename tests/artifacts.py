@@ -6,12 +6,9 @@ from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
-
 from undense.runtime.artifact import (
-    EXAMPLES,
     MODEL,
     MODULE,
-    REFERENCES,
     REPORT,
     WEIGHTS,
     Artifact,
@@ -20,8 +17,8 @@ from undense.runtime.artifact import (
     TensorInfo,
     Tolerance,
     package_versions,
-    write_arrays,
     write_artifact,
+    write_expectations,
 )
 
 ROWS, IN_FEATURES, OUT_FEATURES, LONGEST = 10, 8, 4, 16
@@ -127,14 +124,13 @@ def make_artifact(
         if module is not None:
             (folder / MODULE).write_bytes(module.read_bytes())
             save_file(weights(), folder / WEIGHTS)
-        inputs = {f"{i}/{k}": v for i in range(2) for k, v in sample(3 + i, i).items()}
-        write_arrays(folder / EXAMPLES, inputs)
-        outputs = {}
-        for i in range(2):
-            for info, value in zip(OUTPUTS, expected(**sample(3 + i, i)), strict=True):
-                outputs[f"{i}/reference/{info.name}"] = value
-                outputs[f"{i}/dense/{info.name}"] = (1.25 * value).astype(np.float32)
-        write_arrays(folder / REFERENCES, outputs)
+        samples = [sample(3 + i, i) for i in range(2)]
+        references = [
+            {info.name: value for info, value in zip(OUTPUTS, expected(**held), strict=True)}
+            for held in samples
+        ]
+        dense = [{k: (1.25 * v).astype(np.float32) for k, v in r.items()} for r in references]
+        write_expectations(folder, samples, dense, references)
         (folder / REPORT).write_text(REPORT_TEXT)
         return manifest(engine)
 

@@ -31,7 +31,7 @@ def cpu_flags() -> frozenset[str] | None:
     return None
 
 
-def describe() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
     """Processor, cores, vector instruction sets and system, for beside a timing."""
     model = next((r["model name"] for r in _processors() if "model name" in r), platform.machine())
     flags = cpu_flags() or frozenset()

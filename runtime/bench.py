@@ -1,0 +1,135 @@
+"""Times an artifact beside another model: interleaved, with the spread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..passes.errors import InputError
+from .hardware import machine
+from .session import Session
+
+__all__ = ["Timing", "bench", "interleaved", "machine"]
+
+Run = Callable[[Mapping[str, NDArray[Any]]], object]
+
+_PAUSE = 0.01  # seconds; the idle threads of an engine spin for some milliseconds after a call
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one call over all samples.
+
+    Attributes:
+        median_ms, p10_ms, p90_ms: percentiles over the samples.
+        samples: how many were taken.
+        calls: in one sample, whose time is divided by them.
+    """
+
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    samples: int
+    calls: int
+
+
+def interleaved(
+    callables: Mapping[str, Callable[[], object]], repeats: int = 20, min_time: float = 0.005
+) -> dict[str, Timing]:
+    """Times callables in turns, so that a change of the machine's pace hits all of them alike.
+
+    Every sample starts with a pause and one call that does not count: caches and cores then
+    belong to the callable that is timed, not to the one before.
+
+    Args:
+        callables: by name; each is first called once or more to warm up.
+        repeats: samples of each.
+        min_time: seconds that a sample lasts at least, by repeating calls.
+
+    Raises:
+        InputError: `repeats` below one.
+    """
+    if repeats < 1:
+        raise InputError(f"repeats must be at least 1, got {repeats}")
+    calls = {name: _calls_for(call, min_time) for name, call in callables.items()}
+    samples: dict[str, list[float]] = {name: [] for name in callables}
+    for turn in range(repeats):
+        order = list(callables) if turn % 2 == 0 else list(callables)[::-1]
+        for name in order:
+            time.sleep(_PAUSE)
+            callables[name]()
+            samples[name].append(_seconds(callables[name], calls[name]) / calls[name])
+    return {name: _timing(samples[name], calls[name]) for name in callables}
+
+
+def bench(
+    session: Session,
+    against: Session | Run | None,
+    inputs: Mapping[str, NDArray[Any]],
+    *,
+    repeats: int = 20,
+    min_time: float = 0.005,
+) -> dict[str, Any]:
+    """Times a session on `inputs` beside another session or function.
+
+    Args:
+        session: of the artifact.
+        against: takes the same inputs by name and must use as many threads; None for nothing.
+        inputs: by name.
+        repeats: samples of each.
+        min_time: seconds that a sample lasts at least.
+
+    Returns:
+        A JSON object: "artifact" and "against" with `median_ms`, `p10_ms`, `p90_ms`; "speedup" is
+        the ratio of the medians, above one where the artifact is faster; "threads", "machine",
+        "engine", and "inputs" with their shapes.
+
+    Raises:
+        InputError: inputs that do not fit, or sessions with different numbers of threads.
+    """
+    if isinstance(against, Session) and against.num_threads != session.num_threads:
+        raise InputError(
+            f"the artifact runs on {session.num_threads} threads and what it is compared with on "
+            f"{against.num_threads}: load both with the same num_threads"
+        )
+    callables: dict[str, Callable[[], object]] = {"artifact": lambda: session.run(inputs)}
+    if against is not None:
+        run = against.run if isinstance(against, Session) else against
+        callables["against"] = lambda: run(inputs)
+    timings = interleaved(callables, repeats, min_time)
+    other = timings.get("against")
+    return {
+        "artifact": asdict(timings["artifact"]),
+        "against": None if other is None else asdict(other),
+        "speedup": None if other is None else other.median_ms / timings["artifact"].median_ms,
+        "threads": session.num_threads,
+        "engine": session.engine,
+        "inputs": {name: list(np.shape(value)) for name, value in inputs.items()},
+        "machine": machine(),
+    }
+
+
+def _calls_for(call: Callable[[], object], min_time: float) -> int:
+    """How many calls last `min_time` at least; warms up as it counts."""
+    call()
+    calls = 1
+    while _seconds(call, calls) < min_time:
+        calls *= 2
+    return calls
+
+
+def _seconds(call: Callable[[], object], calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return time.perf_counter() - start
+
+
+def _timing(seconds: list[float], calls: int) -> Timing:
+    p10, median, p90 = (1e3 * float(value) for value in np.percentile(seconds, [10, 50, 90]))
+    return Timing(median, p10, p90, len(seconds), calls)

@@ -1,0 +1,152 @@
+"""The report of a compile: a table for the terminal, JSON, and one page of HTML."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .artifact import REPORT, REPORT_HTML
+from .report_html import report_html
+
+HEADINGS = ("site", "in", "out", "users", "scheme", "bits/weight", "error", "reason")
+_KEYS = ("name", "in_features", "out_features", "users", "scheme", "bits_per_weight")
+
+
+def write_report(folder: Path, report: Mapping[str, Any]) -> None:
+    """Writes `report.json` and `report.html` into `folder`."""
+    document = _finite(report)
+    (folder / REPORT).write_text(report_json(document), encoding="utf-8")
+    (folder / REPORT_HTML).write_text(
+        report_html(document, HEADINGS, site_rows(document), summary(document)), encoding="utf-8"
+    )
+
+
+def report_json(report: Mapping[str, Any]) -> str:
+    """Indented JSON with every digit of every number; what is not finite becomes null."""
+    return json.dumps(_finite(report), indent=2, allow_nan=False) + "\n"
+
+
+def print_report(report: Mapping[str, Any]) -> None:
+    """Prints the sites as a table, then the refusals, sizes, notes and warnings."""
+    if report["sites"]:
+        _print_rows("", HEADINGS, site_rows(report))
+    for refusal in report["refusals"]:
+        print(f"not replaced: {refusal['name']}: {refusal['reason']}")
+    for line in summary(report):
+        print(line)
+
+
+def print_table(title: str, values: Mapping[str, Any]) -> None:
+    """Prints a JSON object as two columns; nested objects get dotted names."""
+    _print_rows(title, ("", ""), [list(pair) for pair in _flat(values)])
+
+
+def site_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """One row of text for each site, under `HEADINGS`."""
+    return [
+        [
+            *(_text(site.get(key)) for key in _KEYS),
+            _percent(site.get("relative_error")),
+            _text(site.get("reason")),
+        ]
+        for site in report["sites"]
+    ]
+
+
+def summary(report: Mapping[str, Any]) -> list[str]:
+    """The sentences under the table."""
+    sizes = report["bytes"]
+    lines = []
+    if sizes.get("after") is not None:
+        ratio = f" ({sizes['after'] / sizes['before']:.1%})" if sizes["before"] else ""
+        lines.append(f"bytes: {sizes['before']:,} before, {sizes['after']:,} after{ratio}")
+    else:
+        lines.append(f"bytes: {sizes['before']:,}")
+    if sizes.get("folder") is not None:
+        lines.append(f"the artifact's folder: {sizes['folder']:,} bytes")
+    if report.get("error_measure"):
+        lines.append(f"error is relative, of the {report['error_measure']}")
+    effect = report.get("activation_rounding_effect")
+    if effect is not None:
+        lines.append(f"rounding activations to int8 changes the outputs by {_percent(effect)}")
+    lines += [f"note: {note}" for note in report.get("notes", ())]
+    lines += [f"warning: {warning}" for warning in report.get("warnings", ())]
+    return lines
+
+
+def _print_rows(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """With rich where a person looks on; else plain columns, which no width cuts off."""
+    if sys.stdout.isatty() and importlib.util.find_spec("rich"):
+        _print_rich(title, headings, rows)
+        return
+    if title:
+        print(title)
+    table = [headings, *rows] if any(headings) else rows
+    widths = [max(len(row[column]) for row in table) for column in range(len(headings))]
+    for row in table:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def _print_rich(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        *headings,
+        title=title or None,
+        title_justify="left",
+        show_header=any(headings),
+        box=box.SIMPLE,
+    )
+    for row in rows:
+        table.add_row(*(Text(cell, overflow="fold") for cell in row))
+    Console().print(table)
+
+
+def _flat(values: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Pairs of a dotted name and a text, for each leaf of nested objects and lists."""
+    if isinstance(values, Mapping):
+        items = [(str(key), value) for key, value in values.items()]
+    elif isinstance(values, list | tuple) and any(isinstance(v, Mapping | list) for v in values):
+        items = [(str(index), value) for index, value in enumerate(values)]
+    else:
+        return [(prefix, _text(values))]
+    pairs = []
+    for key, value in items:
+        pairs += _flat(value, f"{prefix}.{key}" if prefix else key)
+    return pairs
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value))
+    return str(value)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2%}"
+
+
+def _finite(value: Any) -> Any:
+    """A copy in which numbers that JSON lacks are None, and numpy's are Python's."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
