@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
 from .passes.errors import InputError, UndenseError
+
+if TYPE_CHECKING:
+    from .runtime.session import Session
 
 EXIT_OK, EXIT_DOES_NOT_HOLD, EXIT_BAD_INPUT = 0, 1, 2
 
@@ -126,7 +130,7 @@ _SCHEMES = "int_codes{bits=4}, trit_planes{planes=2}, low_rank{ratio=0.5}, monar
 def _compile(options: argparse.Namespace) -> int:
     from .compiler import compile
     from .passes.rules import read_rules
-    from .progress import progress_bar
+    from .runtime.progress import progress_bar
     from .runtime.report import print_report
 
     if options.rules and options.scheme != "auto":
@@ -146,25 +150,22 @@ def _compile(options: argparse.Namespace) -> int:
             output=options.output,
             progress=progress,
         )
-    if options.json:
-        print(json.dumps(session.report, indent=2))
-    elif not options.quiet:
-        print_report(session.report)
+    _print(options, session.report, print_report)
     return EXIT_OK
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from .inspection import diff_of, graph_of, report_of
+    from .compiler import graph_text, inspect
     from .runtime.report import print_report
 
     if options.diff:
-        print(diff_of(options.source, options.diff), end="")
+        texts = (graph_text(options.source), graph_text(options.diff))
+        lines = (text.splitlines(keepends=True) for text in texts)
+        print("".join(difflib.unified_diff(*lines, options.source, options.diff)), end="")
     elif options.graph:
-        print(graph_of(options.source), end="")
-    elif options.json:
-        print(json.dumps(report_of(options.source), indent=2))
+        print(graph_text(options.source), end="")
     else:
-        print_report(report_of(options.source))
+        _print(options, inspect(options.source), print_report)
     return EXIT_OK
 
 
@@ -173,57 +174,83 @@ def _run(options: argparse.Namespace) -> int:
     from .runtime.session import load
 
     session = load(options.artifact, num_threads=options.threads)
-    write_npz(Path(options.output), session.run(read_npz(options.input)))
+    write_npz(options.output, session.run(read_npz(options.input)))
     return EXIT_OK
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from .runtime.report import print_table
+    from .runtime.session import load
     from .runtime.verify import verify
 
+    if options.input and not options.against:
+        raise InputError("--input needs --against MODEL, which gives the outputs to compare with")
+    session = load(options.artifact)
     fresh = None
     if options.against:
-        from .inspection import fresh_outputs
-
-        fresh = fresh_outputs(options.artifact, options.against, options.input)
-    elif options.input:
-        raise InputError("--input needs --against MODEL, which gives the outputs to compare with")
-    found = verify(options.artifact, fresh)
-    if options.json:
-        print(json.dumps(found.to_json(), indent=2))
-    elif not options.quiet:
-        print_table("verify", found.to_json())
+        inputs = _samples(session, options.input)
+        with _dense(options.against) as run:
+            fresh = [(sample, run(sample)) for sample in inputs]
+    found = verify(session, fresh)
+    _print(options, found.to_json(), _print_table)
     return EXIT_OK if found.holds else EXIT_DOES_NOT_HOLD
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from .inspection import bench_against
-    from .runtime.report import print_table
+    from .runtime.bench import bench
+    from .runtime.session import load
 
-    found = bench_against(
-        options.artifact,
-        options.against,
-        options.input,
-        threads=options.threads,
-        repeats=options.repeats,
-    )
-    if options.json:
-        print(json.dumps(found, indent=2))
-    elif not options.quiet:
-        print_table("bench", found)
+    session = load(options.artifact, num_threads=options.threads)
+    inputs = _samples(session, options.input)[0]
+    with _dense(options.against, session.num_threads) as run:
+        found = bench(session, run, inputs, repeats=options.repeats)
+    _print(options, found, _print_table)
     return EXIT_OK
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from .doctor import examine
-    from .runtime.report import print_table
+    from .backend.doctor import examine_machine, examine_model
 
-    found = examine(options.model)
+    found = examine_machine()
+    if options.model:
+        from .frontend.load import load
+
+        found["model"] = examine_model(load(options.model))
+    _print(options, found, _print_table)
+    return EXIT_OK if found["usable"] else EXIT_DOES_NOT_HOLD
+
+
+def _samples(session: Session, path: str | None) -> list[dict[str, Any]]:
+    """One sample of a file, or the samples that were stored with the artifact."""
+    from .runtime.arrays import read_npz
+    from .runtime.verify import stored_inputs
+
+    return [read_npz(path)] if path else stored_inputs(session.artifact)
+
+
+@contextmanager
+def _dense(model: str | None, threads: int | None = None) -> Iterator[Any]:
+    """`run(inputs) -> outputs` of a dense model in ONNX Runtime, or None without model."""
+    if model is None:
+        yield None
+        return
+    from .frontend.dense import dense_session
+    from .frontend.load import load
+
+    with dense_session(load(model), threads=threads) as run:
+        yield run
+
+
+def _print(options: argparse.Namespace, found: dict[str, Any], show: Callable[..., None]) -> None:
     if options.json:
         print(json.dumps(found, indent=2))
-    else:
-        print_table("doctor", found)
-    return EXIT_OK if found["usable"] else EXIT_DOES_NOT_HOLD
+    elif not options.quiet:
+        show(found)
+
+
+def _print_table(found: dict[str, Any]) -> None:
+    from .runtime.report import print_fields
+
+    print_fields(found)
 
 
 if __name__ == "__main__":

@@ -78,9 +78,10 @@ def compile(
     Raises:
         UndenseError: one of its kinds, naming the layer or file, the cause and the remedy.
     """
+    from .backend.onnx_runtime import prepare
     from .backend.target import Target
     from .frontend.load import load as capture
-    from .runtime.artifact import check_destination, write_artifact
+    from .runtime.artifact import write_artifact
     from .runtime.session import load
 
     if budget is not None:
@@ -92,14 +93,19 @@ def compile(
     if portable and parsed.engine == "tvm" and not with_onnx:
         raise TargetError("portable is about model.onnx; keep it, or leave portable out")
     parsed.check_toolchain()
-    with _destination(output) as folder:
-        check_destination(folder)
+    form: Form = "portable" if portable else "fast"
+    job = _Job(parsed, form, with_onnx, seed, progress)
+
+    def fill(folder: Path) -> Manifest:
         progress(0, 1, "capture")
         captured = capture(model, args, dynamic_shapes)
+        prepare(captured, form)
         progress(1, 1, "capture")
-        job = _Job(parsed, "portable" if portable else "fast", with_onnx, seed, progress)
         decided = job.decide(captured, args, calibration_dataset, scheme, ignored_scope, plan)
-        write_artifact(folder, lambda temporary: job.build(captured, decided, temporary))
+        return job.build(captured, decided, folder)
+
+    with _destination(output) as folder:
+        write_artifact(folder, fill)
         return load(folder)
 
 
@@ -114,3 +120,164 @@ def _destination(output: str | Path | None) -> Iterator[Path]:
     parent = Path(tempfile.mkdtemp(prefix="undense-"))
     atexit.register(shutil.rmtree, parent, ignore_errors=True)
     yield parent / "model.undense"
+
+
+@dataclass(frozen=True)
+class _Decided:
+    """What a compile carries out: choices by site, and the samples behind them."""
+
+    sites: list[Site]
+    refusals: list[Refusal]
+    plan: Plan
+    samples: Samples | None
+    held_out: list[dict[str, np.ndarray[Any, Any]]]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The stages of one compile, which share these options."""
+
+    target: Target
+    form: Form
+    with_onnx: bool
+    seed: int
+    progress: Progress
+
+    def decide(
+        self,
+        model: ir.Model,
+        args: tuple[Any, ...] | Mapping[str, Any] | None,
+        dataset: Any,
+        scheme: str | Sequence[Mapping[str, str]],
+        ignored_scope: Sequence[str],
+        plan: Plan | str | Path | None,
+    ) -> _Decided:
+        """Finds the sites and says what becomes of each."""
+        from .frontend.samples import read_samples, synthetic_sample
+        from .passes.decide import decide
+        from .passes.plan import Plan, read_plan, versions
+        from .passes.rules import choose_schemes
+        from .passes.sites import find_sites
+
+        sites, refusals = find_sites(model)
+        notes = []
+        samples = None if dataset is None else read_samples(dataset, model)
+        if samples is None:
+            notes.append("data-free: no calibration data was given, and compensation needs it")
+            example = read_samples([args], model) if args is not None else None
+            held_out = list(example) if example else [synthetic_sample(model, seed=self.seed)]
+        else:
+            samples, kept = samples.held_out(_VERIFY_SAMPLES)
+            held_out = list(kept)
+        calibration = None if samples is None else samples.sha256
+        if plan is not None:
+            replayed = plan if isinstance(plan, Plan) else read_plan(Path(plan))
+            replayed.check_replay(sites, calibration, self.seed)
+            return _Decided(sites, refusals, replayed, samples, held_out, notes)
+        schemes = choose_schemes(sites, scheme, ignored_scope)
+        choices = tuple(decide(site, schemes[site.name], self.target.activations) for site in sites)
+        made = Plan(choices, calibration, self.seed, versions())
+        return _Decided(sites, refusals, made, samples, held_out, notes)
+
+    def fit(self, model: ir.Model, decided: _Decided) -> dict[str, FitResult]:
+        """Fits every site that does not stay dense, a group at a time."""
+        from .frontend.calibrate import calibrate
+        from .passes.fit import fit_site
+        from .passes.scheme import parse_scheme
+        from .passes.structures.base import Structure
+
+        structures = {choice.name: parse_scheme(choice.scheme) for choice in decided.plan.sites}
+        sites = [site for site in decided.sites if isinstance(structures[site.name], Structure)]
+        groups = (
+            [(sites, {})]
+            if decided.samples is None
+            else calibrate(model, sites, decided.samples, progress=self.progress)
+        )
+        results: dict[str, FitResult] = {}
+        for group, stats in groups:
+            for site in group:
+                structure = structures[site.name]
+                found = stats.get(site.name)
+                results[site.name] = fit_site(
+                    site, structure, found, seed=self.seed, form=self.form
+                )
+                self.progress(len(results), len(sites), "fit")
+        return results
+
+    def build(self, model: ir.Model, decided: _Decided, folder: Path) -> Manifest:
+        """Fits, rewrites `model` in place, and writes everything but the manifest to `folder`."""
+        from .backend.expected import expected_outputs
+        from .backend.onnx_runtime import slow_forms
+        from .backend.package import lower
+        from .frontend.dense import run_dense
+        from .passes.replace import ReplaceDense
+        from .runtime.artifact import PLAN, write_expectations
+        from .runtime.report import write_report
+
+        before = _weight_bytes(model)
+        dense = run_dense(model, decided.held_out)
+        results = self.fit(model, decided)
+        ReplaceDense(decided.plan, {name: found.fitted for name, found in results.items()})(model)
+        warnings = slow_forms(model, self.form) if self.target.engine == "ort" else []
+        self.progress(0, 2, "lower")
+        lowered = lower(model, self.target, folder, with_onnx=self.with_onnx)
+        self.progress(1, 2, "reference")
+        expected = expected_outputs(model, decided.held_out)
+        self.progress(2, 2, "reference")
+        (folder / PLAN).write_text(decided.plan.to_json(), encoding="utf-8")
+        write_expectations(folder, decided.held_out, dense, expected.outputs)
+        report = self.report(decided, results, lowered, expected, before, warnings)
+        write_report(folder, report)
+        return self.manifest(model, lowered, expected)
+
+    def report(
+        self,
+        decided: _Decided,
+        results: Mapping[str, FitResult],
+        lowered: Lowered,
+        expected: Expected,
+        before: int,
+        warnings: list[str],
+    ) -> dict[str, Any]:
+        """What was replaced by what, why, and at what cost."""
+        from .passes.report import refusal_rows, site_rows
+
+        choices = {choice.name: choice for choice in decided.plan.sites}
+        samples = decided.samples
+        return {
+            "target": str(self.target),
+            "sites": site_rows(decided.sites, choices, results),
+            "refusals": refusal_rows(decided.refusals),
+            "bytes": {"before": before, "after": lowered.engine_bytes},
+            "calibration": None
+            if samples is None
+            else {"samples": len(samples), "tokens": samples.tokens, "sha256": samples.sha256},
+            "error_measure": "weights" if samples is None else "outputs under the second moment",
+            "activation_rounding_effect": expected.rounding_effect,
+            "notes": decided.notes,
+            "warnings": warnings,
+        }
+
+    def manifest(self, model: ir.Model, lowered: Lowered, expected: Expected) -> Manifest:
+        """What a session has to know; the hashes are added when the folder is complete."""
+        from .frontend.bounds import dimension_bounds, index_bounds
+        from .runtime.artifact import Manifest, Tolerance, package_versions
+
+        derivation = (
+            "4 x the distance of the float32 run of the numpy reference from its float64 run"
+        )
+        bounds = index_bounds(model)
+        return Manifest(
+            engine=lowered.engine,
+            target=str(self.target),
+            inputs=tuple(_tensor_info(value, bounds) for value in model.graph.inputs),
+            outputs=tuple(_tensor_info(value, {}) for value in model.graph.outputs),
+            dimension_bounds={**dimension_bounds(model), **lowered.dimension_bounds},
+            parameters=lowered.parameters,
+            cpu_features=lowered.cpu_features,
+            execution_tolerance={
+                name: Tolerance(bound, derivation) for name, bound in expected.tolerance.items()
+            },
+            versions=package_versions(),
+        )

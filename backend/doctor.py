@@ -70,7 +70,7 @@ def _first(programs: tuple[str, ...]) -> str | None:
 
 
 def _cpu() -> dict[str, Any]:
-    from ..runtime.bench import machine
+    from ..runtime.hardware import machine
 
     return machine()
 
