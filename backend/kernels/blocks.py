@@ -1,0 +1,39 @@
+"""Blocks of 16 outputs side by side: `[rows, n]` <-> `[ceil(rows / 16), n, 16]`.
+
+All weights for TVM are stored so: one load brings the same position of 16 outputs, one for each
+lane of a vector, and a whole block is read in order. Missing rows of the last block are zero.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+LANES = 16
+"""Outputs of a block: one AVX-512 register of floats, two of AVX2, four of SSE or NEON."""
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+def block_count(rows: int) -> int:
+    """`ceil(rows / 16)`."""
+    return -(-rows // LANES)
+
+
+def interleave(matrix: NDArray[Scalar]) -> NDArray[Scalar]:
+    """`[..., rows, n]` to `[..., ceil(rows / 16), n, 16]`, rows padded with zeros."""
+    *lead, rows, length = matrix.shape
+    blocks = block_count(rows)
+    padded = np.zeros((*lead, blocks * LANES, length), matrix.dtype)
+    padded[..., :rows, :] = matrix
+    shaped = padded.reshape(*lead, blocks, LANES, length)
+    return np.ascontiguousarray(shaped.swapaxes(-1, -2))
+
+
+def deinterleave(blocks: NDArray[Scalar], rows: int) -> NDArray[Scalar]:
+    """The inverse of `interleave` for a matrix of `rows` rows."""
+    *lead, count, length, lanes = blocks.shape
+    shaped = blocks.swapaxes(-1, -2).reshape(*lead, count * lanes, length)
+    return np.ascontiguousarray(shaped[..., :rows, :])

@@ -1,0 +1,281 @@
+"""`y = x Ŵᵀ` on a CPU: a tile of Ŵ is decoded once into the cache and used for all rows of x.
+
+    parallel  block of 16 outputs
+      serial    chunk of inputs (inside one group): decode it to a tile [chunk, 16]
+        serial    up to `rows` rows of x: multiply and add in registers, then
+                  y[row, block] += scale[group, block] · (x's own scale) · sum
+
+So weights are read once per call, 16 outputs share a register, and no dense weight is ever in
+memory. With rounded activations the sums are of int16 products in int32, exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from .blocks import LANES, block_count
+from .dots import Tiling, dot_floats, dot_pairs, float_tile, pair_tile
+from .rounding import pairs, words_per_row
+from .sources import Codes, Floats
+from .tir import (
+    Argument,
+    Buffer,
+    Expr,
+    PrimFunc,
+    broadcast,
+    convert,
+    index,
+    load,
+    local,
+    parallel,
+    prim_func,
+    ramp,
+    serial,
+    store,
+    when,
+    zeros,
+)
+
+_CODE_CHUNK = 128
+"""Inputs decoded at a time: a tile of 8 KB of floats."""
+
+_FLOAT_CHUNK = 512
+"""Inputs of plain weights at a time: 32 KB."""
+
+
+@dataclass(frozen=True)
+class Matmul:
+    """`batches` products side by side, each `[rows, in_features] · [in_features, out_features]`.
+
+    Attributes:
+        in_features: inputs of one batch; batch b reads the columns `b · in_features …` of x.
+        out_features: outputs of one batch.
+        source: how the weights are stored; only plain ones have several batches.
+        run: output j of batch b goes to the column `(j // run · batches + b) · run + j % run`;
+            by default `out_features`, which keeps the batches one behind the other.
+        rounded: x comes as int8 codes with a scale per row and group (see `rounding`).
+    """
+
+    in_features: int
+    out_features: int
+    source: Floats | Codes
+    run: int | None = None
+    rounded: bool = False
+
+    @property
+    def batches(self) -> int:
+        """The number of products."""
+        return self.source.batches if isinstance(self.source, Floats) else 1
+
+
+@cache
+def matmul(spec: Matmul, tiling: Tiling) -> PrimFunc:
+    """The PrimFunc `(x, *weights, y)`, or `(codes of x, scales of x, *weights, y)` if rounded."""
+    blocks = block_count(spec.out_features)
+    stored = spec.source.arguments(blocks, spec.in_features)
+    width_out = spec.batches * spec.out_features
+
+    def arguments(rows: Expr) -> Sequence[Argument]:
+        inputs = [Argument("x", (rows, spec.batches * spec.in_features), "float32")]
+        if isinstance(spec.source, Codes) and spec.rounded:
+            group = spec.source.group
+            inputs = [
+                Argument("x", (rows, words_per_row(spec.in_features, group)), "int32"),
+                Argument("x_scales", (rows, -(-spec.in_features // group)), "float32"),
+            ]
+        return [*inputs, *stored, Argument("y", (rows, width_out), "float32")]
+
+    def body(rows: Expr, *buffers: Buffer) -> None:
+        inputs, weights, y = (
+            buffers[: -len(stored) - 1],
+            buffers[-len(stored) - 1 : -1],
+            buffers[-1],
+        )
+        with parallel(spec.batches * blocks) as block:
+            _Block(spec, tiling, rows, inputs, weights, y, block).emit()
+
+    return prim_func(arguments, body)
+
+
+class _Block:
+    """Emits the statements for one block of 16 outputs."""
+
+    def __init__(
+        self,
+        spec: Matmul,
+        tiling: Tiling,
+        rows: Expr,
+        inputs: Sequence[Buffer],
+        weights: Sequence[Buffer],
+        y: Buffer,
+        block: Expr,
+    ) -> None:
+        self.spec, self.tiling, self.rows = spec, tiling, rows
+        self.inputs, self.weights, self.y = inputs, weights, y
+        per_batch = block_count(spec.out_features)
+        self.batch, self.block = block // per_batch, block % per_batch
+        self.first_output = self.block * LANES
+
+    def emit(self) -> None:
+        chunks = _chunks(self.spec)
+        planes = self.spec.source.planes if isinstance(self.spec.source, Codes) else 1
+        add = planes * sum(part.groups * part.steps for part in chunks) > 1
+        if add:
+            with serial(self.rows) as row:
+                self._write(row, zeros("float32", LANES), add=False)
+        for plane in range(planes):
+            for part in chunks:
+                with serial(part.groups) as group, serial(part.steps) as step:
+                    if isinstance(self.spec.source, Codes):
+                        self._codes(self.spec.source, plane, part, group, step, add)
+                    else:
+                        self._floats(part, step, add)
+
+    def _floats(self, part: _Chunks, step: Expr, add: bool) -> None:
+        x, weight = self.inputs[0], self.weights[0]
+        start = step * part.length + part.start
+        column = self.batch * self.spec.in_features + start
+
+        def rows_at(first: Expr, rows: int) -> None:
+            sums = dot_floats(
+                rows,
+                part.length,
+                lambda row, k: load(x, first + row, column + k),
+                lambda k: load(weight, self.batch, self.block, start + k, ramp(0, LANES)),
+            )
+            for row, total in enumerate(sums):
+                self._write(first + row, total, add)
+
+        self._all_rows(rows_at)
+
+    def _codes(
+        self, source: Codes, plane: int, part: _Chunks, group: Expr, step: Expr, add: bool
+    ) -> None:
+        stored, scales = self.weights
+        layout, length = source.format, part.length
+        in_group = step * length
+        group = group + part.first_group
+        unit = group * layout.units(source.group) + step * layout.units(length)
+        scale = load(scales, plane, self.block, group, ramp(0, LANES))
+        make_tile = pair_tile if self.spec.rounded else float_tile
+        tile = make_tile(
+            lambda j: source.decode(stored, plane, self.block, unit + j, 0, LANES),
+            layout.units(length),
+            layout.codes,
+        )
+
+        def rows_at(first: Expr, rows: int) -> None:
+            if self.spec.rounded:
+                words, x_scales = self.inputs
+                column = group * pairs(source.group) + in_group // 2
+                sums = dot_pairs(
+                    rows,
+                    pairs(length),
+                    lambda row, k: load(words, first + row, column + k),
+                    tile,
+                    self.tiling,
+                )
+                for row, total in enumerate(sums):
+                    factor = broadcast(load(x_scales, first + row, group), LANES)
+                    self._write(first + row, convert(total, "float32", LANES) * factor * scale, add)
+                return
+            (x,) = self.inputs
+            column = self.batch * self.spec.in_features + group * source.group + in_group
+            sums = dot_floats(
+                rows,
+                length,
+                lambda row, k: load(x, first + row, column + k),
+                lambda k: load(tile, ramp(k * LANES, LANES)),
+            )
+            for row, total in enumerate(sums):
+                self._write(first + row, total * scale, add)
+
+        self._all_rows(rows_at)
+
+    def _all_rows(self, emit: Callable[[Expr, int], None]) -> None:
+        done: Expr = index(0)
+        for rows in self.tiling.rows:
+            with serial((self.rows - done) // rows) as i:
+                emit(done + i * rows, rows)
+            done = done + (self.rows - done) // rows * rows
+
+    def _write(self, row: Expr, value: Expr, add: bool) -> None:
+        """Stores or adds 16 outputs of one row, fewer in the last block of a batch."""
+        spec = self.spec
+        run = spec.run or spec.out_features
+
+        def column(lane: int) -> Expr:
+            output = self.first_output + lane
+            return (output // run * spec.batches + self.batch) * run + output % run
+
+        def put(where: Expr, new: Expr) -> None:
+            store(self.y, load(self.y, row, where) + new if add else new, row, where)
+
+        def together() -> None:
+            put(ramp(column(0), LANES), value)
+
+        def one_by_one(lanes: int) -> None:
+            last = local(LANES, "float32")
+            store(last, value, ramp(0, LANES))
+            for lane in range(lanes):
+                put(column(lane), load(last, lane))
+
+        contiguous = run == spec.out_features or run % LANES == 0
+        rest = spec.out_features % LANES
+
+        def full() -> None:
+            together() if contiguous else one_by_one(LANES)
+
+        if rest == 0:
+            full()
+            return
+        when(
+            self.first_output + LANES <= spec.out_features,
+            full,
+            lambda: one_by_one(rest),
+        )
+
+
+@dataclass(frozen=True)
+class _Chunks:
+    """`groups` groups from the input `start` on, each in `steps` equal chunks of `length`."""
+
+    start: int
+    first_group: int
+    groups: int
+    steps: int
+    length: int
+
+
+def _chunks(spec: Matmul) -> list[_Chunks]:
+    """All inputs as chunks that lie in one group and whose tile stays in the first-level cache."""
+    inputs = spec.in_features
+    if not isinstance(spec.source, Codes):
+        length = min(inputs, _FLOAT_CHUNK)
+        full, rest = divmod(inputs, length)
+        return _nonempty(_Chunks(0, 0, 1, full, length), _Chunks(inputs - rest, 0, 1, 1, rest))
+    group, unit = spec.source.group, spec.source.format.codes
+    full, rest = divmod(inputs, group)
+    length = _chunk_of_group(group, unit)
+    return _nonempty(
+        _Chunks(0, 0, full, group // length, length),
+        _Chunks(inputs - rest, full, 1, 1, rest),
+    )
+
+
+def _chunk_of_group(group: int, unit: int) -> int:
+    """The longest equal part of a group that is made of whole units and whole pairs."""
+    multiple = math.lcm(unit, 2)
+    parts = [
+        length
+        for length in range(multiple, _CODE_CHUNK + 1, multiple)
+        if group % length == 0 and 4 * length >= _CODE_CHUNK
+    ]
+    return max(parts, default=group) if group > _CODE_CHUNK else group
+
+
+def _nonempty(*chunks: _Chunks) -> list[_Chunks]:
+    return [part for part in chunks if part.groups * part.steps * part.length]

@@ -1,0 +1,101 @@
+"""Thin words over TVM's IRBuilder; all indices are int64, as Relax shapes are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
+
+Buffer = Any
+Expr = Any
+PrimFunc = Any
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One buffer of a PrimFunc: a name, a shape and a dtype."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def index(value: int | Expr) -> Expr:
+    """`value` as an int64 expression."""
+    return tirx.const(value, "int64") if isinstance(value, int) else value
+
+
+def serial(extent: int | Expr) -> Any:
+    """`for i in range(extent)`, as a context manager that yields `i`."""
+    return T.serial(index(0), index(extent))
+
+
+def parallel(extent: int | Expr) -> Any:
+    """The same over the threads of the pool."""
+    return T.parallel(index(0), index(extent))
+
+
+def when(condition: Expr, then: Callable[[], None], otherwise: Callable[[], None]) -> None:
+    """`if condition: then() else: otherwise()` in the generated code."""
+    with T.If(condition):
+        with T.Then():
+            then()
+        with T.Else():
+            otherwise()
+
+
+def ramp(start: int | Expr, lanes: int) -> Expr:
+    """The indices `start … start + lanes - 1`; a plain index where there is one lane."""
+    return index(start) if lanes == 1 else tirx.Ramp(index(start), index(1), lanes)
+
+
+def broadcast(value: Expr, lanes: int) -> Expr:
+    """`value` in each lane."""
+    return value if lanes == 1 else tirx.Broadcast(value, lanes)
+
+
+def zeros(dtype: str, lanes: int) -> Expr:
+    """A vector of zeros."""
+    return broadcast(tirx.const(0, dtype), lanes)
+
+
+def convert(value: Expr, dtype: str, lanes: int) -> Expr:
+    """`value`, of `lanes` lanes, as `dtype`."""
+    return tirx.Cast(dtype if lanes == 1 else f"{dtype}x{lanes}", value)
+
+
+def load(buffer: Buffer, *indices: int | Expr) -> Expr:
+    """`buffer[indices]`."""
+    return buffer[tuple(index(i) for i in indices)]
+
+
+def store(buffer: Buffer, value: Expr, *indices: int | Expr) -> None:
+    """`buffer[indices] = value`."""
+    T.buffer_store(buffer, value, [index(i) for i in indices])
+
+
+def local(size: int, dtype: str) -> Buffer:
+    """A small array of this thread; where all indices are constant it lives in registers."""
+    return T.sblock_alloc_buffer((size,), dtype, scope="local")
+
+
+def prim_func(
+    inputs: Callable[[Expr], Sequence[Argument]],
+    body: Callable[..., None],
+) -> PrimFunc:
+    """A private, scheduled PrimFunc over a symbolic number of rows.
+
+    `inputs(rows)` names the buffers; `body(rows, *buffers)` emits the statements.
+    """
+    rows = tirx.Var("rows", "int64")
+    with IRBuilder() as builder:
+        with T.prim_func(private=True, s_tir=True):
+            T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+            buffers = [T.arg(item.name, T.buffer(item.shape, item.dtype)) for item in inputs(rows)]
+            with T.sblock("root"):
+                body(rows, *buffers)
+    return builder.get()
