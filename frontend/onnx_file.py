@@ -7,7 +7,6 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
 from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 
 from ..passes.errors import LoadError
@@ -39,10 +38,10 @@ def from_onnx_file(path: Path) -> ir.Model:
         )
     try:
         proto = onnx.load(path, format="protobuf", load_external_data=False)
-    except (DecodeError, ValueError) as error:
-        raise LoadError(f"{path}: not an ONNX file in protobuf form, or truncated") from error
     except OSError as error:
         raise LoadError(f"{path}: cannot be read: {error.strerror}") from error
+    except Exception as error:  # protobuf's own classes differ between its implementations
+        raise LoadError(f"{path}: not an ONNX file in protobuf form, or truncated") from error
     return _from_proto(proto, str(path), path.absolute().parent)
 
 
@@ -179,6 +178,7 @@ def _converted(proto: onnx.ModelProto, origin: str, folder: Path | None) -> onnx
 def _first_that_fails(proto: onnx.ModelProto) -> onnx.NodeProto | None:
     """The first node that cannot be converted alone, with its own constants."""
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    node: onnx.NodeProto
     for node in proto.graph.node:
         graph = onnx.GraphProto(name="one", node=[node])
         graph.initializer.extend(constants[name] for name in node.input if name in constants)

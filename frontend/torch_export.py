@@ -1,10 +1,7 @@
 """PyTorch to `ir.Model`: `torch.export`, then torch's ONNX exporter, with the parameters' names.
 
 The exporter's own optimiser folds `Transpose(weight)` into a nameless copy of every weight, which
-loses the names, doubles the memory and unties tied weights. So it is left out: constants are
-folded here, all but those transposes; a weight that only one transpose reads is then transposed
-when it is read, under its own name; one that others read too (an embedding tied to the head) stays
-one initializer.
+loses the names, doubles the memory and unties tied weights: `tidy` does its work instead.
 """
 
 from __future__ import annotations
@@ -12,19 +9,19 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
-from onnxscript import optimizer
 from torch.utils import _pytree as pytree
 
 from ..passes.errors import LoadError
 from .shapes import infer_missing_shapes, quiet
+from .tidy import fold_transposes, tidy
 
 # From 23 on the exporter keeps `Attention`, whose kernel in ONNX Runtime 1.31 refuses masks that
 # broadcast over the queries; the decomposed form runs everywhere. 21 is the first opset with
@@ -90,11 +87,11 @@ def from_exported_program(
             )
             assert exported is not None
             model = exported.model
-            optimizer.optimize_ir(model, should_fold=_should_fold)
+            tidy(model)
     except Exception as error:
         raise LoadError(f"conversion to ONNX failed: {_first_line(error)}") from error
     _restore_names(model, program)
-    _fold_transposes(model)
+    fold_transposes(model)
     bounds = _dim_bounds(model, program)
     if bounds:
         model.metadata_props[DIM_BOUNDS] = json.dumps(bounds)
@@ -131,15 +128,9 @@ def _output_names(program: torch.export.ExportedProgram) -> list[str]:
     )
     names = []
     for path, _leaf in leaves:
-        # A key is one of dict's `.key`, a sequence's `.idx`, an attribute's `.name`.
-        keys = [str(next(iter(vars(key).values()))) for key in path]
+        keys = re.findall(r"\w+", pytree.keystr(path))
         names.append("_".join(keys if keys and not keys[0].isdigit() else ["output", *keys]))
     return names
-
-
-def _should_fold(node: ir.Node) -> bool | None:
-    """Leaves transposes of weights to `_fold_transposes`; None means the optimiser's own rules."""
-    return False if node.op_type == "Transpose" and node.domain == "" else None
 
 
 def _restore_names(model: ir.Model, program: torch.export.ExportedProgram) -> None:
@@ -154,37 +145,6 @@ def _restore_names(model: ir.Model, program: torch.export.ExportedProgram) -> No
         wanted = names.get(str(value.name))
         if wanted is not None and wanted not in initializers:
             value.name = wanted
-
-
-def _fold_transposes(model: ir.Model) -> None:
-    """`Transpose(weight)` becomes a weight that is transposed whenever it is read."""
-    graph = model.graph
-    for node in list(graph):
-        if node.op_type != "Transpose" or node.domain != "":
-            continue
-        weight, result = node.inputs[0], node.outputs[0]
-        if weight is None or not weight.is_initializer() or weight.is_graph_output():
-            continue
-        if len(weight.uses()) != 1 or result.is_graph_output():
-            continue
-        tensor = weight.const_value
-        assert tensor is not None
-        rank = len(tensor.shape)
-        perm = node.attributes.get_ints("perm", list(reversed(range(rank))))
-        transposed = _transposed(tensor, perm)
-        ir.convenience.replace_all_uses_with(result, weight)
-        graph.remove(node, safe=True)
-        weight.const_value = transposed
-        weight.shape = transposed.shape
-
-
-def _transposed(tensor: ir.TensorProtocol, perm: Sequence[int]) -> ir.LazyTensor:
-    def read() -> ir.TensorProtocol:
-        array = np.ascontiguousarray(tensor.numpy().transpose(perm))
-        return ir.Tensor(array, dtype=tensor.dtype, name=tensor.name)
-
-    shape = ir.Shape([tensor.shape[axis] for axis in perm])
-    return ir.LazyTensor(read, dtype=tensor.dtype, shape=shape, name=tensor.name)
 
 
 def _dim_bounds(
