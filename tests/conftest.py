@@ -1,0 +1,49 @@
+"""The golden fixture: a text is compared with a file that a person has read."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-golden", action="store_true", help="rewrite the files in tests/golden"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--update-golden") and os.environ.get("CI") == "true":
+        raise pytest.UsageError("--update-golden is for a person who reads the difference, not CI")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """`golden(text)` fails unless `tests/golden/<module>/<test>.txt` holds that text."""
+    module = request.path.stem.removeprefix("test_")
+    name = request.node.name.removeprefix("test_").replace("[", "-").replace("]", "")
+    file = GOLDEN / module / f"{name}.txt"
+    update: bool = request.config.getoption("--update-golden")
+
+    def compare(text: str) -> None:
+        text = text.rstrip("\n") + "\n"
+        if update:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+            return
+        if not file.exists():
+            pytest.fail(f"{file} is missing; run pytest --update-golden and read what it writes")
+        expected = file.read_text(encoding="utf-8")
+        if text != expected:
+            lines = difflib.unified_diff(
+                expected.splitlines(), text.splitlines(), "expected", "actual", lineterm=""
+            )
+            pytest.fail("\n".join(lines), pytrace=False)
+
+    return compare
