@@ -69,6 +69,7 @@ def _value(text: str, wanted: Any, where: str) -> Any:
         raise SchemeError(f"{where} is one of {', '.join(map(str, options))}, not {text!r}")
     if origin in (typing.Union, types.UnionType):
         (wanted,) = (option for option in options if option is not type(None))
+        return _value(text, wanted, where)
     if wanted is bool:
         if text.lower() not in ("true", "false"):
             raise SchemeError(f"{where} is true or false, not {text!r}")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
@@ -25,12 +27,25 @@ Activations = Literal["auto", "float", "int8"]
 Container = Literal[2, 4, 8]
 """Bits of a stored code in the fast form."""
 
+
+@dataclass(frozen=True)
+class Term:
+    """One MatMulNBits of the fast form.
+
+    Attributes:
+        bits: of a stored code.
+        factor: its scales are this times the one tensor `scales`; None if it has its own.
+    """
+
+    bits: Container
+    factor: float | None = 1.0
+
+
 GROUPS = (16, 32, 64, 128, 256)
 TWO_BIT_BLOCKS = (32, 64, 128)
 """Blocks with a 2-bit int8 kernel in ONNX Runtime; others fall back to dequantising W whole."""
 
-_MATMUL_ATTRIBUTES = "N, K, bits, block_size, accuracy_level"
-_REFERENCES = ", ".join(f"{name}: int = @{name}" for name in _MATMUL_ATTRIBUTES.split(", "))
+_ATTRIBUTES = ("N", "K", "block_size", "accuracy_level")
 PORTABLE_OPSET = 21
 
 
@@ -52,8 +67,8 @@ class BlockQuantized(Structure):
 
     @property
     @abstractmethod
-    def container(self) -> Container:
-        """Bits of a stored code in the fast form."""
+    def terms(self) -> tuple[Term, ...]:
+        """The MatMulNBits nodes of the fast form, whose outputs are added."""
 
     def with_activations(self, activations: Activations) -> Self:
         """The same structure with `auto` decided."""
@@ -62,7 +77,8 @@ class BlockQuantized(Structure):
     @property
     def block(self) -> int:
         """Columns of a block of the engine: it has one scale of W and one of x."""
-        return min(self.group, TWO_BIT_BLOCKS[-1]) if self.container == 2 else self.group
+        two_bit = any(term.bits == 2 for term in self.terms)
+        return min(self.group, TWO_BIT_BLOCKS[-1]) if two_bit else self.group
 
     def reference(self, factors: Factors, x: NDArray[np.floating]) -> NDArray[np.floating]:
         """`x Ŵᵀ` in the dtype of x; with `activations=int8` of the rounded x, in float64."""
@@ -72,19 +88,31 @@ class BlockQuantized(Structure):
         return (rounded @ self.dense(factors).T).astype(x.dtype)
 
     def attributes(self, out_features: int, in_features: int, form: Form) -> dict[str, int]:
-        """Those of MatMulNBits; the portable form knows the size of a group alone.
+        """Those of MatMulNBits, `bits` only for a single node; the block in the portable form.
 
         Accuracy level 4 is the int8 kernel. It must be given: the level decides the numbers.
         """
         if form == "portable":
-            return {"block_size": self.group}
+            return {"block_size": self.block}
+        own = {"bits": self.terms[0].bits} if len(self.terms) == 1 else {}
         return {
             "N": out_features,
             "K": in_features,
-            "bits": self.container,
+            **own,
             "block_size": self.block,
             "accuracy_level": 4 if self.activations == "int8" else 0,
         }
+
+    def bits(self, out_features: int, in_features: int) -> int:
+        """Codes of whole blocks in their containers, and the float32 scales."""
+        blocks = group_count(in_features, self.block)
+        codes = sum(term.bits for term in self.terms) * self.block
+        scales = 32 * (1 if self.terms[0].factor is not None else len(self.terms))
+        return out_features * blocks * (codes + scales)
+
+    def macs(self, out_features: int, in_features: int) -> int:
+        """As many as the dense weight has, once for each node."""
+        return len(self.terms) * out_features * in_features
 
     def _check_group(self) -> None:
         if self.group not in GROUPS:
@@ -167,61 +195,64 @@ def pack_portable(codes: NDArray[np.int8], bits: Literal[4, 8]) -> ir.TensorProt
     return ir.PackedTensor(pack_fields(nibbles, 4), ir.DataType.INT4, shape=columns.shape)
 
 
-def matmul_function(
-    op_type: str, form: Form, opset: int, factors: tuple[float | None, ...] = (None,)
-) -> ir.Function:
-    """`y = Σ_k x Ŵ_kᵀ`: one MatMulNBits, or DequantizeLinear and MatMul, for each term.
+def fast_function(op_type: str, terms: Sequence[Term], opset: int) -> ir.Function:
+    """`y = Σ_k MatMulNBits(x, codes_k, factor_k · scales)`.
 
-    Terms are joined by `Sum`: ONNX Runtime turns `Add` of two MatMuls into a Gemm, which keeps it
-    from fusing.
+    The inputs are `codes`, or `codes_0`, `codes_1`... for several terms, then `scales`, or
+    `scales_0`... where terms have their own. Terms are joined by `Sum`: ONNX Runtime turns an
+    `Add` of two products into a Gemm, which is slower.
+    """
+    single, common = len(terms) == 1, terms[0].factor is not None
+    attributes = [*_ATTRIBUTES, "bits"] if single else _ATTRIBUTES
+    given = ", ".join(f"{name}: int = @{name}" for name in attributes)
+    names = [""] if single else [f"_{k}" for k in range(len(terms))]
+    body = []
+    for name, term in zip(names, terms, strict=True):
+        scales = "scales" if common else f"scales{name}"
+        if term.factor not in (None, 1):
+            body.append(f"factor{name} = Constant <value: tensor = float {{{term.factor}}}> ()")
+            body.append(f"product{name} = Mul(scales, factor{name})")
+            scales = f"product{name}"
+        bits = "" if single else f", bits: int = {term.bits}"
+        node = f"com.microsoft.MatMulNBits <{given}{bits}> (x, codes{name}, {scales})"
+        body.append(f"y{name} = {node}")
+    inputs = [f"codes{name}" for name in names]
+    inputs += ["scales"] if common else [f"scales{name}" for name in names]
+    return _function(op_type, attributes, inputs, names, body, opset, contrib=True)
 
-    Args:
-        op_type: name of the function.
-        form: the fast or the portable one.
-        opset: version of the standard domain.
-        factors: for each term what the one tensor `scales` is multiplied by, or None for a term
-            with scales of its own. A single term takes `codes` and `scales`, several take
-            `codes_0`, `codes_1`... Functions of more than one term, or with common scales, get an
-            overload, since one model may hold several.
+
+def portable_function(op_type: str, count: int, opset: int) -> ir.Function:
+    """`y = Σ_k MatMul(x, DequantizeLinear(codes_k, scales_k))`, of standard operators.
 
     Raises:
-        LoweringError: the portable form below opset 21.
+        LoweringError: below opset 21, which has no blocked DequantizeLinear.
     """
-    if form == "portable" and opset < PORTABLE_OPSET:
+    if opset < PORTABLE_OPSET:
         raise LoweringError(
-            f"{op_type}: the portable form needs opset {PORTABLE_OPSET} and the model has {opset}; "
-            "raise its opset or take the fast form"
+            f"{op_type}: the portable form needs opset {PORTABLE_OPSET} and the model has "
+            f"{opset}; raise its opset or take the fast form"
         )
-    common = any(factor is not None for factor in factors)
-    single = len(factors) == 1
-    codes = ["codes"] if single else [f"codes_{k}" for k in range(len(factors))]
-    own = ["scales"] if single or common else [f"scales_{k}" for k in range(len(factors))]
-    body, terms = [], []
-    for k, (code, factor) in enumerate(zip(codes, factors, strict=True)):
-        scale = own[0] if common else own[k]
-        if factor is not None and factor != 1:
-            body.append(f"factor_{k} = Constant <value_float: float = {factor:.1f}> ()")
-            body.append(f"common_{k} = Mul(scales, factor_{k})")
-            scale = f"common_{k}"
-        term = "y" if single else f"y_{k}"
-        terms.append(term)
-        if form == "fast":
-            body.append(f"{term} = com.microsoft.MatMulNBits <{_REFERENCES}> (x, {code}, {scale})")
-        else:
-            body.append(
-                f"w_{k} = DequantizeLinear <axis: int = 0, block_size: int = @block_size> "
-                f"({code}, {scale})"
-            )
-            body.append(f"{term} = MatMul(x, w_{k})")
-    if not single:
-        body.append(f"y = Sum({', '.join(terms)})")
-    attributes = _MATMUL_ATTRIBUTES if form == "fast" else "block_size"
-    text = (
-        f"{op_type} <{attributes}> ({', '.join(['x', *codes, *own])}) => (y) {{\n"
-        + "\n".join(body)
-        + "\n}"
-    )
-    function = parse_function(text, opset, contrib=form == "fast")
-    if not single:
-        function.overload = f"{'tied' if common else 'free'}_{len(factors)}"
-    return function
+    names = [""] if count == 1 else [f"_{k}" for k in range(count)]
+    given = "axis: int = 0, block_size: int = @block_size"
+    body = []
+    for name in names:
+        body.append(f"weight{name} = DequantizeLinear <{given}> (codes{name}, scales{name})")
+        body.append(f"y{name} = MatMul(x, weight{name})")
+    inputs = [f"{kind}{name}" for kind in ("codes", "scales") for name in names]
+    return _function(op_type, ["block_size"], inputs, names, body, opset, contrib=False)
+
+
+def _function(
+    op_type: str,
+    attributes: Sequence[str],
+    inputs: Sequence[str],
+    names: Sequence[str],
+    body: list[str],
+    opset: int,
+    *,
+    contrib: bool,
+) -> ir.Function:
+    if len(names) > 1:
+        body = [*body, f"y = Sum({', '.join(f'y{name}' for name in names)})"]
+    header = f"{op_type} <{', '.join(attributes)}> (x, {', '.join(inputs)}) => (y)"
+    return parse_function("\n".join([f"{header} {{", *body, "}"]), opset, contrib=contrib)

@@ -18,12 +18,12 @@ from .block_quantized import (
     PORTABLE_OPSET,
     Activations,
     BlockQuantized,
-    Container,
-    group_count,
+    Term,
+    fast_function,
     largest_group,
-    matmul_function,
     pack_codes,
     pack_portable,
+    portable_function,
     spread,
     unpack_codes,
 )
@@ -142,8 +142,12 @@ class IntCodes(BlockQuantized):
         return self
 
     @property
-    def container(self) -> Container:
-        """8 bits for 8, 4 bits for 3 and 4."""
+    def terms(self) -> tuple[Term, ...]:
+        """One node, of 8 bits for 8 and of 4 bits for 3 and 4."""
+        return (Term(self._container),)
+
+    @property
+    def _container(self) -> Literal[4, 8]:
         return 8 if self.bits_ == 8 else 4
 
     def fit(
@@ -167,25 +171,16 @@ class IntCodes(BlockQuantized):
         codes = factors["codes"].astype(np.float64)
         return codes * spread(factors["scales"], self.group, codes.shape[1])
 
-    def bits(self, out_features: int, in_features: int) -> int:
-        """Codes of whole groups in their container, and a float32 scale for each group."""
-        groups = group_count(in_features, self.group)
-        return out_features * groups * (self.group * self.container + 32)
-
-    def macs(self, out_features: int, in_features: int) -> int:
-        """As many as the dense weight has."""
-        return out_features * in_features
-
     def pack(self, factors: Factors, form: Form) -> dict[str, ir.TensorProtocol]:
         """`codes` and `scales`, as MatMulNBits or as a blocked DequantizeLinear takes them."""
         import onnx_ir as ir
 
         codes = factors["codes"].astype(np.int8)
         if form == "fast":
-            packed = pack_codes(codes, self.container, self.group)
+            packed = pack_codes(codes, self._container, self.group)
             return {"codes": packed, "scales": ir.tensor(factors["scales"])}
         return {
-            "codes": pack_portable(codes, 8 if self.bits_ == 8 else 4),
+            "codes": pack_portable(codes, self._container),
             "scales": ir.tensor(np.ascontiguousarray(factors["scales"].T)),
         }
 
@@ -193,12 +188,14 @@ class IntCodes(BlockQuantized):
         self, tensors: Mapping[str, ir.TensorProtocol], out_features: int, in_features: int
     ) -> Factors:
         """The inverse of `pack(factors, "fast")`."""
-        codes = unpack_codes(tensors["codes"], self.container, in_features)
+        codes = unpack_codes(tensors["codes"], self._container, in_features)
         return {"codes": codes, "scales": tensors["scales"].numpy()}
 
     def function(self, form: Form, opset: int) -> ir.Function:
         """One MatMulNBits, or DequantizeLinear and MatMul."""
-        return matmul_function(self.op_type, form, opset)
+        if form == "fast":
+            return fast_function(self.op_type, self.terms, opset)
+        return portable_function(self.op_type, 1, opset)
 
     def gather_function(self, form: Form, opset: int) -> ir.Function:
         """Rows from the tensors of the matmul, by standard operators; only these are dequantised.
