@@ -1,0 +1,162 @@
+"""Attention and RotaryEmbedding of opset 23."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tvm import te, tirx
+
+from .builder import Builder
+from .elementwise import tanh
+from .indexing import note_index, wrap
+from .matmul import batched
+from .node import Lowering, Node
+from .reduction import softmax
+from .shape import concatenate
+from .values import SUPPORTED, Dim, Value, dtype_of, like
+
+_RAW, _AFTER_SOFTMAX = 0, 3
+
+
+def _heads(builder: Builder, node: Node, value: Value, attribute: str) -> Value:
+    """`[batch, heads, sequence, size]` from that or from `[batch, sequence, heads * size]`."""
+    if value.rank == 4:
+        return value
+    heads = int(node.attribute(attribute, 0))
+    if not heads:
+        raise node.refusal(f"attribute {attribute} is missing")
+    batch, sequence, width = value.shape
+    split = builder.reshape(value, [batch, sequence, heads, width // heads])
+    return builder.transpose(split, [0, 2, 1, 3])
+
+
+def _attention(builder: Builder, node: Node) -> list[Value]:
+    if node.get(6) is not None:
+        raise node.refusal("nonpad_kv_seqlen is not covered")
+    if any(node.attribute(f"{side}_window_size", -1) >= 0 for side in ("left", "right")):
+        raise node.refusal("sliding windows are not covered")
+    mode = node.attribute("qk_matmul_output_mode", 0)
+    if node.used(3) and mode not in (_RAW, _AFTER_SOFTMAX):
+        raise node.refusal(f"qk_matmul_output_mode {mode} is not covered")
+    query = _heads(builder, node, node[0], "q_num_heads")
+    key = _heads(builder, node, node[1], "kv_num_heads")
+    value = _heads(builder, node, node[2], "kv_num_heads")
+    past_key, past_value = node.get(4), node.get(5)
+    past: Dim = 0
+    if past_key is not None and past_value is not None:
+        past = past_key.shape[2]
+        key = concatenate(builder, [past_key, key], 2)
+        value = concatenate(builder, [past_value, value], 2)
+    heads, shared = query.shape[1], key.shape[1]
+    if not isinstance(heads, int) or not isinstance(shared, int) or heads % shared:
+        raise node.refusal(f"{heads} heads cannot share {shared} key and value heads")
+    group = heads // shared
+    raw = batched(builder, query, builder.transpose(key, [0, 1, 3, 2]), group=group)
+    scores = _scored(builder, node, raw, query.shape[3], past)
+    weights = softmax(builder, scores, 3, allow_empty=True)
+    weights = builder.cast(weights, query.dtype)
+    result = batched(builder, weights, value, group=group)
+    if node[0].rank == 3:
+        batch, _, sequence, size = result.shape
+        result = builder.transpose(result, [0, 2, 1, 3])
+        result = builder.reshape(result, [batch, sequence, heads * size])
+    return [result, key, value, weights if mode == _AFTER_SOFTMAX else raw]
+
+
+def _scored(builder: Builder, node: Node, raw: Value, head_size: Dim, past: Dim) -> Value:
+    """The products scaled, capped, masked and in the precision of the softmax."""
+    scale = node.attribute("scale")
+    if scale is None:
+        if not isinstance(head_size, int):
+            raise node.refusal("the size of a head is symbolic")
+        scale = 1.0 / math.sqrt(head_size)
+    cap = float(node.attribute("softcap", 0.0))
+
+    def scaled(x: Any) -> Any:
+        x = x * like(float(scale), x)
+        return x if cap <= 0 else tanh(x / like(cap, x)) * like(cap, x)
+
+    scores = builder.elementwise("scaled", scaled, raw)
+    mask = node.get(3)
+    if mask is not None:
+        scores = _masked(builder, node, scores, mask)
+    if node.attribute("is_causal", 0):
+        scores = _causal(builder, scores, past)
+    precision = node.attribute("softmax_precision")
+    return scores if precision is None else builder.cast(scores, SUPPORTED[precision])
+
+
+def _masked(builder: Builder, node: Node, scores: Value, mask: Value) -> Value:
+    builder.require_equal(mask.shape[-1], scores.shape[-1])
+    if mask.dtype == "bool":
+        return builder.elementwise(
+            "masked", lambda m, x: tirx.Select(m, x, te.min_value(dtype_of(x))), mask, scores
+        )
+    return builder.elementwise("masked", lambda x, m: x + m, scores, mask)
+
+
+def _causal(builder: Builder, scores: Value, past: Dim) -> Value:
+    """Scores of keys after the query set to the lowest number; `past` keys precede the first."""
+
+    def compute(x: Any, past: Any) -> Any:
+        def entry(*index: Any) -> Any:
+            *_, query, key = index
+            return tirx.Select(key <= query + past, x(*index), te.min_value(dtype_of(x)))
+
+        return te.compute(x.shape, entry, name="causal")
+
+    return builder.te("causal", compute, scores, past)
+
+
+def _rotary(builder: Builder, node: Node) -> Value:
+    value = node[0]
+    if value.rank == 3:
+        heads = int(node.attribute("num_heads", 0))
+        if not heads:
+            raise node.refusal("attribute num_heads is missing")
+        batch, sequence, width = value.shape
+        split = builder.reshape(value, [batch, sequence, heads, width // heads])
+        turned = _rotated(builder, node, split, sequence_axis=1)
+        return builder.reshape(turned, [batch, sequence, width])
+    return _rotated(builder, node, value, sequence_axis=2)
+
+
+def _rotated(builder: Builder, node: Node, value: Value, sequence_axis: int) -> Value:
+    """Pairs of entries turned by the angles of their position."""
+    cosine, sine, positions = node[1], node[2], node.get(3)
+    size = value.shape[3]
+    turned = int(node.attribute("rotary_embedding_dim", 0)) or size
+    if not isinstance(turned, int):
+        raise node.refusal("the size of a head is symbolic")
+    interleaved, half = bool(node.attribute("interleaved", 0)), turned // 2
+    if positions is not None:
+        note_index(builder, positions, cosine.shape[0])
+
+    def compute(x: Any, cosine: Any, sine: Any, positions: Any) -> Any:
+        def entry(*index: Any) -> Any:
+            batch, place, lane = index[0], index[sequence_axis], index[3]
+            if interleaved:
+                pair, second = tirx.floordiv(lane, 2), tirx.EQ(tirx.floormod(lane, 2), 1)
+                partner = tirx.Select(second, lane - 1, lane + 1)
+            else:
+                pair, second = tirx.floormod(lane, half), lane >= half
+                partner = tirx.Select(second, lane - half, lane + half)
+            if turned != size:
+                pair = te.min(pair, half - 1)
+                partner = te.min(partner, turned - 1)
+            if positions is None:
+                at = (batch, place, pair)
+            else:
+                at = (wrap(positions(batch, place), cosine.shape[0]), pair)
+            c, s = cosine(*at), sine(*at)
+            other = x(*index[:3], partner)
+            result = x(*index) * c + tirx.Select(second, other * s, -(other * s))
+            return result if turned == size else tirx.Select(lane < turned, result, x(*index))
+
+        return te.compute(x.shape, entry, name="rotary")
+
+    return builder.te("rotary", compute, value, cosine, sine, positions)
+
+
+LOWERINGS: dict[str, Lowering] = {"Attention": _attention, "RotaryEmbedding": _rotary}

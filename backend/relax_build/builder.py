@@ -1,0 +1,374 @@
+"""`Builder`: what operator families emit with; holds parameters and bounds of dimensions."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Sequence, Set
+from typing import Any
+
+import numpy as np
+import tvm_ffi
+from numpy.typing import NDArray
+from tvm import relax, te, tirx
+from tvm.ir import Range
+from tvm.relax.expr import te_tensor
+from tvm.sym import Analyzer
+from tvm.te import create_prim_func
+
+from .values import Dim, Value, known, plain
+
+_EMBEDDED = 16
+"""Constants up to this many elements are part of the code; larger ones are parameters."""
+
+OUT_ELEMENTWISE_FUSABLE = 4
+"""Relax's operator pattern for "element-wise consumers may be fused behind it"."""
+
+_UNBOUNDED = 1 << 40
+
+
+class Builder:
+    """Emits Relax bindings for `Value`s.
+
+    Attributes:
+        block: the Relax builder, inside the dataflow block of `main`.
+        parameters: arrays of the parameters by name, in order of first use.
+        bounds: lowest and highest allowed value of symbolic dimensions, by name or expression.
+        index_bounds: lowest and highest allowed content of graph inputs used as indices.
+    """
+
+    def __init__(self, block: relax.BlockBuilder, tied: Set[str] = frozenset()) -> None:
+        self.block = block
+        self.parameters: dict[str, NDArray[Any]] = {}
+        self.variables: dict[tuple[str, tuple[int, ...]], Any] = {}
+        self.packed: dict[str, Value] = {}
+        self.sites: dict[str, dict[str, Any]] = {}
+        self.tied = tied
+        self.dimensions: dict[str, Any] = {}
+        self.bounds: dict[str, tuple[int, int | None]] = {}
+        self.index_bounds: dict[str, tuple[int, int]] = {}
+        self.analyzer = Analyzer()
+
+    # Dimensions.
+
+    def dimension(self, name: str) -> Any:
+        """The variable of a symbolic dimension; the same name is the same variable."""
+        if name not in self.dimensions:
+            variable = tirx.Var(name, "int64")
+            lower, upper = self.bounds.get(name, (0, None))
+            extent = (_UNBOUNDED if upper is None else upper + 1) - lower
+            self.analyzer.bind(variable, Range.from_min_extent(lower, extent))
+            self.dimensions[name] = variable
+        return self.dimensions[name]
+
+    def bound(self, expression: Dim, *, at_least: int = 0, at_most: int | None = None) -> None:
+        """Records that a symbolic expression must stay within a range at run time."""
+        if isinstance(expression, int):
+            return
+        name = str(expression)
+        lower, upper = self.bounds.get(name, (0, None))
+        highest = [limit for limit in (upper, at_most) if limit is not None]
+        self.bounds[name] = (max(lower, at_least), min(highest, default=None))
+
+    def simplify(self, dim: Dim) -> Dim:
+        """An int, or the simplest form of a symbolic dimension."""
+        return plain(dim if isinstance(dim, int) else self.analyzer.simplify(dim))
+
+    def same(self, first: Dim, second: Dim) -> bool:
+        """Whether two dimensions are equal for all values of the symbols."""
+        first, second = plain(first), plain(second)
+        if isinstance(first, int) and isinstance(second, int):
+            return first == second
+        return bool(self.analyzer.can_prove_equal(first, second))
+
+    def proves(self, condition: Any) -> bool:
+        """Whether a condition on dimensions holds for all values of the symbols."""
+        if isinstance(condition, bool | np.bool_):
+            return bool(condition)
+        return bool(self.analyzer.can_prove(condition))
+
+    def broadcast(self, *shapes: Sequence[Dim]) -> tuple[Dim, ...]:
+        """The ONNX broadcast of shapes; unequal symbolic dimensions are decided at run time."""
+        rank = max(len(shape) for shape in shapes)
+        padded = [[1] * (rank - len(shape)) + [plain(dim) for dim in shape] for shape in shapes]
+        return tuple(
+            functools.reduce(self._broadcast_dim, dims) for dims in zip(*padded, strict=True)
+        )
+
+    def require_equal(self, first: Dim, second: Dim) -> None:
+        """Refuses two fixed dimensions that differ; symbolic ones are taken to agree."""
+        first, second = plain(first), plain(second)
+        if isinstance(first, int) and isinstance(second, int) and first != second:
+            raise ValueError(f"dimensions {first} and {second} do not agree")
+
+    def reading(
+        self, shape: Sequence[Dim], broadcast: Sequence[Dim]
+    ) -> Callable[[Sequence[Any], Sequence[Any]], list[Any]]:
+        """How to read an operand of `shape` at an index of `broadcast`: given index and its dims.
+
+        An axis of one entry is read at 0, an equal one at the index, and one where that is decided
+        at run time by a comparison.
+        """
+        aligned = broadcast[len(broadcast) - len(shape) :]
+        plans = [
+            "zero" if _is_one(dim) else "same" if self.same(dim, other) else "either"
+            for dim, other in zip(shape, aligned, strict=True)
+        ]
+
+        def read(index: Sequence[Any], dims: Sequence[Any]) -> list[Any]:
+            return list(map(_read_at, plans, index[len(index) - len(plans) :], dims))
+
+        return read
+
+    def _broadcast_dim(self, first: Dim, second: Dim) -> Dim:
+        if _is_one(first):
+            return second
+        if _is_one(second) or self.same(first, second):
+            return first
+        if isinstance(first, int) and isinstance(second, int):
+            raise ValueError(f"dimensions {first} and {second} do not broadcast")
+        if isinstance(first, int):
+            return first
+        if isinstance(second, int):
+            return second
+        return self.simplify(tirx.Select(first == 1, second, first))
+
+    # Values.
+
+    def tensor(self, value: Value) -> Any:
+        """The Relax expression of a value; host values become constants or parameters."""
+        if value.expr is not None:
+            return value.expr
+        if value.symbolic:
+            return self.materialise(value).expr
+        assert value.host is not None
+        if value.host.size <= _EMBEDDED:
+            return relax.const(np.ascontiguousarray(value.host), value.dtype)
+        return self.parameter(value.name, value.host)
+
+    def parameter(self, name: str, array: NDArray[Any]) -> Any:
+        """The function parameter of that name and shape, registered at the first call."""
+        key = (name, array.shape)
+        if key not in self.variables:
+            unique = name if name not in self.parameters else f"{name}.{len(self.parameters)}"
+            array = np.ascontiguousarray(array)
+            self.parameters[unique] = array
+            kind = relax.TensorType(array.shape, str(array.dtype))
+            self.variables[key] = relax.Var(unique, kind)
+        return self.variables[key]
+
+    def stored(
+        self, name: str, array: NDArray[Any], pack: Callable[[NDArray[Any]], NDArray[Any]]
+    ) -> Value:
+        """The parameter of that name, packed at the first call."""
+        if name not in self.packed:
+            packed = pack(array)
+            variable = self.parameter(name, packed)
+            shape = tuple(packed.shape)
+            self.packed[name] = Value(str(packed.dtype), shape, expr=variable, name=name)
+        return self.packed[name]
+
+    def materialise(self, value: Value) -> Value:
+        """A host value of symbolic entries as a run-time tensor."""
+        assert value.host is not None
+        entries = list(value.host.flat)
+
+        def compute(shape: list[Any], entries: list[Any]) -> Any:
+            def entry(*index: Any) -> Any:
+                flat = _flat_index(index, shape)
+                result = _integer(entries[-1], value.dtype)
+                for position in reversed(range(len(entries) - 1)):
+                    result = tirx.Select(
+                        flat == position, _integer(entries[position], value.dtype), result
+                    )
+                return result
+
+            return te.compute([extent(dim) for dim in shape], entry, name="shape")
+
+        return self.te("shape", compute, list(value.shape), entries)
+
+    def emit(self, expression: Any, name: str = "") -> Value:
+        """Binds a Relax expression whose type has a known shape."""
+        variable = self.block.emit(expression, name)
+        shape = tuple(self.simplify(dim) for dim in variable.ty.shape)
+        return Value(str(variable.ty.dtype), shape, expr=variable)
+
+    def te(
+        self,
+        name: str,
+        compute: Callable[..., Any],
+        *arguments: Any,
+        attributes: dict[str, Any] | None = None,
+    ) -> Value:
+        """Emits a tensor expression as its own PrimFunc; equal ones are shared.
+
+        Unlike `BlockBuilder.emit_te` the order of the symbolic arguments is fixed, so that the
+        same model gives the same code.
+
+        Args:
+            name: hint for the name of the PrimFunc.
+            compute: takes the arguments with each `Value` as a TE tensor and each expression over
+                the PrimFunc's own variables; returns one TE tensor. It must not capture symbolic
+                expressions.
+            arguments: Values, ints, strings, expressions and nested lists of them.
+            attributes: attributes of the PrimFunc.
+        """
+        inner: dict[Any, Any] = {}
+        tensors: list[Any] = []
+        placeholders: list[Any] = []
+        free: list[Any] = []
+
+        def translate(expression: Any) -> Any:
+            def visit(variable: Any) -> None:
+                if variable not in inner:
+                    inner[variable] = tirx.Var(variable.name, "int64")
+
+            tvm_ffi.structural_walk(expression, (tirx.Var, visit), order="post")
+            return _substitute(expression, inner)
+
+        def convert(argument: Any) -> Any:
+            if isinstance(argument, Value):
+                expression = self.tensor(argument)
+                for dim in expression.ty.shape:
+                    translate(dim)
+                placeholder = te_tensor(expression, inner, f"x{len(tensors)}")
+                tensors.append(expression)
+                placeholders.append(placeholder)
+                return placeholder
+            if isinstance(argument, list | tuple):
+                return [convert(item) for item in argument]
+            if isinstance(argument, tirx.Expr):
+                free.append(translate(argument))
+                return free[-1]
+            return argument
+
+        result = compute(*[convert(argument) for argument in arguments])
+        outer = {mine: theirs for theirs, mine in inner.items()}
+        used = [*free, *(dim for tensor in [*placeholders, result] for dim in tensor.shape)]
+        bound = {dim for tensor in placeholders for dim in tensor.shape if dim in outer}
+        wanted = {v for item in used for v in tirx.analysis.undefined_vars(item)} - bound
+        unbound = sorted(wanted, key=lambda variable: str(variable.name))
+        function = create_prim_func([*placeholders, *unbound, result], "int64")
+        if attributes:
+            function = function.with_attrs(attributes)
+        function = function.without_attr("global_symbol")
+        shape = [self.simplify(_substitute(dim, outer)) for dim in result.shape]
+        call = relax.call_tir(
+            self.block.add_func(function, name),
+            [*tensors, *(outer[variable] for variable in unbound)],
+            relax.TensorType([extent(dim) for dim in shape], result.dtype),
+        )
+        return Value(str(result.dtype), tuple(shape), expr=self.block.emit(call, name))
+
+    def elementwise(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *values: Value,
+        shape: Sequence[Dim] = (),
+    ) -> Value:
+        """`function` of broadcast values, entry by entry; scalars known here become immediates.
+
+        The result has at least `shape`, if given.
+        """
+        shape = self.broadcast(*[value.shape for value in values], shape)
+        readings = [self.reading(value.shape, shape) for value in values]
+
+        def compute(shape: list[Any], *operands: Any) -> Any:
+            def entry(*index: Any) -> Any:
+                return function(
+                    *[
+                        _operand(operand, value, reading, index)
+                        for operand, value, reading in zip(operands, values, readings, strict=True)
+                    ]
+                )
+
+            return te.compute([extent(dim) for dim in shape], entry, name=name)
+
+        operands = [_scalar(value) if _is_scalar(value) else value for value in values]
+        return self.te(name, compute, list(shape), *operands)
+
+    def cast(self, value: Value, dtype: str) -> Value:
+        """The value in another dtype."""
+        if value.dtype == dtype:
+            return value
+        if value.static:
+            assert value.host is not None
+            return known(value.host.astype(dtype), dtype, f"{value.name}.{dtype}")
+        return self.elementwise("cast", lambda x: x.astype(dtype), value)
+
+    def reshape(self, value: Value, shape: Sequence[Dim]) -> Value:
+        """The same entries in another shape; no copy unless fused."""
+        if len(shape) == value.rank and all(map(self.same, shape, value.shape)):
+            return value
+        if value.host is not None:
+            return known(value.host.reshape([int(dim) for dim in shape]), value.dtype, value.name)
+        expression = relax.op.reshape(value.expr, relax.ShapeExpr([extent(dim) for dim in shape]))
+        variable = self.block.emit(expression)
+        return Value(value.dtype, tuple(shape), expr=variable)
+
+    def transpose(self, value: Value, axes: Sequence[int]) -> Value:
+        """The axes in another order."""
+        if list(axes) == list(range(value.rank)):
+            return value
+        if value.host is not None:
+            suffix = "transposed" if value.rank == 2 else "transposed." + "".join(map(str, axes))
+            return known(np.transpose(value.host, axes), value.dtype, f"{value.name}.{suffix}")
+        return self.emit(relax.op.permute_dims(value.expr, list(axes)))
+
+
+def size(shape: Sequence[Dim]) -> Dim:
+    """The number of entries."""
+    return functools.reduce(operator.mul, shape, 1)
+
+
+def _substitute(expression: Any, mapping: dict[Any, Any]) -> Any:
+    if isinstance(expression, int):
+        return expression
+    return tvm_ffi.structural_map(
+        expression, (tirx.Var, lambda variable: mapping.get(variable, variable)), order="post"
+    )
+
+
+def extent(dim: Dim) -> Any:
+    """A dimension as an int64 expression."""
+    return tirx.IntImm("int64", dim) if isinstance(dim, int) else dim
+
+
+def _integer(entry: Any, dtype: str) -> Any:
+    return tirx.const(entry, dtype) if isinstance(entry, int) else entry.astype(dtype)
+
+
+def _is_scalar(value: Value) -> bool:
+    return value.host is not None and value.host.size == 1
+
+
+def _scalar(value: Value) -> Any:
+    assert value.host is not None
+    entry = value.host.reshape(-1)[0]
+    return entry if value.symbolic else value.host.reshape(-1)[0].item()
+
+
+def _operand(operand: Any, value: Value, reading: Callable[..., Any], index: Any) -> Any:
+    if _is_scalar(value):
+        if isinstance(operand, tirx.Expr):
+            return operand.astype(value.dtype)
+        return tirx.const(operand, value.dtype)
+    return operand(*reading(index, operand.shape))
+
+
+def _is_one(dim: Dim) -> bool:
+    return isinstance(dim, int) and dim == 1
+
+
+def _read_at(plan: str, index: Any, dim: Any) -> Any:
+    if plan == "zero":
+        return tirx.const(0, "int64")
+    return index if plan == "same" else tirx.Select(dim == 1, tirx.const(0, "int64"), index)
+
+
+def _flat_index(index: Sequence[Any], shape: Sequence[Any]) -> Any:
+    flat: Any = tirx.const(0, "int64")
+    for position, dim in zip(index, shape, strict=True):
+        flat = flat * dim + position
+    return flat

@@ -1,0 +1,95 @@
+"""onnx_ir model -> Relax -> scheduled primitive functions -> machine code."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import onnx_ir as ir
+
+from ...passes.errors import MissingDependencyError
+from ..target import Target
+from .module import Signature, TvmModule
+from .schedule import ApplySchedules
+from .walker import Walk
+
+
+def check_toolchain() -> None:
+    """Refuses to start long work that would end without a linker.
+
+    Raises:
+        MissingDependencyError: no C++ compiler on the path to link `module.so` with.
+    """
+    if not any(shutil.which(name) for name in ("g++", "clang++", "gcc", "clang", "cc")):
+        raise MissingDependencyError(
+            "linking module.so needs a C++ compiler and none is on the path; install g++ or clang, "
+            "or compile with --target ort-cpu, which needs none"
+        )
+
+
+def build(model: ir.Model, target: Target) -> TvmModule:
+    """The model compiled for a TVM target; weights stay apart from the code.
+
+    Raises:
+        LoweringError: an operator, attribute or type that is not covered; names the node.
+        MissingDependencyError: no C++ compiler.
+    """
+    import tvm
+    from tvm import relax
+
+    check_toolchain()
+    machine = target.tvm()
+    with machine:
+        walk = Walk(model)
+        module = relax.transform.LegalizeOps()(walk.module)
+        walk.module = None
+        module = _pipeline()(module)
+        executable = tvm.compile(module, target=machine, relax_pipeline=_lower())
+    builder = walk.builder
+    return TvmModule(
+        executable=executable,
+        weights=builder.parameters,
+        inputs=[Signature(*signature) for signature in walk.inputs],
+        outputs=[Signature(*signature) for signature in walk.outputs],
+        dimension_bounds=builder.bounds,
+        index_bounds=builder.index_bounds,
+    )
+
+
+def _pipeline() -> Any:
+    """Fuse element-wise operators into their producers, then schedule what came of it."""
+    import tvm
+    from tvm.relax import transform
+
+    return tvm.transform.Sequential(
+        [
+            transform.AnnotateTIROpPattern(),
+            transform.FoldConstant(),
+            transform.FuseOps(),
+            transform.FuseTIR(),
+            transform.DeadCodeElimination(),
+            ApplySchedules(),
+        ]
+    )
+
+
+def _lower() -> Any:
+    """Relax's own lowering for CPUs: memory planned once, shapes computed on the host."""
+    import tvm
+    from tvm.relax import transform
+
+    return tvm.transform.Sequential(
+        [
+            transform.RewriteDataflowReshape(),
+            transform.ToNonDataflow(),
+            transform.RemovePurityChecking(),
+            transform.CallTIRRewrite(),
+            transform.StaticPlanBlockMemory(),
+            transform.LowerAllocTensor(),
+            transform.KillAfterLastUse(),
+            transform.LowerRuntimeBuiltin(),
+            transform.ComputePrimValue(),
+            transform.VMShapeLower(),
+            transform.AttachGlobalSymbol(),
+        ]
+    )

@@ -1,0 +1,209 @@
+"""Conv and pooling, for any number of spatial axes."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+from tvm import te, tirx
+
+from .builder import Builder, extent
+from .node import Lowering, Node
+from .reduction import mean, reduce
+from .shape import pad
+from .values import Dim, Value, dtype_of, like
+
+
+def _windows(node: Node, value: Value, kernel: Sequence[int]) -> tuple[list[int], list[int]]:
+    count = len(kernel)
+    strides = node.attribute("strides") or [1] * count
+    dilations = node.attribute("dilations") or [1] * count
+    return list(strides), list(dilations)
+
+
+def _pads(
+    node: Node,
+    value: Value,
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+) -> tuple[list[Dim], list[Dim]]:
+    """Entries to add before and after each spatial axis."""
+    count = len(kernel)
+    auto = node.attribute("auto_pad", "NOTSET")
+    if auto == "NOTSET":
+        pads = node.attribute("pads") or [0] * (2 * count)
+        return list(pads[:count]), list(pads[count:])
+    if auto == "VALID":
+        return [0] * count, [0] * count
+    before: list[Dim] = []
+    after: list[Dim] = []
+    for size, width, stride, dilation in zip(
+        value.shape[2:], kernel, strides, dilations, strict=True
+    ):
+        if not isinstance(size, int):
+            raise node.refusal(f"auto_pad {auto} of a symbolic dimension is not covered")
+        reach = (width - 1) * dilation + 1
+        total = max((-(-size // stride) - 1) * stride + reach - size, 0)
+        small, large = total // 2, total - total // 2
+        before.append(small if auto == "SAME_UPPER" else large)
+        after.append(large if auto == "SAME_UPPER" else small)
+    return before, after
+
+
+def _outputs(
+    builder: Builder,
+    sizes: Sequence[Dim],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+) -> list[Dim]:
+    """Windows along each axis of a padded input."""
+    return [
+        builder.simplify(tirx.floordiv(extent(size) - ((width - 1) * dilation + 1), stride) + 1)
+        for size, width, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True)
+    ]
+
+
+def _conv(builder: Builder, node: Node) -> Value:
+    value, weight, bias = node[0], node[1], node.get(2)
+    kernel = [int(dim) for dim in weight.shape[2:]]
+    strides, dilations = _windows(node, value, kernel)
+    before, after = _pads(node, value, kernel, strides, dilations)
+    groups = int(node.attribute("group", 1))
+    value = pad(builder, node, value, [0, 0, *before], [0, 0, *after])
+    spatial = _outputs(builder, value.shape[2:], kernel, strides, dilations)
+    outputs, inputs = int(weight.shape[0]), int(weight.shape[1])
+    builder.require_equal(value.shape[1], inputs * groups)
+    per_group = outputs // groups
+
+    def compute(x: Any, w: Any, spatial: list[Any]) -> Any:
+        channel = te.reduce_axis((0, extent(inputs)), "c")
+        window = [te.reduce_axis((0, extent(width)), f"k{a}") for a, width in enumerate(kernel)]
+
+        def entry(batch: Any, out: Any, *place: Any) -> Any:
+            at = [
+                position * stride + step * dilation
+                for position, step, stride, dilation in zip(
+                    place, window, strides, dilations, strict=True
+                )
+            ]
+            source = channel
+            if groups > 1:
+                source = tirx.floordiv(out, per_group) * inputs + channel
+            return te.sum(x(batch, source, *at) * w(out, channel, *window), axis=[channel, *window])
+
+        shape = [x.shape[0], extent(outputs), *map(extent, spatial)]
+        return te.compute(shape, entry, name="conv")
+
+    result = builder.te("conv", compute, value, weight, spatial)
+    if bias is None:
+        return result
+    bias = builder.reshape(bias, [outputs, *[1] * len(kernel)])
+    return builder.elementwise("bias", lambda x, b: x + b, result, bias)
+
+
+def _pool(builder: Builder, node: Node) -> Value:
+    value = node[0]
+    average = node.node.op_type == "AveragePool"
+    if not average and node.used(1):
+        raise node.refusal("the indices of the maxima are not covered")
+    kernel = [int(width) for width in node.attribute("kernel_shape")]
+    strides, dilations = _windows(node, value, kernel)
+    before, after = _pads(node, value, kernel, strides, dilations)
+    if node.attribute("ceil_mode", 0):
+        after = _ceiling(node, value, kernel, strides, dilations, before, after)
+    padded = [
+        builder.simplify(dim + low + high)
+        for dim, low, high in zip(value.shape[2:], before, after, strict=True)
+    ]
+    spatial = _outputs(builder, padded, kernel, strides, dilations)
+    count_pads = bool(node.attribute("count_include_pad", 0))
+
+    def compute(x: Any, spatial: list[Any], low: list[Any]) -> Any:
+        shape = [*x.shape[:2], *map(extent, spatial)]
+
+        def at(place: Any, window: Any) -> list[Any]:
+            return [
+                position * stride + step * dilation - first
+                for position, step, stride, dilation, first in zip(
+                    place, window, strides, dilations, low, strict=True
+                )
+            ]
+
+        def inside(places: list[Any]) -> Any:
+            tests = [tirx.all(p >= 0, p < dim) for p, dim in zip(places, x.shape[2:], strict=True)]
+            return functools.reduce(tirx.all, tests)
+
+        def axes(name: str) -> list[Any]:
+            return [
+                te.reduce_axis((0, extent(width)), f"{name}{a}") for a, width in enumerate(kernel)
+            ]
+
+        window = axes("k")
+        nothing = like(0, x) if average else te.min_value(dtype_of(x))
+        combine = te.sum if average else te.max
+
+        def entry(batch: Any, channel: Any, *place: Any) -> Any:
+            places = at(place, window)
+            read = tirx.if_then_else(inside(places), x(batch, channel, *places), nothing)
+            return combine(read, axis=window)
+
+        pooled = te.compute(shape, entry, name="pool")
+        if not average:
+            return pooled
+        if count_pads:
+            number = like(functools.reduce(operator.mul, kernel), x)
+            return te.compute(shape, lambda *index: pooled(*index) / number, name="average")
+        counted = axes("j")
+        one, zero = like(1, x), like(0, x)
+
+        def count(*place: Any) -> Any:
+            return te.sum(tirx.Select(inside(at(place, counted)), one, zero), axis=counted)
+
+        counts = te.compute(shape[2:], count, name="count")
+        return te.compute(shape, lambda *index: pooled(*index) / counts(*index[2:]), name="average")
+
+    return builder.te("pool", compute, value, spatial, list(before))
+
+
+def _ceiling(
+    node: Node,
+    value: Value,
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    before: Sequence[Dim],
+    after: Sequence[Dim],
+) -> list[Dim]:
+    """Padding behind that makes room for a last, partial window that starts inside."""
+    wider = []
+    for size, width, stride, dilation, low, high in zip(
+        value.shape[2:], kernel, strides, dilations, before, after, strict=True
+    ):
+        if not isinstance(size, int):
+            raise node.refusal("ceil_mode of a symbolic dimension is not covered")
+        reach = (width - 1) * dilation + 1
+        windows = -(-(size + low + high - reach) // stride) + 1
+        if (windows - 1) * stride >= size + low:
+            windows -= 1
+        wider.append((windows - 1) * stride + reach - size - low)
+    return wider
+
+
+def _global_pool(builder: Builder, node: Node) -> Value:
+    axes = list(range(2, node[0].rank))
+    if node.node.op_type == "GlobalMaxPool":
+        return reduce(builder, "max", node[0], axes, combine=te.max)
+    return mean(builder, node[0], axes)
+
+
+LOWERINGS: dict[str, Lowering] = {
+    "AveragePool": _pool,
+    "Conv": _conv,
+    "GlobalAveragePool": _global_pool,
+    "GlobalMaxPool": _global_pool,
+    "MaxPool": _pool,
+}

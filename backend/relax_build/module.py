@@ -1,0 +1,53 @@
+"""`TvmModule`: a compiled model, its code apart from its weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class Signature:
+    """Name, numpy dtype and shape of an input or output; symbolic dimensions are expressions."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class TvmModule:
+    """The function `main(inputs..., parameters...) -> tuple of outputs`, compiled.
+
+    Attributes:
+        executable: the Relax VM executable.
+        weights: the parameters by name, in the order in which `main` takes them.
+        inputs, outputs: signatures in the order of the graph.
+        dimension_bounds: lowest and highest allowed value of symbolic dimensions; a key may be an
+            expression such as `past + seq`. The code does not check them: a session must.
+        index_bounds: lowest and highest allowed content of inputs used as indices.
+    """
+
+    executable: Any
+    weights: dict[str, NDArray[np.generic]]
+    inputs: Sequence[Signature]
+    outputs: Sequence[Signature]
+    dimension_bounds: dict[str, tuple[int, int | None]]
+    index_bounds: dict[str, tuple[int, int]]
+
+    @property
+    def parameter_names(self) -> list[str]:
+        """Names of the parameters in the order in which `main` takes them."""
+        return list(self.weights)
+
+    def export(self, folder: str | os.PathLike[str]) -> Path:
+        """Writes `module.so`, the code without weights, and returns its path."""
+        path = Path(folder) / "module.so"
+        self.executable.export_library(str(path))
+        return path

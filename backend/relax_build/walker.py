@@ -1,0 +1,177 @@
+"""Walks an ONNX graph once and emits it as one Relax function `main(inputs..., parameters...)`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
+from tvm import relax
+
+from ...passes.errors import LoweringError
+from ...passes.structures.base import DOMAIN
+from .builder import Builder, extent
+from .fold import fold
+from .node import WAY_OUT, Node, refusal
+from .operators import operators
+from .structured import lower_structured
+from .values import SUPPORTED, Dim, Value, known
+
+BOUNDS = "undense.dim_bounds"
+"""Metadata of a model: bounds of its symbolic dimensions, `{"seq": [2, 512]}`."""
+
+
+def inlined(model: ir.Model) -> ir.Model:
+    """The model without model-local functions, but for those of the domain `undense`."""
+    foreign = [function for function in model.functions.values() if function.domain != DOMAIN]
+    if not foreign:
+        return model
+    copy = model.clone()
+    InlinePass(criteria=lambda function: function.domain != DOMAIN)(copy)
+    return copy
+
+
+def check(model: ir.Model) -> None:
+    """Finds what is not covered without building anything.
+
+    Raises:
+        LoweringError: an operator or type that the lowering does not cover; names the operators,
+            the first node and the way out.
+    """
+    model = inlined(model)
+    graph = model.graph
+    for value in [*graph.inputs, *graph.initializers.values()]:
+        if value.dtype is not None and value.dtype not in SUPPORTED and value.uses():
+            raise LoweringError(
+                f"{value.name}: type {value.dtype.name} is not covered by TVM; {WAY_OUT}"
+            )
+    unknown = [node for node in graph if not _covered(node)]
+    if unknown:
+        names = sorted({_operator(node) for node in unknown})
+        more = f" ({len(unknown)} nodes: {', '.join(names)})" if len(unknown) > 1 else ""
+        raise refusal(unknown[0], f"the TVM backend does not cover this operator{more}")
+
+
+def _covered(node: ir.Node) -> bool:
+    return node.domain == DOMAIN or (node.domain == "" and node.op_type in operators())
+
+
+def _operator(node: ir.Node) -> str:
+    return f"{node.domain}.{node.op_type}" if node.domain else str(node.op_type)
+
+
+class Walk:
+    """One walk: the Relax module, its parameters and the bounds it relies on.
+
+    Attributes:
+        module: an IRModule with the function `main`.
+        builder: holds parameters and bounds.
+        inputs, outputs: name, dtype and shape of each.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        model = inlined(model)
+        self.graph = model.graph
+        self.opset = model.opset_imports.get("", 1)
+        block = relax.BlockBuilder()
+        self.builder = Builder(block, _tied(model.graph))
+        stated = json.loads(model.metadata_props.get(BOUNDS, "{}"))
+        self.builder.bounds.update({name: (low, high) for name, (low, high) in stated.items()})
+        self.values: dict[ir.Value, Value] = {}
+        variables = [self._input(value) for value in model.graph.inputs]
+        with block.function("main"):
+            with block.dataflow():
+                for node in model.graph:
+                    self._node(node)
+                results = [self._output(value) for value in model.graph.outputs]
+                bound = [block.emit_output(result) for result in results]
+            parameters = list(self.builder.variables.values())
+            block.emit_func_output(relax.Tuple(bound), [*variables, *parameters])
+        self.module = block.get().with_attr("undense.inputs", len(variables))
+        self.inputs = [_signature(self.values[value], value) for value in model.graph.inputs]
+        self.outputs = [_signature(self.values[value], value) for value in model.graph.outputs]
+
+    def _input(self, value: ir.Value) -> Any:
+        name = str(value.name)
+        if value.dtype not in SUPPORTED or value.shape is None:
+            raise LoweringError(f"input {name}: its type or rank is not known; {WAY_OUT}")
+        shape = tuple(self._dimension(dim, name, axis) for axis, dim in enumerate(value.shape))
+        dtype = SUPPORTED[value.dtype]
+        kind = relax.TensorType([extent(dim) for dim in shape], dtype)
+        variable = relax.Var(name, kind)
+        self.values[value] = Value(dtype, shape, expr=variable, name=name, source=name)
+        return variable
+
+    def _dimension(self, dim: int | ir.SymbolicDim, name: str, axis: int) -> Dim:
+        if isinstance(dim, int):
+            return dim
+        return self.builder.dimension(dim.value or f"{name}_{axis}")
+
+    def _node(self, node: ir.Node) -> None:
+        if not _covered(node):
+            raise refusal(node, "the TVM backend does not cover this operator")
+        inputs = node.inputs[:1] if node.domain == DOMAIN else node.inputs
+        view = Node(node, tuple(map(self._read, inputs)), self.opset)
+        try:
+            results = fold(self.builder, view)
+            if results is None:
+                lowering = lower_structured if node.domain else operators()[node.op_type]
+                lowered = lowering(self.builder, view)
+                results = [lowered] if isinstance(lowered, Value) else list(lowered)
+        except LoweringError:
+            raise
+        except Exception as error:
+            raise refusal(node, _first_line(error)) from error
+        self.values.update(zip(node.outputs, results, strict=False))
+
+    def _read(self, value: ir.Value | None) -> Value | None:
+        if value is None:
+            return None
+        if value not in self.values:
+            self.values[value] = self._initializer(value)
+        return self.values[value]
+
+    def _initializer(self, value: ir.Value) -> Value:
+        tensor = value.const_value
+        if tensor is None:
+            raise LoweringError(f"{value.name}: neither computed nor an initializer; mend the file")
+        if tensor.dtype not in SUPPORTED:
+            raise LoweringError(f"{value.name}: type {tensor.dtype.name} is not covered; {WAY_OUT}")
+        return known(tensor.numpy(), SUPPORTED[tensor.dtype], str(value.name))
+
+    def _output(self, value: ir.Value) -> Any:
+        result = self._read(value)
+        assert result is not None
+        return self.builder.tensor(result)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
+
+
+def _tied(graph: ir.Graph) -> frozenset[str]:
+    """Weights that are gathered from and, transposed, multiplied with."""
+    return frozenset(str(name) for name, value in graph.initializers.items() if _is_tied(value))
+
+
+def _is_tied(value: ir.Value) -> bool:
+    uses = list(value.uses())
+    gathered = any(node.op_type == "Gather" and index == 0 for node, index in uses)
+    return gathered and any(_multiplies(node, index) for node, index in uses)
+
+
+def _multiplies(node: ir.Node, index: int) -> bool:
+    if node.op_type == "Gemm":
+        transposed = node.attributes.get("transB")
+        return index == 1 and transposed is not None and bool(transposed.value)
+    if node.op_type != "Transpose":
+        return False
+    return any(user.op_type == "MatMul" and at == 1 for user, at in node.outputs[0].uses())
+
+
+def _signature(value: Value, declared: ir.Value) -> tuple[str, str, Sequence[int | str]]:
+    shape = [dim if isinstance(dim, int) else str(dim) for dim in value.shape]
+    return str(declared.name), value.dtype, shape
