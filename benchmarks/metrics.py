@@ -91,12 +91,6 @@ def fidelity(model: NDArray[np.floating], dense: NDArray[np.floating]) -> Fideli
     return Fidelity(float(agree.mean()), float(divergence.mean()))
 
 
-def output_error(model: NDArray[np.floating], dense: NDArray[np.floating]) -> float:
-    """‖model − dense‖ / ‖dense‖ over all elements, in float64."""
-    reference = dense.astype(np.float64)
-    return float(np.linalg.norm(model.astype(np.float64) - reference) / np.linalg.norm(reference))
-
-
 def _correlation(ours: NDArray[np.floating], human: NDArray[np.floating]) -> Correlation:
     return Correlation(
         float(pearsonr(ours, human).statistic), float(spearmanr(ours, human).statistic)

@@ -96,12 +96,6 @@ def test_fidelity_of_known_logits() -> None:
     assert math.isclose(found.kl, by_hand / 2, rel_tol=1e-6)
 
 
-def test_output_error_is_relative() -> None:
-    dense = np.array([3.0, 4.0])
-    assert metrics.output_error(dense, dense) == 0
-    assert metrics.output_error(np.array([3.0, 4.5]), dense) == 0.1
-
-
 def test_similarity_follows_the_ranks() -> None:
     angles = {"a": 0.0, "b": 0.1, "c": 0.5, "d": 1.4}
 

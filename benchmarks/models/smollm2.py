@@ -266,8 +266,8 @@ def runner(model: SmolLM2) -> Callable[[NDArray[np.int64]], NDArray[np.float32]]
     return logits
 
 
-def calibration(tokens: int = 4096) -> list[Feed]:
+def calibration(tokens: int = 4096, layers: int = LAYERS) -> list[Feed]:
     """The first tokens of calib.txt in windows of 512, each without past."""
     ids = tokenizer().encode(calibration_text()).ids[:tokens]
     windows = np.array(ids, np.int64).reshape(-1, 1, WINDOW)
-    return [{"input_ids": window} | empty_cache() for window in windows]
+    return [{"input_ids": window} | empty_cache(layers=layers) for window in windows]
