@@ -143,9 +143,9 @@ def block_svd(
     """A Monarch matrix with small `tr((W − Ŵ) C (W − Ŵ)ᵀ)`, found block column by block column.
 
     With residual `D = W − Ŵ`, the best new block column r given all others is the rank-limited
-    projection under `C_rr` of `G = Ŵ_r + D C_:r C_rr⁻¹`, so that the error never grows. Starts
-    from the better of `monarch_projection` and the same under `C_rr`, and ends with a joint
-    least-squares fit of `w2`.
+    projection under `C_rr` of `G = Ŵ_r + D C_:r C_rr⁻¹`. A sweep does this for each r and then
+    fits `w2` by least squares given `w1`; none of these steps makes the error grow. Starts from the
+    better of `monarch_projection` and the same under `C_rr`.
 
     Args:
         weight: W, `[out_features, in_features]`.
@@ -163,21 +163,22 @@ def block_svd(
     size = weight.shape[1] // in_blocks
     columns = [slice(start, start + size) for start in range(0, weight.shape[1], size)]
     own = np.stack([second_moment[column, column] for column in columns])
+    mixing = [np.linalg.solve(own[r], second_moment[column]).T for r, column in enumerate(columns)]
     starts = (
         project_low_rank(blocks, None, rank),
         project_low_rank(blocks, own[:, None], rank),
     )
-    down, up = min(starts, key=lambda start: _error(weight, _join(*start), second_moment).sum())
-    residual = weight - monarch_product(*_join(down, up))
-    mixing = [np.linalg.solve(own[r], second_moment[column]).T for r, column in enumerate(columns)]
+    down, up = min(starts, key=lambda start: _error(weight, _join(*start), second_moment))
     for _ in range(sweeps):
+        residual = weight - monarch_product(*_join(down, up))
         for r, column in enumerate(columns):
             current = (down[r] @ up[r]).swapaxes(-1, -2)
             wanted = current + (residual @ mixing[r]).reshape(current.shape)
             down[r], up[r] = project_low_rank(wanted, own[r], rank)
             fitted = (down[r] @ up[r]).swapaxes(-1, -2)
             residual[:, column] = (blocks[r] - fitted).reshape(-1, size)
-    return _refit_second(weight, second_moment, *_join(down, up))
+        up = _refit_up(weight, second_moment, down, up)
+    return _join(down, up)
 
 
 def monarch_product(first: Array, second: Array) -> Matrix:
@@ -255,17 +256,14 @@ def compensate(
 
 
 def nearest_codes(
-    weight: Matrix,
-    importance: Matrix,
-    fit_levels: Callable[[Matrix, Matrix], AnyLevels],
-    group_size: int,
+    weight: Matrix, fit_levels: Callable[[Matrix, Matrix], AnyLevels], group_size: int
 ) -> tuple[Codes, list[AnyLevels]]:
-    """Every weight rounded to the nearest level of its group; arguments as in `compensate`."""
+    """Every weight rounded to the nearest level of its group, data-free; as `compensate` else."""
     codes, levels = np.empty(weight.shape, np.int16), []
     for start in range(0, weight.shape[1], group_size):
-        group = slice(start, start + group_size)
-        levels.append(fit_levels(weight[:, group], importance[group]))
-        codes[:, group] = levels[-1].nearest(weight[:, group].T)[0].T
+        group = weight[:, start : start + group_size]
+        levels.append(fit_levels(group, np.ones(group.shape[1])))
+        codes[:, start : start + group_size] = levels[-1].nearest(group.T)[0].T
     return codes, levels
 
 
@@ -297,29 +295,31 @@ def _join(down: Matrix, up: Matrix) -> tuple[Matrix, Matrix]:
     return first, second
 
 
-def _error(weight: Matrix, factors: tuple[Matrix, Matrix], second_moment: Matrix) -> Matrix:
-    """`tr(E C Eᵀ)` of each block of output rows, `[K]`."""
+def _error(weight: Matrix, factors: tuple[Matrix, Matrix], second_moment: Matrix) -> float:
     error = weight - monarch_product(*factors)
-    out_blocks = factors[1].shape[0]
-    return ((error @ second_moment) * error).reshape(out_blocks, -1).sum(axis=1)
+    return float(np.vdot(error @ second_moment, error))
 
 
-def _refit_second(
-    weight: Matrix, second_moment: Matrix, first: Matrix, second: Matrix
-) -> tuple[Matrix, Matrix]:
-    """Least squares for `w2` given `w1`, taken for those output blocks that it makes better."""
-    in_blocks, size, _ = first.shape
-    out_blocks, width, _ = second.shape
-    rank = width // in_blocks
-    # Row block r of features[k] feeds only the hidden columns of r.
-    features = np.zeros((out_blocks, in_blocks, size, in_blocks, rank))
-    for r in range(in_blocks):
-        features[:, r, :, r] = first[r].reshape(size, out_blocks, rank).transpose(1, 0, 2)
-    features = features.reshape(out_blocks, in_blocks * size, width)
-    weighted = second_moment @ features
-    gram = damped(features.swapaxes(-1, -2) @ weighted, _REFIT_RIDGE)
+def _refit_up(weight: Matrix, second_moment: Matrix, down: Matrix, up: Matrix) -> Matrix:
+    """Least squares for `up`, `[R, K, t, p]`, taken for those output blocks that it makes better.
+
+    Output block k sees the features `x A_k`, where A_k, `[n, R·t]`, is block-diagonal of
+    `down[:, k]`; its normal equations are `(A_kᵀ C A_k) up_k = A_kᵀ C W_kᵀ`.
+    """
+    in_blocks, out_blocks, size, rank = down.shape
+    width = in_blocks * rank
+    columns = second_moment.reshape(-1, in_blocks, size).transpose(1, 0, 2)
+    # C A_k, [K, n, R·t], one column block at a time.
+    moments = (columns[:, None] @ down).transpose(1, 2, 0, 3).reshape(out_blocks, -1, width)
+    split = moments.reshape(out_blocks, in_blocks, size, width)
+    gram = (down.transpose(1, 0, 3, 2) @ split).reshape(out_blocks, width, width)
     rows = weight.reshape(out_blocks, -1, weight.shape[1])
-    refitted = np.linalg.solve(gram, (rows @ weighted).swapaxes(-1, -2))
-    before = _error(weight, (first, second), second_moment)
-    after = _error(weight, (first, refitted), second_moment)
-    return first, np.where((after < before)[:, None, None], refitted, second)
+    wanted = (rows @ moments).swapaxes(-1, -2)
+    old = up.transpose(1, 0, 2, 3).reshape(out_blocks, width, -1)
+    # A correction to the old solution, so that the ridge costs nothing where that is exact.
+    new = old + np.linalg.solve(damped(gram, _REFIT_RIDGE), wanted - gram @ old)
+    before, after = (
+        np.sum(choice * (gram @ choice - 2 * wanted), axis=(1, 2)) for choice in (old, new)
+    )
+    best = np.where((after < before)[:, None, None], new, old)
+    return best.reshape(out_blocks, in_blocks, rank, -1).transpose(1, 0, 2, 3).copy()

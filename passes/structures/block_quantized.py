@@ -110,10 +110,6 @@ class BlockQuantized(Structure):
         scales = 32 * (1 if self.terms[0].factor is not None else len(self.terms))
         return out_features * blocks * (codes + scales)
 
-    def macs(self, out_features: int, in_features: int) -> int:
-        """As many as the dense weight has, once for each node."""
-        return len(self.terms) * out_features * in_features
-
     def _check_group(self) -> None:
         if self.group not in GROUPS:
             raise SchemeError(f"group is one of {', '.join(map(str, GROUPS))}, not {self.group}")
@@ -134,7 +130,7 @@ def round_activations(x: NDArray[np.floating], block: int) -> Matrix:
     """
     columns = x.shape[-1]
     filled = np.pad(x.astype(np.float32), [(0, 0)] * (x.ndim - 1) + [(0, -columns % block)])
-    blocks = filled.reshape(*x.shape[:-1], -1, block)
+    blocks = filled.reshape(*x.shape[:-1], group_count(columns, block), block)
     largest = np.abs(blocks).max(axis=-1, keepdims=True, initial=0)
     scale = (largest / np.float32(127)).astype(np.float64)
     with np.errstate(over="ignore"):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LoweringError, SchemeError
-from ..linalg import check_weight, compensate, fit_moment, nearest_codes
+from ..linalg import check_weight, fit_moment
 from ..stats import Stats
 from .base import Factors, Form, Structure, parse_function
 from .block_quantized import (
@@ -27,7 +26,7 @@ from .block_quantized import (
     spread,
     unpack_codes,
 )
-from .levels import fit_integer_levels
+from .levels import integer_codes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -100,8 +99,8 @@ class IntCodes(BlockQuantized):
     """Codes of `bits` bits and a float32 scale for each row and group of columns.
 
     The compensated fit is GPTQ (arXiv 2210.17323) with act-order and contiguous groups, under the
-    second moment of the inputs; without statistics, and with `fit=nearest`, every weight is rounded
-    to the nearest level. The whole range is used, −2^(bits−1) to 2^(bits−1) − 1, and a scale may be
+    second moment of the inputs; without statistics, and with `fit=nearest`, which sees none, every
+    weight is rounded to the nearest level. The whole range is used, −2^(bits−1) to 2^(bits−1) − 1, and a scale may be
     negative. Factors: `codes`, int8 `[m, n]`, and `scales`, float32 `[m, ceil(n / group)]`.
 
     In model.onnx the fast form is one MatMulNBits: `codes` uint8 `[m, groups, group · b / 8]`, low
@@ -156,20 +155,20 @@ class IntCodes(BlockQuantized):
         """Codes and scales; there is nothing random in it."""
         target = check_weight(weight, site)
         moment = fit_moment(stats, target.shape[1], site)
-        high = 2 ** (self.bits_ - 1) - 1
-        levels = partial(fit_integer_levels, low=-high - 1, high=high)
-        if moment is not None and self.fit_ == "compensated":
-            codes, groups = compensate(target, moment, levels, self.group)
-        else:
-            importance = np.ones(target.shape[1]) if moment is None else np.diagonal(moment)
-            codes, groups = nearest_codes(target, importance, levels, self.group)
-        scales = np.stack([group.step for group in groups], axis=1)
-        return {"codes": codes.astype(np.int8), "scales": scales.astype(np.float32)}
+        half = 2 ** (self.bits_ - 1)
+        codes, scales = integer_codes(
+            target, None if self.fit_ == "nearest" else moment, -half, half - 1, self.group
+        )
+        return {"codes": codes, "scales": scales}
 
     def dense(self, factors: Factors) -> NDArray[np.float64]:
         """Codes times the scale of their group."""
         codes = factors["codes"].astype(np.float64)
         return codes * spread(factors["scales"], self.group, codes.shape[1])
+
+    def macs(self, out_features: int, in_features: int) -> int:
+        """As many as the dense weight has."""
+        return out_features * in_features
 
     def pack(self, factors: Factors, form: Form) -> dict[str, ir.TensorProtocol]:
         """`codes` and `scales`, as MatMulNBits or as a blocked DequantizeLinear takes them."""

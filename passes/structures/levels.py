@@ -7,12 +7,15 @@ squared error of a column; with statistics it is the diagonal of the second mome
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..linalg import Codes, Matrix
+from ..linalg import Codes, Matrix, compensate, nearest_codes
+
+Planes = NDArray[np.int8]
+Scales = NDArray[np.float32]
 
 _SWEEP_STEPS = 32
 _MAX_ALTERNATIONS = 50
@@ -212,3 +215,30 @@ def _ridge_solve(gram: Matrix, wanted: Matrix) -> Matrix:
             break
         ridge[singular] *= 10
     return np.linalg.solve(gram + (ridge * scale)[:, None, None] * np.eye(size), wanted)
+
+
+def integer_codes(
+    weight: Matrix, second_moment: Matrix | None, low: int, high: int, group_size: int
+) -> tuple[Planes, Scales]:
+    """Codes `[m, n]` and steps `[m, groups]`: compensated, or nearest without a moment."""
+    fit_levels = partial(fit_integer_levels, low=low, high=high)
+    if second_moment is None:
+        codes, groups = nearest_codes(weight, fit_levels, group_size)
+    else:
+        codes, groups = compensate(weight, second_moment, fit_levels, group_size)
+    steps = np.stack([group.step for group in groups], axis=1)
+    return codes.astype(np.int8), steps.astype(np.float32)
+
+
+def trit_codes(
+    weight: Matrix, second_moment: Matrix | None, planes: int, group_size: int
+) -> tuple[Planes, Scales]:
+    """Trits `[K, m, n]` and scales `[K, m, groups]`, as `integer_codes`."""
+    fit_levels = partial(fit_trit_levels, planes=planes)
+    if second_moment is None:
+        codes, groups = nearest_codes(weight, fit_levels, group_size)
+    else:
+        codes, groups = compensate(weight, second_moment, fit_levels, group_size)
+    trits = np.ascontiguousarray(np.moveaxis(trit_patterns(planes)[codes], -1, 0))
+    scales = np.stack([group.scales for group in groups], axis=2)
+    return trits, scales.astype(np.float32)

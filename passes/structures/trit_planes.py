@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SchemeError
-from ..linalg import Matrix, check_weight, compensate, fit_moment, nearest_codes
+from ..linalg import check_weight, fit_moment
 from ..stats import Stats
 from .base import Factors, Form, Structure
 from .block_quantized import (
@@ -28,7 +27,7 @@ from .block_quantized import (
     spread,
     unpack_codes,
 )
-from .levels import fit_integer_levels, fit_trit_levels, trit_patterns
+from .levels import integer_codes, trit_codes, trit_patterns
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -56,9 +55,9 @@ class TritPlanes(BlockQuantized):
       one for `t_3`: 6 bits instead of 8 in one 8-bit node, and one node less than three 2-bit ones;
     - free: a 2-bit one for each plane.
     Scales are stored once for each block, which is 128 where a fast node has 2 bits and the group
-    is 256. The portable form is one INT4 tensor for tied planes (INT8 for three) and one INT4 tensor
-    for each free plane, dequantised by DequantizeLinear: INT2 would need opset 25. How a TVM module
-    stores the planes is `storage`.
+    is 256. The portable form is one INT4 tensor for tied planes (INT8 for three) and one INT4
+    tensor for each free plane, dequantised by DequantizeLinear: INT2 would need opset 25. How a TVM
+    module stores the planes is `storage`.
 
     Attributes:
         planes: K.
@@ -123,33 +122,22 @@ class TritPlanes(BlockQuantized):
         moment = fit_moment(stats, target.shape[1], site)
         if self.fit_ == "ptqtp":
             moment = None
-        return self._fit_tied(target, moment) if self.tied else self._fit_free(target, moment)
-
-    def _fit_tied(self, target: Matrix, moment: Matrix | None) -> Factors:
-        high = _high(self.planes)
-        levels = partial(fit_integer_levels, low=-high, high=high)
-        if moment is None:
-            codes, groups = nearest_codes(target, np.ones(target.shape[1]), levels, self.group)
-        else:
-            codes, groups = compensate(target, moment, levels, self.group)
-        scales = np.stack([group.step for group in groups], axis=1)
-        return {"codes": codes.astype(np.int8), "scales": scales.astype(np.float32)}
-
-    def _fit_free(self, target: Matrix, moment: Matrix | None) -> Factors:
-        levels = partial(fit_trit_levels, planes=self.planes)
-        if moment is None:
-            codes, groups = nearest_codes(target, np.ones(target.shape[1]), levels, self.group)
-        else:
-            codes, groups = compensate(target, moment, levels, self.group)
-        scales = np.stack([group.scales for group in groups], axis=2)
-        planes = np.moveaxis(trit_patterns(self.planes)[codes], -1, 0)
-        return {"planes": np.ascontiguousarray(planes), "scales": scales.astype(np.float32)}
+        if self.tied:
+            high = _high(self.planes)
+            codes, scales = integer_codes(target, moment, -high, high, self.group)
+            return {"codes": codes, "scales": scales}
+        planes, scales = trit_codes(target, moment, self.planes, self.group)
+        return {"planes": planes, "scales": scales}
 
     def dense(self, factors: Factors) -> NDArray[np.float64]:
         """Codes, or planes, times the scales of their group."""
         codes = factors["codes" if self.tied else "planes"].astype(np.float64)
         weighted = codes * spread(factors["scales"], self.group, codes.shape[-1])
         return weighted if self.tied else weighted.sum(axis=0)
+
+    def macs(self, out_features: int, in_features: int) -> int:
+        """Tied planes are one code and cost what the dense weight does, free ones each as much."""
+        return (1 if self.tied else self.planes) * out_features * in_features
 
     def pack(self, factors: Factors, form: Form) -> dict[str, ir.TensorProtocol]:
         """Codes of each node, then scales, as `fast_function` and `portable_function` take them."""
