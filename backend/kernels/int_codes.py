@@ -22,13 +22,15 @@ _FORMATS: Mapping[int, Format] = {3: ThreeBits(), 4: FourBits(), 8: EightBits()}
 
 
 class IntCodesKernel(Kernel[IntCodes]):
-    """Stores codes `[1, ceil(m / 16), bytes, 16]` and float32 scales `[1, ceil(m / 16), groups, 16]`.
+    """Stores codes `[1, ceil(m / 16), bytes, 16]` and scales `[1, ceil(m / 16), groups, 16]`.
 
-    The bytes of a row: 8 bits, one int8 a code; 4 bits, two codes a byte; 3 bits, eight codes in
-    three bytes. See `formats`.
+    A row's bytes run along the inputs: with 8 bits one int8 a code, with 4 bits two codes a byte,
+    with 3 bits eight codes in three bytes (see `formats`). Scales are float32. The embedding reads
+    the same tensors.
     """
 
     def pack(self, structure: IntCodes, factors: Factors) -> Packed:
+        """Packed codes and their scales."""
         codes = cast(NDArray[np.int8], factors["codes"])
         scales = cast(NDArray[np.float32], factors["scales"])
         return _source(structure).pack(codes[None], scales[None])
@@ -42,6 +44,7 @@ class IntCodesKernel(Kernel[IntCodes]):
         out_features: int,
         in_features: int,
     ) -> relax.Expr:
+        """One kernel; before it, one that rounds x, if activations are int8."""
         rounded = structure.activations == "int8"
         spec = Matmul(in_features, out_features, _source(structure), rounded=rounded)
         flat = Flat(builder, x)
@@ -57,6 +60,7 @@ class IntCodesKernel(Kernel[IntCodes]):
         out_features: int,
         in_features: int,
     ) -> relax.Expr:
+        """One kernel; rows are decoded one by one."""
         source = _source(structure)
         func = gather_rows(source, out_features, in_features, str(indices.ty.dtype))
         flat = Flat(builder, indices, keep=0)

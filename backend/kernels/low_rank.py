@@ -19,6 +19,7 @@ class LowRankKernel(Kernel[LowRank]):
     """Stores `down` `[1, ceil(r / 16), n, 16]` and `up` `[1, ceil(m / 16), r, 16]`, float32."""
 
     def pack(self, structure: LowRank, factors: Factors) -> Packed:
+        """Both factors with their outputs in lanes."""
         return {name: interleave(factors[name].T[None]) for name in ("down", "up")}
 
     def lower(
@@ -30,6 +31,7 @@ class LowRankKernel(Kernel[LowRank]):
         out_features: int,
         in_features: int,
     ) -> relax.Expr:
+        """Two kernels."""
         rank = int(packed["up"].ty.shape[2])
         flat = Flat(builder, x)
         down = Matmul(in_features, rank, Floats())

@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from tvm import tirx
+
 from .blocks import LANES, block_count
 from .dots import Tiling, dot_floats, dot_pairs, float_tile, pair_tile
 from .rounding import pairs, words_per_row
@@ -125,7 +127,7 @@ class _Block:
         add = planes * sum(part.groups * part.steps for part in chunks) > 1
         if add:
             with serial(self.rows) as row:
-                self._write(row, zeros("float32", LANES), add=False)
+                self._write(row, [zeros("float32", LANES)], add=False)
         for plane in range(planes):
             for part in chunks:
                 with serial(part.groups) as group, serial(part.steps) as step:
@@ -146,8 +148,7 @@ class _Block:
                 lambda row, k: load(x, first + row, column + k),
                 lambda k: load(weight, self.batch, self.block, start + k, ramp(0, LANES)),
             )
-            for row, total in enumerate(sums):
-                self._write(first + row, total, add)
+            self._write(first, sums, add)
 
         self._all_rows(rows_at)
 
@@ -178,9 +179,12 @@ class _Block:
                     tile,
                     self.tiling,
                 )
-                for row, total in enumerate(sums):
-                    factor = broadcast(load(x_scales, first + row, group), LANES)
-                    self._write(first + row, convert(total, "float32", LANES) * factor * scale, add)
+                factors = [load(x_scales, first + row, group) for row in range(rows)]
+                values = [
+                    convert(total, "float32", LANES) * broadcast(factor, LANES) * scale
+                    for total, factor in zip(sums, factors, strict=True)
+                ]
+                self._write(first, values, add)
                 return
             (x,) = self.inputs
             column = self.batch * self.spec.in_features + group * source.group + in_group
@@ -190,8 +194,7 @@ class _Block:
                 lambda row, k: load(x, first + row, column + k),
                 lambda k: load(tile, ramp(k * LANES, LANES)),
             )
-            for row, total in enumerate(sums):
-                self._write(first + row, total * scale, add)
+            self._write(first, [total * scale for total in sums], add)
 
         self._all_rows(rows_at)
 
@@ -202,41 +205,36 @@ class _Block:
                 emit(done + i * rows, rows)
             done = done + (self.rows - done) // rows * rows
 
-    def _write(self, row: Expr, value: Expr, add: bool) -> None:
-        """Stores or adds 16 outputs of one row, fewer in the last block of a batch."""
+    def _write(self, first: Expr, values: list[Expr], add: bool) -> None:
+        """Stores or adds 16 outputs of a few rows, fewer in the last block of a batch."""
         spec = self.spec
         run = spec.run or spec.out_features
+        missing = spec.out_features - self.first_output
 
-        def column(lane: int) -> Expr:
-            output = self.first_output + lane
-            return (output // run * spec.batches + self.batch) * run + output % run
-
-        def put(where: Expr, new: Expr) -> None:
-            store(self.y, load(self.y, row, where) + new if add else new, row, where)
+        def put(row: int, output: Expr, lanes: int, value: Expr) -> None:
+            column = (output // run * spec.batches + self.batch) * run + output % run
+            where = (first + row, ramp(column, lanes))
+            store(self.y, load(self.y, *where) + value if add else value, *where)
 
         def together() -> None:
-            put(ramp(column(0), LANES), value)
+            for row, value in enumerate(values):
+                put(row, self.first_output, LANES, value)
 
-        def one_by_one(lanes: int) -> None:
-            last = local(LANES, "float32")
-            store(last, value, ramp(0, LANES))
-            for lane in range(lanes):
-                put(column(lane), load(last, lane))
+        def one_by_one() -> None:
+            apart = local(len(values) * LANES, "float32")
+            for row, value in enumerate(values):
+                store(apart, value, ramp(row * LANES, LANES))
+            # A loop that is not unrolled: the columns cost LLVM more time than all the rest.
+            with serial(tirx.min(missing, index(LANES))) as lane:
+                for row in range(len(values)):
+                    put(row, self.first_output + lane, 1, load(apart, lane + row * LANES))
 
-        contiguous = run == spec.out_features or run % LANES == 0
-        rest = spec.out_features % LANES
-
-        def full() -> None:
-            together() if contiguous else one_by_one(LANES)
-
-        if rest == 0:
-            full()
-            return
-        when(
-            self.first_output + LANES <= spec.out_features,
-            full,
-            lambda: one_by_one(rest),
-        )
+        if run != spec.out_features and run % LANES:
+            one_by_one()
+        elif spec.out_features % LANES == 0:
+            together()
+        else:
+            when(missing >= LANES, together, one_by_one)
 
 
 @dataclass(frozen=True)

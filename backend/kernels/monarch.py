@@ -16,9 +16,13 @@ from .sources import Floats
 
 
 class MonarchKernel(Kernel[Monarch]):
-    """Stores `w1` `[R, ceil(K·t / 16), n/R, 16]` and `w2` `[K, ceil(m/K / 16), R·t, 16]`, float32."""
+    """Stores both factors in float32, a block of outputs in 16 lanes.
+
+    `w1` is `[R, ceil(K·t / 16), n/R, 16]`, and `w2` is `[K, ceil(m/K / 16), R·t, 16]`.
+    """
 
     def pack(self, structure: Monarch, factors: Factors) -> Packed:
+        """Both factors with their outputs in lanes."""
         return {name: interleave(factors[name].swapaxes(-1, -2)) for name in ("w1", "w2")}
 
     def lower(
@@ -30,6 +34,7 @@ class MonarchKernel(Kernel[Monarch]):
         out_features: int,
         in_features: int,
     ) -> relax.Expr:
+        """Two kernels; the transpose between them is in the columns that the first writes."""
         in_blocks, out_blocks = (int(packed[name].ty.shape[0]) for name in ("w1", "w2"))
         middle = int(packed["w2"].ty.shape[2])  # R·t
         rank = middle // in_blocks

@@ -1,7 +1,8 @@
 """`activations=int8`: each row of x in codes −127 … 127 with one scale per group of inputs.
 
 `scale = max|x| / 127` and `code = round(x · (127 / max|x|))`, half to even and all in float32, as
-`BlockQuantized.reference` and ONNX Runtime do; a group of zeros has scale 0. Two codes lie in one int32, as 16 bits each; each group starts at a fresh word.
+`BlockQuantized.reference` and ONNX Runtime do; a group of zeros has scale 0. Two codes
+lie in one int32, as 16 bits each; each group starts at a fresh word.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def words_per_row(in_features: int, group: int) -> int:
 
 @cache
 def round_activations(in_features: int, group: int) -> PrimFunc:
-    """The PrimFunc `(x, codes, scales)`: float32 `[rows, in_features]` to int32 words and scales."""
+    """The PrimFunc `(x, codes, scales)`: `[rows, in_features]` to int32 words and scales."""
     full, rest = divmod(in_features, group)
 
     def arguments(rows: Expr) -> Sequence[Argument]:

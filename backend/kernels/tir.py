@@ -92,10 +92,9 @@ def prim_func(
     `inputs(rows)` names the buffers; `body(rows, *buffers)` emits the statements.
     """
     rows = tirx.Var("rows", "int64")
-    with IRBuilder() as builder:
-        with T.prim_func(private=True, s_tir=True):
-            T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
-            buffers = [T.arg(item.name, T.buffer(item.shape, item.dtype)) for item in inputs(rows)]
-            with T.sblock("root"):
-                body(rows, *buffers)
+    with IRBuilder() as builder, T.prim_func(private=True, s_tir=True):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        buffers = [T.arg(item.name, T.buffer(item.shape, item.dtype)) for item in inputs(rows)]
+        with T.sblock("root"):
+            body(rows, *buffers)
     return builder.get()
