@@ -100,8 +100,9 @@ class IntCodes(BlockQuantized):
 
     The compensated fit is GPTQ (arXiv 2210.17323) with act-order and contiguous groups, under the
     second moment of the inputs; without statistics, and with `fit=nearest`, which sees none, every
-    weight is rounded to the nearest level. The whole range is used, −2^(bits−1) to 2^(bits−1) − 1, and a scale may be
-    negative. Factors: `codes`, int8 `[m, n]`, and `scales`, float32 `[m, ceil(n / group)]`.
+    weight is rounded to the nearest level. The whole range is used, −2^(bits−1) to 2^(bits−1) − 1,
+    and a scale may be negative. Factors: `codes`, int8 `[m, n]`, and `scales`, float32
+    `[m, ceil(n / group)]`.
 
     In model.onnx the fast form is one MatMulNBits: `codes` uint8 `[m, groups, group · b / 8]`, low
     bits first, with the default zero point 2^(b−1), b = 8 for 8 bits and 4 for 3 and 4 bits, since
