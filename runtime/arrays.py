@@ -42,7 +42,8 @@ def read_npz(path: str | Path) -> dict[str, NDArray[Any]]:
         InputError: the file is missing, damaged, no such archive, or holds pickled objects.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with Path(path).open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
             if isinstance(archive, np.ndarray):
                 raise InputError(f"{path} holds an array without a name; use numpy.savez")
             return {name: archive[name] for name in archive.files}

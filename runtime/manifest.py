@@ -158,7 +158,7 @@ class Manifest:
             )
         try:
             return _manifest(document)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (ArtifactError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(
                 f"{origin} is damaged ({error}); build the artifact again"
             ) from error
@@ -226,4 +226,4 @@ def _check_bounds(name: str, bounds: tuple[int, int]) -> None:
 
 def _expect(condition: bool, message: str) -> None:
     if not condition:
-        raise ValueError(message)
+        raise ArtifactError(message)

@@ -18,10 +18,8 @@ from .hardware import usable_cores
 from .signature import bind, check
 from .tensors import is_torch, to_torch
 
-_PACKAGES: dict[Engine, tuple[str, str]] = {
-    "ort": ("onnxruntime", "onnxruntime (pip install 'undense[cpu]')"),
-    "tvm": ("tvm", "apache-tvm (pip install 'undense[cpu]')"),
-}
+_MODULES: dict[Engine, str] = {"ort": "onnxruntime", "tvm": "tvm"}
+_PACKAGES: dict[Engine, str] = {"ort": "onnxruntime", "tvm": "apache-tvm"}
 
 
 class Session(ABC):
@@ -156,15 +154,17 @@ def _choose(artifact: Artifact, wanted: Engine | None) -> Engine:
     if not there:
         raise ArtifactError(f"{artifact.path} holds no module to run; build the artifact again")
     candidates = there if wanted is None else (wanted,)
-    installed = [name for name in candidates if importlib.util.find_spec(_PACKAGES[name][0])]
+    installed = [name for name in candidates if importlib.util.find_spec(_MODULES[name])]
     if not installed:
-        names = " or ".join(_PACKAGES[name][1] for name in candidates)
-        raise MissingDependencyError(f"{artifact.path} needs an engine to run: install {names}")
+        names = " or ".join(_PACKAGES[name] for name in candidates)
+        raise MissingDependencyError(
+            f"{artifact.path} needs an engine to run: install {names} (pip install 'undense[cpu]')"
+        )
     first = wanted or artifact.manifest.engine
     if installed[0] != first and first in there:
         warnings.warn(
-            f"{artifact.path} was made for {_PACKAGES[first][0]}, which is not installed; "
-            f"it runs on {_PACKAGES[installed[0]][0]} instead",
+            f"{artifact.path} was made for {_PACKAGES[first]}, which is not installed; "
+            f"it runs on {_PACKAGES[installed[0]]} instead",
             stacklevel=3,
         )
     return installed[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..passes.errors import ArtifactError, TargetError, UndenseError
 from .artifact import MODULE, WEIGHTS, Artifact, Engine
-from .hardware import cpu_flags
+from .hardware import cpu_flags, usable_cores
 from .session import Session
 
 # Else the first call pins the calling thread to one core, and so every thread to the same one.
@@ -55,8 +56,7 @@ class TvmSession(Session):
             main = VirtualMachine(self._executable, tvm.cpu())["main"]
             self._local.main = main
         if getattr(_pool, "threads", None) != self.num_threads:
-            _set_threads(_BIG_CORES, self.num_threads, ["0"] * self.num_threads)
-            _pool.threads = self.num_threads
+            _use_threads(self.num_threads)
         return main
 
     def _execute(self, arrays: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
@@ -68,6 +68,21 @@ class TvmSession(Session):
         results = [result] if isinstance(result, tvm.runtime.Tensor) else list(result)
         shared = self._parameter_memory | {value.data_ptr() for value in inputs}
         return [_to_numpy(value, copy=value.data_ptr() in shared) for value in results]
+
+
+def _use_threads(number: int) -> None:
+    """Sets how many threads of its pool, which never grows, the calling thread uses."""
+    if not hasattr(_pool, "threads"):
+        largest = max(number, usable_cores())
+        _set_threads(_BIG_CORES, largest, ["0"] * largest)
+    _set_threads(_BIG_CORES, number, ["0"] * number)
+    _pool.threads = number
+    if number > 1 and (got := tvm.runtime.num_threads()) < number:
+        warnings.warn(
+            f"tvm already has a pool of {got} threads here and cannot use {number}: "
+            "set TVM_NUM_THREADS before its first use",
+            stacklevel=2,
+        )
 
 
 def _check_machine(artifact: Artifact) -> None:

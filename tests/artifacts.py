@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -48,7 +52,7 @@ def sample(length: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
     return {"x": x, "ids": generator.integers(0, ROWS, length)}
 
 
-def manifest(engine: Engine = "tvm") -> Manifest:
+def manifest(engine: Engine) -> Manifest:
     tolerance = Tolerance(1e-5, "8 * in_features * eps(float32), rounded up")
     return Manifest(
         engine=engine,
@@ -89,7 +93,9 @@ def write_onnx(path: Path) -> None:
     save(model, path)
 
 
-def write_module(path: Path) -> None:
+@functools.cache
+def module_bytes() -> bytes:
+    """The exported library; compiled once for all tests."""
     import tvm
     from tvm import relax
 
@@ -110,19 +116,22 @@ def write_module(path: Path) -> None:
             result = relax.Tuple([total, relax.op.nn.relu(total)])
             output = builder.emit_output(result)
         builder.emit_func_output(output)
-    tvm.compile(builder.get(), target="llvm").export_library(str(path))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / MODULE
+        tvm.compile(builder.get(), target="llvm").export_library(str(path))
+        return path.read_bytes()
 
 
 def make_artifact(
-    destination: Path, *, module: Path | None = None, engine: Engine = "tvm", onnx: bool = True
+    destination: Path, engine: Engine = "ort", *, onnx: bool = True, **changes: Any
 ) -> Artifact:
-    """Holds `model.onnx` if `onnx`, and the compiled `module` if one is given."""
+    """For TVM with `module.so` and weights; `changes` are to the manifest."""
 
     def fill(folder: Path) -> Manifest:
         if onnx:
             write_onnx(folder / MODEL)
-        if module is not None:
-            (folder / MODULE).write_bytes(module.read_bytes())
+        if engine == "tvm":
+            (folder / MODULE).write_bytes(module_bytes())
             save_file(weights(), folder / WEIGHTS)
         samples = [sample(3 + i, i) for i in range(2)]
         references = [
@@ -132,6 +141,6 @@ def make_artifact(
         dense = [{k: (1.25 * v).astype(np.float32) for k, v in r.items()} for r in references]
         write_expectations(folder, samples, dense, references)
         (folder / REPORT).write_text(REPORT_TEXT)
-        return manifest(engine)
+        return dataclasses.replace(manifest(engine), **changes)
 
     return write_artifact(destination, fill)

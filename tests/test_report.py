@@ -1,0 +1,163 @@
+"""The report as a table, as JSON and as a page; text from a model is only ever text."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from undense.runtime.report import print_report, print_table, report_json, write_report
+
+HOSTILE = "<script>alert('x')</script>&[red]$name"
+
+
+def site(name: str, error: float | None, **changes: object) -> dict[str, object]:
+    return {
+        "name": name,
+        "in_features": 384,
+        "out_features": 1536,
+        "users": 1,
+        "scheme": "int_codes{bits=8,group=128}",
+        "bits_per_weight": 8.125,
+        "relative_error": error,
+        "reason": "auto",
+        **changes,
+    }
+
+
+REPORT = {
+    "sites": [site("layer.0.query", 0.0123456789012345), site(HOSTILE, 0.5, scheme="dense")],
+    "refusals": [{"name": "embedding<1>", "reason": "too small to pay: 12×8"}],
+    "bytes": {"before": 4000, "after": 1000, "folder": 1500},
+    "notes": ["data-free: no calibration data was given"],
+    "warnings": ["slower than dense"],
+    "error_measure": "weights",
+    "activation_rounding_effect": 0.006,
+}
+BARE = {"sites": [], "refusals": [], "bytes": {"before": 7, "after": None}}
+
+
+def test_plain_table_is_whole(capsys):
+    print_report(REPORT)
+    lines = capsys.readouterr().out.splitlines()
+    assert " ".join(lines[0].split()) == "site in out users scheme bits/weight error reason"
+    assert " ".join(lines[1].split()) == (
+        "layer.0.query 384 1536 1 int_codes{bits=8,group=128} 8.125 1.23% auto"
+    )
+    assert lines[2].startswith(HOSTILE)
+    assert lines[3:] == [
+        "not replaced: embedding<1>: too small to pay: 12×8",
+        "bytes: 4,000 before, 1,000 after (25.0%)",
+        "the artifact's folder: 1,500 bytes",
+        "error is relative, of the weights",
+        "rounding activations to int8 changes the outputs by 0.60%",
+        "note: data-free: no calibration data was given",
+        "warning: slower than dense",
+    ]
+
+
+def test_a_report_of_nothing(capsys):
+    print_report(BARE)
+    assert capsys.readouterr().out == "bytes: 7\n"
+
+
+def on_a_terminal(monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def test_rich_table_shows_the_same_text(capsys, monkeypatch):
+    on_a_terminal(monkeypatch)
+    print_report(REPORT)
+    out = capsys.readouterr().out
+    for text in ("layer.0.query", HOSTILE, "8.125", "1.23%", "int_codes{bits=8,group=128}"):
+        assert text in out
+    assert "─" in out
+
+
+def test_without_rich_the_table_is_plain(capsys, monkeypatch):
+    on_a_terminal(monkeypatch)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    print_report(REPORT)
+    out = capsys.readouterr().out
+    assert out.startswith("site ")
+    assert "─" not in out
+
+
+def test_print_table_flattens(capsys):
+    values = {
+        "holds": True,
+        "error": 1.23456e-7,
+        "none": None,
+        "machine": {"cores": 2, "flags": ["avx2", "fma"], "traps": [{"node": "a"}, {"node": "b"}]},
+    }
+    print_table("verify", values)
+    assert capsys.readouterr().out.splitlines() == [
+        "verify",
+        "holds                 yes",
+        "error                 1.235e-07",
+        "none                  –",
+        "machine.cores         2",
+        "machine.flags         avx2, fma",
+        "machine.traps.0.node  a",
+        "machine.traps.1.node  b",
+    ]
+
+
+def test_json_keeps_every_digit_and_is_valid():
+    text = report_json(
+        {**REPORT, "extra": [np.float32(0.5), float("nan"), float("inf"), np.int64(3)]}
+    )
+    read = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert read["sites"] == REPORT["sites"]
+    assert read["extra"] == [0.5, None, None, 3]
+
+
+class Page(HTMLParser):
+    """Collects tags and text, and fails where tags do not match."""
+
+    void = ("meta", "link", "br")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.mark.parametrize("report", [REPORT, BARE], ids=["full", "bare"])
+def test_the_page_is_self_contained_and_escaped(tmp_path, report):
+    write_report(tmp_path, report)
+    assert json.loads((tmp_path / "report.json").read_text())["bytes"] == report["bytes"]
+    page = Page()
+    page.feed((tmp_path / "report.html").read_text())
+    page.close()
+    assert page.open == []
+    assert not {"script", "img", "link", "iframe"} & set(page.tags)
+    assert not {"src", "href", "onclick"} & {name for name, _ in page.attributes}
+    for item in report["sites"]:
+        assert page.text.count(item["name"]) == 2  # a bar and a row
+    assert page.tags.count("rect") == len(report["sites"])
+
+
+def test_sites_without_an_error_have_no_bar(tmp_path):
+    write_report(tmp_path, {**REPORT, "sites": [site("a", None), site("b", float("inf"))]})
+    page = (tmp_path / "report.html").read_text()
+    assert "<svg" not in page
+    assert "No site was changed." in page
