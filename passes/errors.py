@@ -33,6 +33,10 @@ class FitError(UndenseError):
         self.remedy = remedy
 
 
+class CheckError(UndenseError):
+    """A model that is not well-formed."""
+
+
 class LoweringError(UndenseError):
     """An operator or type that a backend does not cover."""
 

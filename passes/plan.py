@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from .errors import PlanError
+from .errors import PlanError, SchemeError
+from .scheme import parse_scheme
+
+if TYPE_CHECKING:
+    from .sites import Site
 
 FORMAT_VERSION = 1
+
+_DECIDING_PACKAGES = ("undense", "numpy", "torch", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -48,5 +58,196 @@ class Plan:
 
     @staticmethod
     def from_json(text: str, origin: str | Path = "plan") -> Plan:
-        """The plan of a JSON text; `origin` is named in errors."""
-        raise PlanError(f"{origin}: not written yet {len(text)}")
+        """The plan of a JSON text, with every scheme resolved for the shape of its site.
+
+        Raises:
+            PlanError: no JSON, another format version, an unknown, missing or doubled field, a
+                value of another type, or a scheme that is not understood; names `origin`.
+            FitError: a scheme that the shape of its site does not admit.
+        """
+        return _Reader(text, str(origin)).plan()
+
+    def check_replay(
+        self,
+        sites: Sequence[Site],
+        calibration: str | None,
+        seed: int,
+        current: Mapping[str, str] | None = None,
+    ) -> None:
+        """Raises unless this plan can be replayed to the same bytes.
+
+        Args:
+            sites: of the model at hand.
+            calibration: sha256 of the calibration samples at hand, or None.
+            seed: of the fits at hand.
+            current: versions of the packages at hand; those that are installed if not given.
+
+        Raises:
+            PlanError: names the first thing that differs, what the plan says and what is there.
+        """
+        by_name = {site.name: site for site in sites}
+        for choice in self.sites:
+            site_of(choice, by_name)
+        planned = {choice.name for choice in self.sites}
+        for name in by_name:
+            if name not in planned:
+                raise PlanError(
+                    f"{name}: the plan does not say what becomes of this site; add it, with scheme "
+                    "dense to leave it as it is"
+                )
+        if self.calibration != calibration:
+            raise _differs("calibration data", _short(self.calibration), _short(calibration))
+        if self.seed != seed:
+            raise _differs("seeds", self.seed, seed)
+        found = versions() if current is None else current
+        for name, version in self.versions.items():
+            if found.get(name) != version:
+                raise _differs(f"versions of {name}", version, found.get(name, "none"))
+
+
+def read_plan(path: str | Path) -> Plan:
+    """The plan of a JSON file.
+
+    Raises:
+        PlanError: the file cannot be read, or as `Plan.from_json`.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"{path}: cannot be read as a plan: {error}") from None
+    return Plan.from_json(text, path)
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that decide the bytes of a fit, where they are installed."""
+    found: dict[str, str] = {}
+    for package in _DECIDING_PACKAGES:
+        for distribution in (package, f"{package}-gpu"):
+            try:
+                found.setdefault(package, metadata.version(distribution))
+            except metadata.PackageNotFoundError:
+                continue
+    return found
+
+
+def site_of(choice: Choice, sites: Mapping[str, Site]) -> Site:
+    """The site that a choice is about.
+
+    Raises:
+        PlanError: there is none of that name, or it has another shape.
+    """
+    site = sites.get(choice.name)
+    if site is None:
+        raise PlanError(f"{choice.name}: the model has no such site; `inspect` lists its sites")
+    planned, found = (f"{shape.out_features}×{shape.in_features}" for shape in (choice, site))
+    if planned != found:
+        raise PlanError(
+            f"{choice.name}: the plan was made for a weight of {planned} and the model has {found}"
+            "; make the plan again"
+        )
+    return site
+
+
+def _differs(what: str, planned: object, found: object) -> PlanError:
+    return PlanError(
+        f"{what} differ: the plan was made with {planned} and this run has {found}; give it the "
+        "same, or make the plan again"
+    )
+
+
+def _short(digest: str | None) -> str:
+    return "none" if digest is None else f"{digest[:8]}…"
+
+
+class _Reader:
+    """Checks a JSON document field by field."""
+
+    def __init__(self, text: str, origin: str) -> None:
+        self.text, self.origin = text, origin
+
+    def plan(self) -> Plan:
+        """The whole document."""
+        try:
+            document = json.loads(self.text, object_pairs_hook=self._without_doubles)
+        except json.JSONDecodeError as error:
+            raise PlanError(
+                f"{self.origin}, line {error.lineno}: not valid JSON: {error.msg}"
+            ) from None
+        version = document.get("format_version") if isinstance(document, dict) else None
+        if isinstance(document, dict) and version != FORMAT_VERSION:
+            self._fail("format_version", f"is {version}, and this undense reads {FORMAT_VERSION}")
+        values = self._object(document, Plan, "")
+        choices = [
+            self._choice(item, f"sites[{index}]") for index, item in enumerate(values["sites"])
+        ]
+        names = [choice.name for choice in choices]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                self._fail(f"sites[{index}].name", f"{name!r} is there twice")
+        for name, found in values.get("versions", {}).items():
+            self._check(f"versions.{name}", found, str)
+        return Plan(**{**values, "sites": tuple(choices)})
+
+    def _choice(self, item: object, where: str) -> Choice:
+        choice = Choice(**self._object(item, Choice, f"{where}."))
+        try:
+            scheme = parse_scheme(choice.scheme)
+        except SchemeError as error:
+            self._fail(f"{where}.scheme", str(error), choice.scheme)
+        if scheme == "auto":
+            self._fail(f"{where}.scheme", "auto is not decided; name a scheme", choice.scheme)
+        if scheme == "dense":
+            return choice
+        shape = choice.out_features, choice.in_features
+        return replace(choice, scheme=str(scheme.resolve(*shape, site=choice.name)))
+
+    def _object(self, item: object, cls: type, where: str) -> dict[str, Any]:
+        """The fields of a JSON object, which are those of the dataclass `cls`."""
+        if not isinstance(item, dict):
+            self._fail(where.rstrip(".") or "the document", "is not an object")
+        known = {field.name: field for field in fields(cls)}
+        for name, value in item.items():
+            if name not in known:
+                self._fail(where + name, f"is not known; known are {', '.join(known)}", name)
+            self._check(where + name, value, *_TYPES[name])
+        for name, field_ in known.items():
+            required = field_.default is MISSING and field_.default_factory is MISSING
+            if required and name not in item:
+                self._fail(where + name, "is missing")
+        return item
+
+    def _check(self, where: str, value: object, *types: type) -> None:
+        if isinstance(value, types) and not isinstance(value, bool):
+            return
+        names = " or ".join(_NAMES[type_] for type_ in types)
+        self._fail(where, f"wants {names}, not {json.dumps(value)[:40]}", value)
+
+    def _fail(self, where: str, problem: str, text: object = None) -> NoReturn:
+        """Names the field and, where `text` stands in the document, the line."""
+        found = re.search(re.escape(json.dumps(text)), self.text) if text is not None else None
+        line = f", line {self.text.count(chr(10), 0, found.start()) + 1}" if found else ""
+        raise PlanError(f"{self.origin}{line}: {where}: {problem}")
+
+    def _without_doubles(self, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in result:
+                self._fail(name, "is there twice in one object", name)
+            result[name] = value
+        return result
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "name": (str,),
+    "in_features": (int,),
+    "out_features": (int,),
+    "scheme": (str,),
+    "reason": (str,),
+    "sites": (list,),
+    "calibration": (str, type(None)),
+    "seed": (int,),
+    "versions": (dict,),
+    "format_version": (int,),
+}
+_NAMES = {str: "a text", int: "a whole number", list: "a list", dict: "an object"}
+_NAMES[type(None)] = "null"

@@ -11,7 +11,7 @@ from onnx_ir.passes import common
 from .canonicalize import DENSE, to_dense
 from .errors import PlanError
 from .nodes import SITE, metadata
-from .plan import Choice, Plan
+from .plan import Choice, Plan, site_of
 from .sites import Site, Use, find_sites
 from .structures.base import DOMAIN, Form, Structure
 
@@ -69,7 +69,7 @@ class ReplaceDense(ir.passes.InPlacePass):
         for choice in self.plan.sites:
             if choice.name in replaced:
                 continue
-            site = _site_of(choice, sites)
+            site = site_of(choice, sites)
             if choice.scheme != "dense":
                 chosen.append((site, self._fitted(choice, site)))
         taken = {value.name for node in model.graph.all_nodes() for value in node.outputs}
@@ -92,19 +92,6 @@ class ReplaceDense(ir.passes.InPlacePass):
                 "weight; choose dense or int_codes"
             )
         return fitted
-
-
-def _site_of(choice: Choice, sites: Mapping[str, Site]) -> Site:
-    site = sites.get(choice.name)
-    if site is None:
-        raise PlanError(f"{choice.name}: the model has no such site; `inspect` lists its sites")
-    planned, found = (f"{shape.out_features}×{shape.in_features}" for shape in (choice, site))
-    if planned != found:
-        raise PlanError(
-            f"{choice.name}: the plan was made for a weight of {planned} and the model has {found}"
-            "; make the plan again"
-        )
-    return site
 
 
 def _tensor_name(site: str, suffix: str) -> str:
