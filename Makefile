@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 .PHONY: demo test test-all check format bench table ide wheel-test clean
 
 demo: $(READY)  ## compile MiniLM with calibration for both engines and compare with dense
-	$(BIN)/python benchmarks/demo.py
+	$(BIN)/python -m benchmarks.demo
 
 test: $(READY)  ## the default tests, under ten minutes on two cores
 	$(BIN)/python -m pytest -m "not slow"
@@ -25,13 +25,13 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 bench: $(READY)  ## run every benchmark that is missing or out of date, then render the table
-	$(BIN)/python benchmarks/minilm.py
-	$(BIN)/python benchmarks/smollm2.py
-	$(BIN)/python benchmarks/efficientnet.py
-	$(BIN)/python benchmarks/table.py
+	$(BIN)/python -m benchmarks.minilm
+	$(BIN)/python -m benchmarks.smollm2
+	$(BIN)/python -m benchmarks.efficientnet
+	$(BIN)/python -m benchmarks.table
 
 table: $(READY)  ## render the README's table from benchmarks/results
-	$(BIN)/python benchmarks/table.py
+	$(BIN)/python -m benchmarks.table
 
 wheel-test: $(READY)  ## build the wheel and try it in clean environments
 	PYTHON=$(PYTHON) bash .ci/wheel

@@ -13,7 +13,8 @@ from scipy.stats import pearsonr, spearmanr
 
 from .data import DocumentPairs
 
-Embed = Callable[[Sequence[str]], NDArray[np.float32]]
+Vectors = NDArray[np.float32]
+Embed = Callable[[Sequence[str]], Vectors]
 """Texts to unit vectors, `[texts, width]`."""
 
 Logits = Callable[[NDArray[np.int64]], NDArray[np.float32]]

@@ -8,7 +8,7 @@ from typing import Protocol
 class Progress(Protocol):
     """Called with the work done of a total, and the name of the stage."""
 
-    def __call__(self, done: int, total: int, text: str) -> None:
+    def __call__(self, done: int, total: int, text: str, /) -> None:
         """`done` of `total` units of the stage `text` are finished."""
 
 

@@ -1,0 +1,172 @@
+"""Writes the results in benchmarks/results into the README, between its two markers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from undense.passes.errors import InputError, UndenseError
+
+from .results import FOLDER, ROOT, Row
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A metric: its heading, its name in the rows, and how it is written."""
+
+    heading: str
+    metric: str
+    text: Callable[[float], str]
+
+
+def _plain(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+ERROR = Column("output error", "output_error", _percent)
+MODELS: dict[str, tuple[str, tuple[Column, ...]]] = {
+    "minilm": (
+        "MiniLM-L6 (encoder)",
+        (
+            Column("WordSim353", "wordsim353_spearman", _plain),
+            Column("Lee50 Pearson", "lee50_pearson", _plain),
+            ERROR,
+        ),
+    ),
+    "smollm2": (
+        "SmolLM2-135M (decoder with KV cache)",
+        (
+            Column("loss, nats a token", "loss_nats", lambda value: f"{value:+.3f}"),
+            Column("top-1 agreement", "top1_agreement", _percent),
+            ERROR,
+        ),
+    ),
+    "efficientnet": (
+        "EfficientNet-lite0 (1×1 convolutions)",
+        (
+            Column("top-1 agreement", "top1_agreement", _percent),
+            Column("held out", "top1_agreement_held_out", _percent),
+            ERROR,
+        ),
+    ),
+}
+
+
+def render(folder: Path = FOLDER) -> str:
+    """The tables of all models that have results, as Markdown."""
+    parts = []
+    for name, (title, columns) in MODELS.items():
+        path = folder / f"{name}.json"
+        if path.exists():
+            parts.append(_model(title, columns, json.loads(path.read_text(encoding="utf-8"))))
+    if not parts:
+        raise InputError(f"{folder} holds no results; run `make bench`")
+    return "\n\n".join(parts)
+
+
+def _model(title: str, columns: Sequence[Column], document: dict[str, Any]) -> str:
+    rows: list[Row] = document["rows"]
+    labels = list(rows[0]["milliseconds"])
+    scored = [engine for engine in ("ort", "tvm") if engine in rows[0]["metrics"]]
+    headings = ["weights", "fit", "MB ORT", "MB TVM"]
+    headings += [f"{column.heading}{_of(scored)}" for column in columns]
+    for label in labels:
+        headings += [f"{label}: dense ORT, ms", "ORT, ms", "TVM, ms"]
+    lines = [_line(headings), _line(["---", "---", *["---:"] * (len(headings) - 2)])]
+    lines += [_line(_cells(row, columns, labels, scored)) for row in rows]
+    return f"### {title}\n\n" + "\n".join(lines) + f"\n\n{_origin(document)}"
+
+
+def _of(engines: Sequence[str]) -> str:
+    return " ORT / TVM" if len(engines) == 2 else ""
+
+
+def _cells(
+    row: Row, columns: Sequence[Column], labels: Sequence[str], scored: Sequence[str]
+) -> list[str]:
+    dense = row["scheme"] == "dense"
+    weights = [f"`{row['scheme']}`", *(f"`{match}` as `{text}`" for match, text in row["rules"])]
+    fit = "" if dense else "calibrated" if row["calibrated"] else "data-free"
+    cells = [", ".join(weights), fit]
+    cells += [f"{row['bytes'][engine] / 1e6:.1f}" for engine in ("ort", "tvm")]
+    for column in columns:
+        values = (row["metrics"][engine].get(column.metric) for engine in scored)
+        cells.append(" / ".join("–" if value is None else column.text(value) for value in values))
+    for label in labels:
+        times = row["milliseconds"][label]
+        cells += [_time(times[engine]) for engine in ("dense", "ort", "tvm")]
+    return cells
+
+
+def _time(timing: dict[str, float]) -> str:
+    """Three digits and the spread: `11.2 (10.9–12.4)`."""
+    median, low, high = (f"{timing[key]:.3g}" for key in ("median_ms", "p10_ms", "p90_ms"))
+    return f"{median} ({low}–{high})"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _origin(document: dict[str, Any]) -> str:
+    """The command and the machine; each kind of machine once if rows come from several."""
+    machines = []
+    for row in document["rows"]:
+        environment = row["environment"]
+        machine = environment["machine"]
+        versions = environment["versions"]
+        text = (
+            f"{machine['cpu']}, {environment['threads']} threads, "
+            f"ONNX Runtime {versions['onnxruntime']}, TVM {versions['apache-tvm']}"
+        )
+        machines += [text] if text not in machines else []
+    return (
+        f"`{document['command']}` on {'; '.join(machines)}. Times are medians (10th–90th "
+        "percentile) of calls that take turns with dense ONNX Runtime."
+    )
+
+
+def updated(readme: str, tables: str) -> str:
+    """The README with the tables between the markers.
+
+    Raises:
+        InputError: a marker is missing, or they stand in the wrong order.
+    """
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise InputError(f"README.md: the markers {BEGIN} and {END} are missing; put them back")
+    return f"{before}{BEGIN}\n{tables}\n{END}{after}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Rewrites the README; with `--check` only says by the exit code whether it is up to date."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="exit 1 if the README is out of date")
+    options = parser.parse_args(arguments)
+    path = ROOT / "README.md"
+    readme = path.read_text(encoding="utf-8")
+    try:
+        wanted = updated(readme, render())
+    except UndenseError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if options.check:
+        return int(wanted != readme)
+    path.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
