@@ -57,7 +57,7 @@ class Matmul:
         out_features: outputs of one batch.
         source: how the weights are stored; only plain ones have several batches.
         run: output j of batch b goes to the column `(j // run · batches + b) · run + j % run`;
-            by default `out_features`, which keeps the batches one behind the other.
+            without one the batches lie one behind the other.
         rounded: x comes as int8 codes with a scale per row and group (see `rounding`).
     """
 
@@ -122,81 +122,82 @@ class _Block:
         self.first_output = self.block * LANES
 
     def emit(self) -> None:
-        chunks = _chunks(self.spec)
-        planes = self.spec.source.planes if isinstance(self.spec.source, Codes) else 1
-        add = planes * sum(part.groups * part.steps for part in chunks) > 1
+        source, parts = self.spec.source, _chunks(self.spec)
+        planes = source.planes if isinstance(source, Codes) else 1
+        add = planes * sum(part.groups * part.steps for part in parts) > 1
         if add:
             with serial(self.rows) as row:
                 self._write(row, [zeros("float32", LANES)], add=False)
-        for plane in range(planes):
-            for part in chunks:
+        with serial(planes) as plane:
+            for part in parts:
                 with serial(part.groups) as group, serial(part.steps) as step:
-                    if isinstance(self.spec.source, Codes):
-                        self._codes(self.spec.source, plane, part, group, step, add)
+                    if isinstance(source, Codes):
+                        self._codes(source, plane, part, group, step, add)
                     else:
                         self._floats(part, step, add)
 
     def _floats(self, part: _Chunks, step: Expr, add: bool) -> None:
-        x, weight = self.inputs[0], self.weights[0]
+        (weight,) = self.weights
         start = step * part.length + part.start
-        column = self.batch * self.spec.in_features + start
+
+        def weights_at(k: Expr) -> Expr:
+            return load(weight, self.batch, self.block, start + k, ramp(0, LANES))
 
         def rows_at(first: Expr, rows: int) -> None:
-            sums = dot_floats(
-                rows,
-                part.length,
-                lambda row, k: load(x, first + row, column + k),
-                lambda k: load(weight, self.batch, self.block, start + k, ramp(0, LANES)),
-            )
-            self._write(first, sums, add)
+            self._write(first, self._float_sums(first, rows, start, part.length, weights_at), add)
 
         self._all_rows(rows_at)
 
     def _codes(
-        self, source: Codes, plane: int, part: _Chunks, group: Expr, step: Expr, add: bool
+        self, source: Codes, plane: Expr, part: _Chunks, group: Expr, step: Expr, add: bool
     ) -> None:
         stored, scales = self.weights
         layout, length = source.format, part.length
-        in_group = step * length
         group = group + part.first_group
-        unit = group * layout.units(source.group) + step * layout.units(length)
+        first_unit = group * layout.units(source.group) + step * layout.units(length)
         scale = load(scales, plane, self.block, group, ramp(0, LANES))
         make_tile = pair_tile if self.spec.rounded else float_tile
         tile = make_tile(
-            lambda j: source.decode(stored, plane, self.block, unit + j, 0, LANES),
+            lambda unit: source.decode(stored, plane, self.block, first_unit + unit, 0, LANES),
             layout.units(length),
             layout.codes,
         )
 
         def rows_at(first: Expr, rows: int) -> None:
             if self.spec.rounded:
-                words, x_scales = self.inputs
-                column = group * pairs(source.group) + in_group // 2
-                sums = dot_pairs(
-                    rows,
-                    pairs(length),
-                    lambda row, k: load(words, first + row, column + k),
-                    tile,
-                    self.tiling,
+                word = group * pairs(source.group) + step * length // 2
+                sums = self._rounded_sums(first, rows, word, group, length, tile)
+            else:
+                start = group * source.group + step * length
+                sums = self._float_sums(
+                    first, rows, start, length, lambda k: load(tile, ramp(k * LANES, LANES))
                 )
-                factors = [load(x_scales, first + row, group) for row in range(rows)]
-                values = [
-                    convert(total, "float32", LANES) * broadcast(factor, LANES) * scale
-                    for total, factor in zip(sums, factors, strict=True)
-                ]
-                self._write(first, values, add)
-                return
-            (x,) = self.inputs
-            column = self.batch * self.spec.in_features + group * source.group + in_group
-            sums = dot_floats(
-                rows,
-                length,
-                lambda row, k: load(x, first + row, column + k),
-                lambda k: load(tile, ramp(k * LANES, LANES)),
-            )
             self._write(first, [total * scale for total in sums], add)
 
         self._all_rows(rows_at)
+
+    def _float_sums(
+        self, first: Expr, rows: int, start: Expr, count: int, weights_at: Callable[[Expr], Expr]
+    ) -> list[Expr]:
+        (x,) = self.inputs
+        column = self.batch * self.spec.in_features + start
+        return dot_floats(rows, count, lambda row, k: load(x, first + row, column + k), weights_at)
+
+    def _rounded_sums(
+        self, first: Expr, rows: int, word: Expr, group: Expr, count: int, tile: Buffer
+    ) -> list[Expr]:
+        words, scales = self.inputs
+        sums = dot_pairs(
+            rows,
+            pairs(count),
+            lambda row, k: load(words, first + row, word + k),
+            tile,
+            self.tiling,
+        )
+        return [
+            convert(total, "float32", LANES) * broadcast(load(scales, first + row, group), LANES)
+            for row, total in enumerate(sums)
+        ]
 
     def _all_rows(self, emit: Callable[[Expr, int], None]) -> None:
         done: Expr = index(0)
@@ -208,11 +209,14 @@ class _Block:
     def _write(self, first: Expr, values: list[Expr], add: bool) -> None:
         """Stores or adds 16 outputs of a few rows, fewer in the last block of a batch."""
         spec = self.spec
-        run = spec.run or spec.out_features
+        run = spec.run
         missing = spec.out_features - self.first_output
 
         def put(row: int, output: Expr, lanes: int, value: Expr) -> None:
-            column = (output // run * spec.batches + self.batch) * run + output % run
+            if run is None:
+                column = self.batch * spec.out_features + output
+            else:
+                column = (output // run * spec.batches + self.batch) * run + output % run
             where = (first + row, ramp(column, lanes))
             store(self.y, load(self.y, *where) + value if add else value, *where)
 
@@ -229,7 +233,7 @@ class _Block:
                 for row in range(len(values)):
                     put(row, self.first_output + lane, 1, load(apart, lane + row * LANES))
 
-        if run != spec.out_features and run % LANES:
+        if run is not None and run % LANES:
             one_by_one()
         elif spec.out_features % LANES == 0:
             together()

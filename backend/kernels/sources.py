@@ -56,7 +56,13 @@ class Codes:
         )
 
     def decode(
-        self, codes: Buffer, plane: int, block: Expr, unit: Expr, lane: int | Expr, lanes: int
+        self,
+        codes: Buffer,
+        plane: int | Expr,
+        block: Expr,
+        unit: Expr,
+        lane: int | Expr,
+        lanes: int,
     ) -> list[Expr]:
         """The int32 codes of one unit, of `lanes` outputs from `lane` on."""
         first = unit * self.format.size
