@@ -209,13 +209,13 @@ class _Job:
         """Fits, rewrites `model` in place, and writes everything but the manifest to `folder`."""
         from .backend.expected import expected_outputs
         from .backend.onnx_runtime import slow_forms
-        from .backend.package import lower
+        from .backend.package import lower, weight_bytes
         from .frontend.dense import run_dense
         from .passes.replace import ReplaceDense
         from .runtime.artifact import PLAN, write_expectations
         from .runtime.report import write_report
 
-        before = _weight_bytes(model)
+        before = weight_bytes(model)
         dense = run_dense(model, decided.held_out)
         results = self.fit(model, decided)
         ReplaceDense(decided.plan, {name: found.fitted for name, found in results.items()})(model)
@@ -261,23 +261,21 @@ class _Job:
 
     def manifest(self, model: ir.Model, lowered: Lowered, expected: Expected) -> Manifest:
         """What a session has to know; the hashes are added when the folder is complete."""
+        from .backend.package import tensor_infos
         from .frontend.bounds import dimension_bounds, index_bounds
         from .runtime.artifact import Manifest, Tolerance, package_versions
 
-        derivation = (
-            "4 x the distance of the float32 run of the numpy reference from its float64 run"
-        )
-        bounds = index_bounds(model)
         return Manifest(
             engine=lowered.engine,
             target=str(self.target),
-            inputs=tuple(_tensor_info(value, bounds) for value in model.graph.inputs),
-            outputs=tuple(_tensor_info(value, {}) for value in model.graph.outputs),
+            inputs=tensor_infos(model.graph.inputs, index_bounds(model)),
+            outputs=tensor_infos(model.graph.outputs, {}),
             dimension_bounds={**dimension_bounds(model), **lowered.dimension_bounds},
             parameters=lowered.parameters,
             cpu_features=lowered.cpu_features,
             execution_tolerance={
-                name: Tolerance(bound, derivation) for name, bound in expected.tolerance.items()
+                name: Tolerance(bound, expected.derivation)
+                for name, bound in expected.tolerance.items()
             },
             versions=package_versions(),
         )

@@ -52,7 +52,7 @@ def prepare(model: ir.Model, form: Form) -> None:
 
 def save(model: ir.Model, folder: Path) -> None:
     """Writes `model.onnx` and, for the weights, `model.onnx.data` into `folder`."""
-    ir.save(model, folder / "model.onnx", external_data="model.onnx.data", size_threshold_bytes=0)
+    ir.save(model, folder / "model.onnx", external_data="model.onnx.data")
 
 
 def slow_forms(model: ir.Model, form: Form) -> list[str]:

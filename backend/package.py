@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx_ir as ir
 
-from ..runtime.artifact import MODEL, MODEL_DATA, MODULE, WEIGHTS, Engine
+from ..passes.errors import LoweringError
+from ..runtime.artifact import MODEL, MODEL_DATA, MODULE, WEIGHTS, Engine, TensorInfo
 from . import onnx_runtime
 from .target import Target
+
+
+def tensor_infos(
+    values: Iterable[ir.Value], bounds: Mapping[str, tuple[int, int]]
+) -> tuple[TensorInfo, ...]:
+    """Names, dtypes and shapes of graph inputs or outputs, with the bounds of index inputs.
+
+    Raises:
+        LoweringError: a value whose type or rank is not known.
+    """
+    infos = []
+    for value in values:
+        name = str(value.name)
+        if value.dtype is None or value.shape is None:
+            raise LoweringError(f"{name}: its type or rank is not known; export the model with it")
+        shape = tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
+        infos.append(TensorInfo(name, value.dtype.numpy().name, shape, bounds.get(name)))
+    return tuple(infos)
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all initializers: what the file of a dense model holds beside its graph."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 @dataclass(frozen=True)
