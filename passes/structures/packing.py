@@ -29,7 +29,8 @@ def pack_fields(codes: NDArray[np.integer], bits: Literal[2, 4, 8]) -> Bytes:
     Returns:
         uint8 `[..., n · bits / 8]`.
     """
-    fields = codes.astype(np.uint8).reshape(*codes.shape[:-1], -1, 8 // bits)
+    each = 8 // bits
+    fields = codes.astype(np.uint8).reshape(*codes.shape[:-1], codes.shape[-1] // each, each)
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     packed: Bytes = np.bitwise_or.reduce(fields << shifts, axis=-1)
     return packed
@@ -39,7 +40,7 @@ def unpack_fields(packed: Bytes, bits: Literal[2, 4, 8]) -> Bytes:
     """The inverse of `pack_fields`: uint8 `[..., bytes · 8 / bits]`."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     fields: Bytes = (packed[..., None] >> shifts) & np.uint8(2**bits - 1)
-    return fields.reshape(*packed.shape[:-1], -1)
+    return fields.reshape(*packed.shape[:-1], packed.shape[-1] * (8 // bits))
 
 
 def pack_three_bits(codes: NDArray[np.integer]) -> Bytes:
@@ -54,18 +55,19 @@ def pack_three_bits(codes: NDArray[np.integer]) -> Bytes:
     words = _padded(codes.astype(np.uint32), 8)
     word = np.bitwise_or.reduce(words << _FIRST_BITS.astype(np.uint32), axis=-1)
     octets = (word[..., None] >> np.array([0, 8, 16], np.uint32)) & np.uint32(255)
-    packed: Bytes = octets.astype(np.uint8).reshape(*codes.shape[:-1], -1)
+    packed: Bytes = octets.astype(np.uint8).reshape(*codes.shape[:-1], 3 * word.shape[-1])
     return packed
 
 
 def unpack_three_bits(packed: Bytes, count: int) -> Bytes:
     """The inverse of `pack_three_bits`: uint8 `[..., count]`."""
-    octets = packed.astype(np.uint32).reshape(*packed.shape[:-1], -1, 3)
+    words = packed.shape[-1] // 3
+    octets = packed.astype(np.uint32).reshape(*packed.shape[:-1], words, 3)
     word = octets[..., 0] | (octets[..., 1] << np.uint32(8)) | (octets[..., 2] << np.uint32(16))
     codes: Bytes = ((word[..., None] >> _FIRST_BITS.astype(np.uint32)) & np.uint32(7)).astype(
         np.uint8
     )
-    return codes.reshape(*packed.shape[:-1], -1)[..., :count]
+    return codes.reshape(*packed.shape[:-1], 8 * words)[..., :count]
 
 
 def pack_base3(trits: NDArray[np.integer]) -> Bytes:
@@ -90,11 +92,11 @@ def unpack_base3(packed: Bytes, count: int) -> NDArray[np.int8]:
     """The inverse of `pack_base3`: int8 trits `[..., count]`."""
     rotated = (packed[..., None] * _POWERS_OF_3[::-1]) & np.uint16(255)
     trits = ((rotated * np.uint16(3)) >> np.uint16(8)).astype(np.int8) - np.int8(1)
-    return trits.reshape(*packed.shape[:-1], -1)[..., :count]
+    return trits.reshape(*packed.shape[:-1], 5 * packed.shape[-1])[..., :count]
 
 
 def _padded(codes: NDArray[np.integer], multiple: int) -> NDArray[np.integer]:
     """`[..., ceil(n / multiple), multiple]`, filled up with zeros."""
     missing = -codes.shape[-1] % multiple
-    widths = [(0, 0)] * (codes.ndim - 1) + [(0, missing)]
-    return np.pad(codes, widths).reshape(*codes.shape[:-1], -1, multiple)
+    filled = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, missing)])
+    return filled.reshape(*codes.shape[:-1], filled.shape[-1] // multiple, multiple)
