@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -135,13 +135,22 @@ def load(
     artifact = open_artifact(path)
     chosen = _choose(artifact, engine)
     threads = usable_cores() if num_threads is None else num_threads
-    if chosen == "tvm":
-        from .tvm_session import TvmSession
+    return _session_class(chosen)(artifact, threads)
 
-        return TvmSession(artifact, threads)
-    from .ort_session import OrtSession
 
-    return OrtSession(artifact, threads)
+def _session_class(engine: Engine) -> Callable[[Artifact, int], Session]:
+    try:
+        if engine == "tvm":
+            from .tvm_session import TvmSession
+
+            return TvmSession
+        from .ort_session import OrtSession
+
+        return OrtSession
+    except (ImportError, OSError) as error:
+        raise MissingDependencyError(
+            f"{_PACKAGES[engine]} is installed and cannot be imported ({error}): install it again"
+        ) from error
 
 
 def _choose(artifact: Artifact, wanted: Engine | None) -> Engine:

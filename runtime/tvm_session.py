@@ -6,6 +6,7 @@ import os
 import threading
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -43,7 +44,9 @@ class TvmSession(Session):
         _check_machine(artifact)
         path = artifact.file(MODULE)
         try:
-            self._executable = tvm.runtime.load_module(str(path))
+            self._executable = tvm_ffi.load_module(
+                _spelled_by_hash(artifact, path), keep_module_alive=False
+            )
         except (OSError, RuntimeError, ValueError) as error:
             raise ArtifactError(f"{path} cannot be loaded ({_last(error)})") from error
         self._parameters = _read_parameters(artifact)
@@ -66,8 +69,24 @@ class TvmSession(Session):
         except Exception as error:  # the FFI raises what it likes
             raise UndenseError(f"{self.path}: tvm failed: {_last(error)}") from error
         results = [result] if isinstance(result, tvm.runtime.Tensor) else list(result)
-        shared = self._parameter_memory | {value.data_ptr() for value in inputs}
-        return [_to_numpy(value, copy=value.data_ptr() in shared) for value in results]
+        # The caller may write to what he gets: not into an input, and never into a weight.
+        lent = {value.data_ptr() for value in inputs}
+        return [
+            _to_numpy(value, copy=pointer in lent or pointer in self._parameter_memory)
+            for value in results
+            for pointer in (value.data_ptr(),)
+        ]
+
+
+def _spelled_by_hash(artifact: Artifact, path: Path) -> str:
+    """The path with its last separator written as `//` and `/./` after the bits of the hash.
+
+    The dynamic linker knows libraries by the spelling of their path: without this, an artifact
+    that replaced another one in its place would be given the code of the one before.
+    """
+    bits = f"{int(artifact.manifest.files[MODULE].sha256[:16], 16):064b}"
+    separator = "".join("/." if bit == "1" else "/" for bit in bits)
+    return f"{path.parent.resolve()}{separator}/{path.name}"
 
 
 def _use_threads(number: int) -> None:
@@ -87,18 +106,21 @@ def _use_threads(number: int) -> None:
 
 def _check_machine(artifact: Artifact) -> None:
     """What would end the process is refused: other instruction sets, another bytecode."""
+    remedy = "compile the model again"
+    if "ort" in artifact.engines:
+        remedy += ", or load it with engine='ort'"
     flags = cpu_flags()
     missing = [] if flags is None else sorted(set(artifact.manifest.cpu_features) - flags)
     if missing:
         raise TargetError(
             f"{artifact.path} was compiled for a processor with {', '.join(missing)}, which this "
-            "one lacks: compile it for this machine, or load it with engine='ort'"
+            f"one lacks: {remedy}"
         )
     made_with = artifact.manifest.versions.get("apache-tvm", tvm.__version__)
     if made_with.split(".")[:2] != tvm.__version__.split(".")[:2]:
         raise ArtifactError(
             f"{artifact.path} was compiled by apache-tvm {made_with} and {tvm.__version__} is "
-            f"installed: install apache-tvm=={made_with}, or load it with engine='ort'"
+            f"installed: install apache-tvm=={made_with}, {remedy}"
         )
 
 

@@ -116,6 +116,13 @@ def module_bytes() -> bytes:
             result = relax.Tuple([total, relax.op.nn.relu(total)])
             output = builder.emit_output(result)
         builder.emit_func_output(output)
+    return export(builder)
+
+
+def export(builder: Any) -> bytes:
+    """The library of what a `relax.BlockBuilder` holds."""
+    import tvm
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / MODULE
         tvm.compile(builder.get(), target="llvm").export_library(str(path))
