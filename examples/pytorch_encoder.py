@@ -25,7 +25,7 @@ class Encoder(nn.Module):
 def main() -> None:
     torch.manual_seed(0)
     model = Encoder().eval()
-    samples = [torch.randint(0, 1000, (1, 32)) for _ in range(32)]
+    samples = [torch.randint(0, 1000, (2, 32)) for _ in range(16)]
 
     module = undense.compile(
         model,
