@@ -58,7 +58,7 @@ def one_node_model(
         ir.Value(
             name=f"w.{name}",
             const_value=tensor,
-            shape=ir.Shape(tensor.shape),
+            shape=ir.Shape(tensor.shape.numpy()),
             type=ir.TensorType(tensor.dtype),
         )
         for name, tensor in tensors.items()

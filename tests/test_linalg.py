@@ -180,6 +180,21 @@ def test_each_sweep_lowers_the_error(layout: tuple[int, int, int, int, int], see
     assert all(later <= earlier + bound for earlier, later in pairwise(errors))
 
 
+def test_block_svd_leaves_nothing_to_gain_in_the_second_factor() -> None:
+    weight, second_moment = matrix(0, 8, 12), moment(1, 12)
+    first, second = block_svd(weight, second_moment, 3, 2, 2, 1)
+    error = weight - monarch_product(first, second)
+    for k in range(2):
+        features = np.zeros((12, 6))
+        for r in range(3):
+            block = first[r].reshape(4, 2, 2)[:, k]
+            features[4 * r : 4 * r + 4, 2 * r : 2 * r + 2] = block
+        # The gradient by w2[k]; the ridge of the solver is 1e-10.
+        gradient = features.T @ second_moment @ error[4 * k : 4 * k + 4].T
+        scale = np.linalg.norm(features.T @ second_moment) * np.linalg.norm(weight)
+        assert np.abs(gradient).max() <= 1e-10 * scale
+
+
 def test_block_svd_of_one_block_is_the_low_rank_optimum() -> None:
     weight, second_moment = matrix(0, 9, 7), moment(1, 7)
     down, up = project_low_rank(weight, second_moment, 3)
