@@ -68,23 +68,13 @@ def _slow(node: StructuredNode, form: Form) -> Iterator[str]:
     structure = node.structure
     if node.gathers or not isinstance(structure, IntCodes | TritPlanes):
         return
-    rounds = structure.activations == "int8"
-    for bits in sorted(_container_bits(node)):
-        if not rounds and bits in (2, 8) and form == "fast":
-            yield (
-                f"{bits}-bit codes with float activations are dequantised whole at each call and "
-                "run slower than dense in ONNX Runtime; activations=int8 is the fast form"
-            )
-        if rounds and bits == 2 and structure.group not in (32, 64, 128):
-            yield (
-                f"2-bit codes in groups of {structure.group} have no fast kernel in ONNX Runtime "
-                "and run slower than dense; take group=32, 64 or 128"
-            )
-
-
-def _container_bits(node: StructuredNode) -> set[int]:
-    attribute = node.node.attributes.get("bits")
-    return set() if attribute is None else {attribute.as_int()}
+    if structure.activations == "int8" or form == "portable":
+        return
+    for bits in sorted({term.bits for term in structure.terms} & {2, 8}):
+        yield (
+            f"{bits}-bit codes with float activations are dequantised whole at each call and "
+            "run slower than dense in ONNX Runtime; activations=int8 is the fast form"
+        )
 
 
 def _some(names: list[str], most: int = 3) -> str:
