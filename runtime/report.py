@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .artifact import REPORT, REPORT_HTML
+from .artifact import REPORT, REPORT_HTML, Artifact
 from .report_html import report_html
 
 HEADINGS = ("site", "in", "out", "users", "scheme", "bits/weight", "error", "reason")
@@ -26,6 +26,12 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> None:
     )
 
 
+def read_report(artifact: Artifact) -> dict[str, Any]:
+    """The report that was written with an artifact."""
+    report: dict[str, Any] = json.loads(artifact.file(REPORT).read_text(encoding="utf-8"))
+    return report
+
+
 def report_json(report: Mapping[str, Any]) -> str:
     """Indented JSON with every digit of every number; what is not finite becomes null."""
     return json.dumps(_finite(report), indent=2, allow_nan=False) + "\n"
@@ -34,16 +40,16 @@ def report_json(report: Mapping[str, Any]) -> str:
 def print_report(report: Mapping[str, Any]) -> None:
     """Prints the sites as a table, then the refusals, sizes, notes and warnings."""
     if report["sites"]:
-        _print_rows("", HEADINGS, site_rows(report))
+        _print_rows(HEADINGS, site_rows(report))
     for refusal in report["refusals"]:
         print(f"not replaced: {refusal['name']}: {refusal['reason']}")
     for line in summary(report):
         print(line)
 
 
-def print_table(title: str, values: Mapping[str, Any]) -> None:
+def print_fields(values: Mapping[str, Any]) -> None:
     """Prints a JSON object as two columns; nested objects get dotted names."""
-    _print_rows(title, ("", ""), [list(pair) for pair in _flat(values)])
+    _print_rows(("", ""), _flat(values))
 
 
 def site_rows(report: Mapping[str, Any]) -> list[list[str]]:
@@ -79,13 +85,11 @@ def summary(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _print_rows(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """With rich where a person looks on; else plain columns, which no width cuts off."""
     if sys.stdout.isatty() and importlib.util.find_spec("rich"):
-        _print_rich(title, headings, rows)
+        _print_rich(headings, rows)
         return
-    if title:
-        print(title)
     table = [headings, *rows] if any(headings) else rows
     widths = [max(len(row[column]) for row in table) for column in range(len(headings))]
     for row in table:
@@ -93,19 +97,13 @@ def _print_rows(title: str, headings: Sequence[str], rows: Sequence[Sequence[str
         print("  ".join(cells).rstrip())
 
 
-def _print_rich(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _print_rich(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(
-        *headings,
-        title=title or None,
-        title_justify="left",
-        show_header=any(headings),
-        box=box.SIMPLE,
-    )
+    table = Table(*headings, show_header=any(headings), box=box.SIMPLE)
     for row in rows:
         table.add_row(*(Text(cell, overflow="fold") for cell in row))
     Console().print(table)

@@ -72,9 +72,8 @@ class TvmSession(Session):
         # The caller may write to what he gets: not into an input, and never into a weight.
         lent = {value.data_ptr() for value in inputs}
         return [
-            _to_numpy(value, copy=pointer in lent or pointer in self._parameter_memory)
+            _to_numpy(value, copy=(at := value.data_ptr()) in lent or at in self._parameter_memory)
             for value in results
-            for pointer in (value.data_ptr(),)
         ]
 
 

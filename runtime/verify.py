@@ -8,7 +8,7 @@ structures: it is reported, and nothing here judges it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ..passes.errors import ArtifactError
-from .arrays import read_npz
+from .arrays import read_npz, write_npz
 from .artifact import EXAMPLES, REFERENCES, Artifact
 from .compare import relative_error, worst_error
 from .session import Session, load
@@ -131,6 +131,40 @@ def verify(
     return Verification(session.engine, len(samples), outputs, max(errors, default=None))
 
 
+def stored_inputs(artifact: Artifact) -> list[dict[str, NDArray[Any]]]:
+    """The held-out samples of an artifact, by input name.
+
+    Raises:
+        ArtifactError: it holds none.
+    """
+    arrays = read_npz(artifact.file(EXAMPLES))
+    indices = sorted({int(name.partition("/")[0]) for name in arrays})
+    if not indices:
+        raise _incomplete(artifact, "no stored samples")
+    return [_under(arrays, f"{index}/") for index in indices]
+
+
+def stored_inputs(artifact: Artifact) -> list[dict[str, NDArray[Any]]]:
+    """The inputs of the samples that were stored with an artifact."""
+    return [dict(sample.inputs) for sample in _stored_samples(artifact)]
+
+
+def write_expectations(
+    folder: Path,
+    inputs: Sequence[Arrays],
+    dense: Sequence[Arrays],
+    references: Sequence[Arrays],
+) -> None:
+    """Stores samples with the two outputs that `verify` compares: dense model's and reference's."""
+    samples, outputs = {}, {}
+    for index, arrays in enumerate(inputs):
+        samples |= {f"{index}/{name}": array for name, array in arrays.items()}
+        for kind, found in (("dense", dense[index]), ("reference", references[index])):
+            outputs |= {f"{index}/{kind}/{name}": array for name, array in found.items()}
+    write_npz(folder / EXAMPLES, samples)
+    write_npz(folder / REFERENCES, outputs)
+
+
 @dataclass(frozen=True, eq=False)
 class _Sample:
     inputs: Arrays
@@ -139,12 +173,11 @@ class _Sample:
 
 
 def _stored_samples(artifact: Artifact) -> list[_Sample]:
-    inputs = read_npz(artifact.file(EXAMPLES))
     outputs = read_npz(artifact.file(REFERENCES))
     samples = []
-    for index in sorted({int(name.partition("/")[0]) for name in inputs}):
+    for index, inputs in enumerate(stored_inputs(artifact)):
         sample = _Sample(
-            _under(inputs, f"{index}/"),
+            inputs,
             _under(outputs, f"{index}/reference/"),
             _under(outputs, f"{index}/dense/"),
         )
@@ -152,8 +185,6 @@ def _stored_samples(artifact: Artifact) -> list[_Sample]:
             if info.name not in sample.reference or info.name not in sample.dense:
                 raise _incomplete(artifact, f"no stored output {info.name} of sample {index}")
         samples.append(sample)
-    if not samples:
-        raise _incomplete(artifact, "no stored samples")
     return samples
 
 

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from undense.runtime.report import print_report, print_table, report_json, write_report
+from undense.runtime.report import print_fields, print_report, report_json, write_report
 
 HOSTILE = "<script>alert('x')</script>&[red]$name"
 
@@ -87,16 +87,15 @@ def test_without_rich_the_table_is_plain(capsys, monkeypatch):
     assert "─" not in out
 
 
-def test_print_table_flattens(capsys):
+def test_print_fields_flattens(capsys):
     values = {
         "holds": True,
         "error": 1.23456e-7,
         "none": None,
         "machine": {"cores": 2, "flags": ["avx2", "fma"], "traps": [{"node": "a"}, {"node": "b"}]},
     }
-    print_table("verify", values)
+    print_fields(values)
     assert capsys.readouterr().out.splitlines() == [
-        "verify",
         "holds                 yes",
         "error                 1.235e-07",
         "none                  –",

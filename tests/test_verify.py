@@ -10,7 +10,7 @@ import undense
 from artifacts import OUTPUTS, expected, make_artifact, manifest, sample
 from undense.passes.errors import ArtifactError, InputError
 from undense.runtime.artifact import Tolerance, write_artifact, write_expectations
-from undense.runtime.verify import verify
+from undense.runtime.verify import stored_inputs, verify
 
 
 def dense_outputs(inputs, factor=1.25):
@@ -30,6 +30,15 @@ def test_a_sound_artifact_holds(tmp_path, engine):
     assert found.approximation_error == pytest.approx(0.2, rel=1e-6)
     assert set(found.outputs) == {"sum", "relu"}
     assert found.fresh_error is None
+
+
+def test_stored_inputs(tmp_path):
+    stored = stored_inputs(make_artifact(tmp_path / "a"))
+    assert len(stored) == 2
+    for index, held in enumerate(stored):
+        want = sample(3 + index, index)
+        assert set(held) == set(want)
+        assert all(np.array_equal(held[name], want[name]) for name in want)
 
 
 def test_json(tmp_path):
