@@ -248,9 +248,9 @@ def _print(options: argparse.Namespace, found: dict[str, Any], show: Callable[..
 
 
 def _print_table(found: dict[str, Any]) -> None:
-    from .runtime.report import print_fields
+    from .runtime.report import print_table
 
-    print_fields(found)
+    print_table("", found)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from .passes.errors import SchemeError, TargetError
 from .passes.progress import Progress, silent
@@ -21,10 +19,12 @@ if TYPE_CHECKING:
     from .backend.expected import Expected
     from .backend.package import Lowered
     from .backend.target import Target
+    from .frontend.sample_check import Sample
     from .frontend.samples import Samples
     from .passes.fit import FitResult
     from .passes.plan import Plan
     from .passes.sites import Refusal, Site
+    from .passes.stats import Stats
     from .passes.structures.base import Form
     from .runtime.artifact import Manifest
     from .runtime.session import Session
@@ -78,7 +78,7 @@ def compile(
     Raises:
         UndenseError: one of its kinds, naming the layer or file, the cause and the remedy.
     """
-    from .backend.onnx_runtime import prepare
+    from .backend.package import check_toolchain, prepare
     from .backend.target import Target
     from .frontend.load import load as capture
     from .runtime.artifact import write_artifact
@@ -92,14 +92,14 @@ def compile(
     parsed = Target.parse(target)
     if portable and parsed.engine == "tvm" and not with_onnx:
         raise TargetError("portable is about model.onnx; keep it, or leave portable out")
-    parsed.check_toolchain()
+    check_toolchain(parsed)
     form: Form = "portable" if portable else "fast"
     job = _Job(parsed, form, with_onnx, seed, progress)
 
     def fill(folder: Path) -> Manifest:
         progress(0, 1, "capture")
         captured = capture(model, args, dynamic_shapes)
-        prepare(captured, form)
+        prepare(captured, parsed, form, with_onnx=with_onnx)
         progress(1, 1, "capture")
         decided = job.decide(captured, args, calibration_dataset, scheme, ignored_scope, plan)
         return job.build(captured, decided, folder)
@@ -130,7 +130,7 @@ class _Decided:
     refusals: list[Refusal]
     plan: Plan
     samples: Samples | None
-    held_out: list[dict[str, np.ndarray[Any, Any]]]
+    held_out: list[Sample]
     notes: list[str]
 
 
@@ -154,31 +154,33 @@ class _Job:
         plan: Plan | str | Path | None,
     ) -> _Decided:
         """Finds the sites and says what becomes of each."""
-        from .frontend.samples import read_samples, synthetic_sample
-        from .passes.decide import decide
+        from .frontend.samples import read_samples, shortened, synthetic_sample
+        from .passes.decide import Activations, decide
         from .passes.plan import Plan, read_plan, versions
         from .passes.rules import choose_schemes
         from .passes.sites import find_sites
 
         sites, refusals = find_sites(model)
         notes = []
-        samples = None if dataset is None else read_samples(dataset, model)
-        if samples is None:
-            notes.append("data-free: no calibration data was given, and compensation needs it")
-            example = read_samples([args], model) if args is not None else None
-            held_out = list(example) if example else [synthetic_sample(model, seed=self.seed)]
+        samples, held_out = None, []
+        if dataset is not None:
+            samples, held_out = read_samples(dataset, model).held_out(_VERIFY_SAMPLES)
         else:
-            samples, kept = samples.held_out(_VERIFY_SAMPLES)
-            held_out = list(kept)
+            notes.append("data-free fit: no calibration data was given")
+            if args is not None:
+                held_out = read_samples([args], model)
+        checked = list(held_out) or [synthetic_sample(model, seed=self.seed)]
+        checked = [shortened(sample, model, _VERIFY_LENGTH) for sample in checked]
         calibration = None if samples is None else samples.sha256
         if plan is not None:
-            replayed = plan if isinstance(plan, Plan) else read_plan(Path(plan))
+            replayed = plan if isinstance(plan, Plan) else read_plan(plan)
             replayed.check_replay(sites, calibration, self.seed)
-            return _Decided(sites, refusals, replayed, samples, held_out, notes)
+            return _Decided(sites, refusals, replayed, samples, checked, notes)
         schemes = choose_schemes(sites, scheme, ignored_scope)
-        choices = tuple(decide(site, schemes[site.name], self.target.activations) for site in sites)
+        activations: Activations = "int8" if self.target.engine == "ort" else "float"
+        choices = tuple(decide(site, schemes[site.name], activations) for site in sites)
         made = Plan(choices, calibration, self.seed, versions())
-        return _Decided(sites, refusals, made, samples, held_out, notes)
+        return _Decided(sites, refusals, made, samples, checked, notes)
 
     def fit(self, model: ir.Model, decided: _Decided) -> dict[str, FitResult]:
         """Fits every site that does not stay dense, a group at a time."""
@@ -189,86 +191,94 @@ class _Job:
 
         structures = {choice.name: parse_scheme(choice.scheme) for choice in decided.plan.sites}
         sites = [site for site in decided.sites if isinstance(structures[site.name], Structure)]
-        groups = (
-            [(sites, {})]
-            if decided.samples is None
-            else calibrate(model, sites, decided.samples, progress=self.progress)
-        )
+        groups: Iterable[tuple[list[Site], dict[str, Stats]]] = [(sites, {})]
+        if decided.samples is not None:
+            groups = calibrate(model, sites, decided.samples, progress=self.progress)
         results: dict[str, FitResult] = {}
         for group, stats in groups:
             for site in group:
-                structure = structures[site.name]
-                found = stats.get(site.name)
-                results[site.name] = fit_site(
-                    site, structure, found, seed=self.seed, form=self.form
-                )
+                structure, found = structures[site.name], stats.get(site.name)
+                if isinstance(structure, Structure):
+                    results[site.name] = fit_site(
+                        site, structure, found, seed=self.seed, form=self.form
+                    )
                 self.progress(len(results), len(sites), "fit")
         return results
 
     def build(self, model: ir.Model, decided: _Decided, folder: Path) -> Manifest:
         """Fits, rewrites `model` in place, and writes everything but the manifest to `folder`."""
         from .backend.expected import expected_outputs
+        from .backend.layer_check import check_layers
         from .backend.onnx_runtime import slow_forms
         from .backend.package import lower, weight_bytes
+        from .frontend.bounds import index_bounds
         from .frontend.dense import run_dense
         from .passes.replace import ReplaceDense
-        from .runtime.artifact import PLAN, write_expectations
+        from .runtime.artifact import PLAN
         from .runtime.report import write_report
+        from .runtime.verify import write_expectations
 
-        before = weight_bytes(model)
+        before, bounds = weight_bytes(model), index_bounds(model)
         dense = run_dense(model, decided.held_out)
         results = self.fit(model, decided)
-        ReplaceDense(decided.plan, {name: found.fitted for name, found in results.items()})(model)
-        warnings = slow_forms(model, self.form) if self.target.engine == "ort" else []
-        self.progress(0, 2, "lower")
+        fitted = {name: found.fitted for name, found in results.items()}
+        ReplaceDense(decided.plan, fitted, self.form)(model)
+        self.progress(0, 1, "lower")
         lowered = lower(model, self.target, folder, with_onnx=self.with_onnx)
-        self.progress(1, 2, "reference")
+        self.progress(1, 1, "lower")
+        self.progress(0, 2, "check")
         expected = expected_outputs(model, decided.held_out)
-        self.progress(2, 2, "reference")
+        self.progress(1, 2, "check")
+        costs = {
+            "bytes": {"before": before, "after": lowered.engine_bytes},
+            "activation_rounding_effect": expected.rounding_effect,
+            "layer_execution_error": check_layers(model, folder, decided.held_out)
+            if lowered.engine == "ort"
+            else None,
+            "warnings": slow_forms(model, self.form) if lowered.engine == "ort" else [],
+        }
+        self.progress(2, 2, "check")
         (folder / PLAN).write_text(decided.plan.to_json(), encoding="utf-8")
         write_expectations(folder, decided.held_out, dense, expected.outputs)
-        report = self.report(decided, results, lowered, expected, before, warnings)
-        write_report(folder, report)
-        return self.manifest(model, lowered, expected)
+        write_report(folder, {**self.report(decided, results), **costs})
+        return self.manifest(model, lowered, expected, bounds)
 
-    def report(
-        self,
-        decided: _Decided,
-        results: Mapping[str, FitResult],
-        lowered: Lowered,
-        expected: Expected,
-        before: int,
-        warnings: list[str],
-    ) -> dict[str, Any]:
-        """What was replaced by what, why, and at what cost."""
+    def report(self, decided: _Decided, results: Mapping[str, FitResult]) -> dict[str, Any]:
+        """What was replaced by what, and why."""
         from .passes.report import refusal_rows, site_rows
 
         choices = {choice.name: choice for choice in decided.plan.sites}
         samples = decided.samples
+        calibration = samples and {
+            "samples": len(samples),
+            "tokens": samples.tokens,
+            "sha256": samples.sha256,
+        }
         return {
             "target": str(self.target),
             "sites": site_rows(decided.sites, choices, results),
             "refusals": refusal_rows(decided.refusals),
-            "bytes": {"before": before, "after": lowered.engine_bytes},
-            "calibration": None
-            if samples is None
-            else {"samples": len(samples), "tokens": samples.tokens, "sha256": samples.sha256},
-            "error_measure": "weights" if samples is None else "outputs under the second moment",
-            "activation_rounding_effect": expected.rounding_effect,
+            "calibration": calibration,
+            "error_measure": "of weights" if samples is None else "of outputs, under calibration",
             "notes": decided.notes,
-            "warnings": warnings,
         }
 
-    def manifest(self, model: ir.Model, lowered: Lowered, expected: Expected) -> Manifest:
+    def manifest(
+        self,
+        model: ir.Model,
+        lowered: Lowered,
+        expected: Expected,
+        bounds: Mapping[str, tuple[int, int]],
+    ) -> Manifest:
         """What a session has to know; the hashes are added when the folder is complete."""
         from .backend.package import tensor_infos
-        from .frontend.bounds import dimension_bounds, index_bounds
+        from .frontend.bounds import dimension_bounds
         from .runtime.artifact import Manifest, Tolerance, package_versions
 
         return Manifest(
             engine=lowered.engine,
             target=str(self.target),
-            inputs=tensor_infos(model.graph.inputs, index_bounds(model)),
+            inputs=tensor_infos(model.graph.inputs, bounds),
             outputs=tensor_infos(model.graph.outputs, {}),
             dimension_bounds={**dimension_bounds(model), **lowered.dimension_bounds},
             parameters=lowered.parameters,
@@ -279,3 +289,40 @@ class _Job:
             },
             versions=package_versions(),
         )
+
+
+def inspect(source: str | Path) -> dict[str, Any]:
+    """The report of an artifact, or the sites and refusals of a model that was not compiled."""
+    from .runtime.artifact import MANIFEST
+
+    if (Path(source) / MANIFEST).exists():
+        from .runtime.artifact import open_artifact
+        from .runtime.report import read_report
+
+        return read_report(open_artifact(source))
+    from .backend.package import weight_bytes
+    from .frontend.load import load as capture
+    from .passes.duplicates import MergeDuplicateWeights
+    from .passes.report import refusal_rows, site_rows
+    from .passes.sites import find_sites
+
+    model = capture(source)
+    MergeDuplicateWeights()(model)
+    sites, refusals = find_sites(model)
+    size = weight_bytes(model)
+    return {
+        "sites": site_rows(sites, {}, {}),
+        "refusals": refusal_rows(refusals),
+        "bytes": {"before": size, "after": size},
+    }
+
+
+def graph_text(source: str | Path) -> str:
+    """The graph of a model, or of an artifact's `model.onnx`, as text without weights."""
+    from .frontend.load import load as capture
+    from .passes.text import show
+    from .runtime.artifact import MANIFEST, MODEL, open_artifact
+
+    if (Path(source) / MANIFEST).exists():
+        source = open_artifact(source).file(MODEL)
+    return show(capture(source))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx_ir as ir
 
+from ..passes.duplicates import MergeDuplicateWeights
 from ..passes.errors import LoweringError
+from ..passes.structures.base import Form
 from ..runtime.artifact import MODEL, MODEL_DATA, MODULE, WEIGHTS, Engine, TensorInfo
 from . import onnx_runtime
 from .target import Target
@@ -36,6 +39,35 @@ def weight_bytes(model: ir.Model) -> int:
     """Bytes of all initializers: what the file of a dense model holds beside its graph."""
     tensors = (value.const_value for value in model.graph.initializers.values())
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+def check_toolchain(target: Target) -> None:
+    """Refuses to start long work that the target's packages or tools could not finish.
+
+    Raises:
+        MissingDependencyError: a package or the linker is missing; says what to install.
+        TargetError: LLVM does not know the CPU of the target.
+    """
+    if target.engine == "tvm":
+        target.tvm()
+        from . import relax_build
+
+        relax_build.check_toolchain()
+
+
+def prepare(model: ir.Model, target: Target, form: Form, *, with_onnx: bool) -> None:
+    """Readies a captured model in place: tied weights joined, opset in reach, operators covered.
+
+    Raises:
+        LoweringError: an opset or operator that the target does not cover; names the node.
+    """
+    MergeDuplicateWeights()(model)
+    if target.engine == "ort" or with_onnx:
+        onnx_runtime.prepare(model, form)
+    if target.engine == "tvm":
+        from . import relax_build
+
+        relax_build.check(model)
 
 
 @dataclass(frozen=True)
@@ -74,8 +106,11 @@ def lower(model: ir.Model, target: Target, folder: Path, *, with_onnx: bool) -> 
         "tvm",
         _bytes(folder, MODULE, WEIGHTS),
         tuple(module.parameter_names),
-        module.dimension_bounds,
-        module.cpu_features,
+        {
+            name: (low, sys.maxsize if high is None else high)
+            for name, (low, high) in module.dimension_bounds.items()
+        },
+        target.cpu_features(),
     )
 
 

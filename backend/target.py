@@ -9,6 +9,17 @@ from typing import Any, Literal
 from ..passes.errors import MissingDependencyError, TargetError
 
 _KNOWN = ("llvm", "llvm -mcpu=NAME", "ort-cpu")
+_CPU_FLAGS = {
+    "avx2": "avx2",
+    "fma": "fma",
+    "f16c": "f16c",
+    "avx512f": "avx512f",
+    "avx512bw": "avx512bw",
+    "avx512vl": "avx512vl",
+    "avx512vnni": "avx512_vnni",
+}
+"""LLVM's names to those of Linux."""
+
 _PLANNED = ("cuda", "ort-cuda")
 
 
@@ -70,6 +81,18 @@ class Target:
                 f"target {self}: LLVM does not know the CPU {mcpu!r}; x86-64-v3 fits most machines"
             )
         return TvmTarget({"kind": "llvm", "mcpu": mcpu})
+
+    def cpu_features(self) -> tuple[str, ...]:
+        """Vector instruction sets that code for this target may use, as /proc/cpuinfo spells them.
+
+        Raises:
+            MissingDependencyError: TVM is not installed.
+            TargetError: LLVM does not know the CPU.
+        """
+        import tvm.target.codegen as codegen
+
+        found = {str(name) for name in codegen.llvm_get_cpu_features(self.tvm())}
+        return tuple(flag for name, flag in _CPU_FLAGS.items() if name in found)
 
 
 def _mcpu(text: str, options: list[str]) -> str | None:

@@ -144,11 +144,6 @@ def stored_inputs(artifact: Artifact) -> list[dict[str, NDArray[Any]]]:
     return [_under(arrays, f"{index}/") for index in indices]
 
 
-def stored_inputs(artifact: Artifact) -> list[dict[str, NDArray[Any]]]:
-    """The inputs of the samples that were stored with an artifact."""
-    return [dict(sample.inputs) for sample in _stored_samples(artifact)]
-
-
 def write_expectations(
     folder: Path,
     inputs: Sequence[Arrays],
