@@ -145,7 +145,7 @@ class _Emitter:
 
 def _matmul(emit: _Emitter) -> ir.Value:
     """`x @ W`: a row of one axis becomes a matrix and back."""
-    x, weight = emit.use.x, _input(emit.node, 1)
+    x, weight = emit.use.x, emit.use.weight
     if x.shape is not None and len(x.shape) == 1:
         return _vector(emit, weight)
     return emit.dense(x, weight)
@@ -153,7 +153,7 @@ def _matmul(emit: _Emitter) -> ir.Value:
 
 def _left_matmul(emit: _Emitter) -> ir.Value:
     """`W @ x = (xᵀ Wᵀ)ᵀ` over the last two axes."""
-    x, weight = emit.use.x, _input(emit.node, 0)
+    x, weight = emit.use.x, emit.use.weight
     rank = 0 if x.shape is None else len(x.shape)
     if rank == 1:
         return _vector(emit, weight)
@@ -168,12 +168,11 @@ def _vector(emit: _Emitter, weight: ir.Value) -> ir.Value:
 
 def _gemm(emit: _Emitter) -> ir.Value:
     """`α A' B' + β C`: transposes, a Mul for α, a Mul for β and an Add, each only if needed."""
-    x, on_left = emit.use.x, emit.node.inputs[0] is not emit.use.x
-    weight = _input(emit.node, 0 if on_left else 1)
+    x, weight = emit.use.x, emit.use.weight
     if emit.use.feature_axis == 0:
         x = emit.transpose(x, (1, 0))
     result = emit.dense(x, weight)
-    if on_left:
+    if emit.use.weight_input == 0:
         result = emit.transpose(result, (1, 0))
     result = emit.scaled(result, _float(emit.node, "alpha"))
     bias, beta = _bias(emit.node), _float(emit.node, "beta")
@@ -185,7 +184,7 @@ def _gemm(emit: _Emitter) -> ir.Value:
 def _conv(emit: _Emitter) -> ir.Value:
     """A 1×1 convolution is a dense layer over the channels, which move to the last axis."""
     rank = len(emit.site.value.shape or ())
-    kernel = emit.reshape(_input(emit.node, 1), (emit.site.out_features, emit.site.in_features))
+    kernel = emit.reshape(emit.use.weight, (emit.site.out_features, emit.site.in_features))
     channels_last = (0, *range(2, rank), 1)
     result = emit.dense(emit.transpose(emit.use.x, channels_last), kernel)
     bias = _bias(emit.node)
@@ -204,13 +203,6 @@ _FORMS: dict[str, Callable[[_Emitter], ir.Value]] = {
 
 def _bias(node: ir.Node) -> ir.Value | None:
     return node.inputs[2] if len(node.inputs) > 2 else None
-
-
-def _input(node: ir.Node, index: int) -> ir.Value:
-    value = node.inputs[index]
-    if value is None:
-        raise ValueError(f"{node.name}: input {index} is missing")
-    return value
 
 
 def _float(node: ir.Node, name: str) -> float:

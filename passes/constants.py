@@ -10,7 +10,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-PATH_OPS = ("Transpose", "Identity", "Cast")
+PATH_OPS = ("Transpose", "Identity", "Cast", "Reshape")
+"""What may stand between a constant and its reader; a Reshape only where it makes a matrix of a
+1×1 kernel."""
+
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
 
@@ -21,7 +24,7 @@ class ConstantPath:
     Attributes:
         value: the initializer or Constant output.
         tensor: its data.
-        nodes: the Transpose, Identity and Cast nodes from `value` to the reader.
+        nodes: the nodes of `PATH_OPS` from `value` to the reader.
     """
 
     value: ir.Value
@@ -46,6 +49,8 @@ class ConstantPath:
         for node in self.nodes:
             if node.op_type == "Transpose":
                 axes = tuple(axes[axis] for axis in _permutation(node, len(axes)))
+            elif node.op_type == "Reshape":
+                axes = axes[:2]
         return axes
 
     @property
@@ -77,6 +82,8 @@ def read_tensor(tensor: ir.TensorProtocol, nodes: tuple[ir.Node, ...] = ()) -> N
     for node in nodes:
         if node.op_type == "Transpose":
             array = array.transpose(_permutation(node, array.ndim))
+        elif node.op_type == "Reshape":
+            array = array.reshape(array.shape[:2])
         elif node.op_type == "Cast":
             array = array.astype(ir.DataType(node.attributes["to"].as_int()).numpy(), copy=False)
     array = np.array(array, order="C")
@@ -99,7 +106,8 @@ def trace(value: ir.Value | None) -> ConstantPath | None:
     while value is not None:
         tensor = constant_tensor(value)
         if tensor is not None:
-            return ConstantPath(value, tensor, tuple(reversed(nodes)))
+            path = ConstantPath(value, tensor, tuple(reversed(nodes)))
+            return path if _reshapes_are_matrices(path) else None
         producer = value.producer()
         if producer is None or not _on_path(producer):
             return None
@@ -149,6 +157,20 @@ def sources(value: ir.Value) -> Iterator[tuple[ir.Value, ir.TensorProtocol, ir.N
 def _on_path(node: ir.Node) -> bool:
     known = not node.domain and node.op_type in PATH_OPS
     return known and not any(attribute.is_ref() for attribute in node.attributes.values())
+
+
+def _reshapes_are_matrices(path: ConstantPath) -> bool:
+    """Whether each Reshape drops the unit axes behind the first two, and does no more."""
+    for index, node in enumerate(path.nodes):
+        if node.op_type != "Reshape":
+            continue
+        rows, *rest = ConstantPath(path.value, path.tensor, path.nodes[:index]).shape
+        target = constant_tensor(node.inputs[1]) if node.inputs[1] is not None else None
+        if target is None or not rest or any(size != 1 for size in rest[1:]):
+            return False
+        if target.numpy().tolist() not in ([rows, rest[0]], [-1, rest[0]], [rows, -1]):
+            return False
+    return True
 
 
 def _permutation(node: ir.Node, rank: int) -> tuple[int, ...]:

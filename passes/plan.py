@@ -193,9 +193,10 @@ class _Reader:
         try:
             scheme = parse_scheme(choice.scheme)
         except SchemeError as error:
-            self._fail(f"{where}.scheme", str(error), choice.scheme)
+            self._fail(f"{where}.scheme", str(error), _entry("scheme", choice.scheme))
         if scheme == "auto":
-            self._fail(f"{where}.scheme", "auto is not decided; name a scheme", choice.scheme)
+            entry = _entry("scheme", "auto")
+            self._fail(f"{where}.scheme", "auto is not decided; name a scheme", entry)
         if scheme == "dense":
             return choice
         shape = choice.out_features, choice.in_features
@@ -208,7 +209,7 @@ class _Reader:
         known = {field.name: field for field in fields(cls)}
         for name, value in item.items():
             if name not in known:
-                self._fail(where + name, f"is not known; known are {', '.join(known)}", name)
+                self._fail(where + name, f"is not known; known are {', '.join(known)}", _key(name))
             self._check(where + name, value, *_TYPES[name])
         for name, field_ in known.items():
             required = field_.default is MISSING and field_.default_factory is MISSING
@@ -220,11 +221,12 @@ class _Reader:
         if isinstance(value, types) and not isinstance(value, bool):
             return
         names = " or ".join(_NAMES[type_] for type_ in types)
-        self._fail(where, f"wants {names}, not {json.dumps(value)[:40]}", value)
+        entry = _entry(where.rpartition(".")[2], value)
+        self._fail(where, f"wants {names}, not {json.dumps(value)[:40]}", entry)
 
-    def _fail(self, where: str, problem: str, text: object = None) -> NoReturn:
-        """Names the field and, where `text` stands in the document, the line."""
-        found = re.search(re.escape(json.dumps(text)), self.text) if text is not None else None
+    def _fail(self, where: str, problem: str, pattern: str = "") -> NoReturn:
+        """Names the field and the line where `pattern` stands in the document, if it does."""
+        found = re.search(pattern, self.text) if pattern else None
         line = f", line {self.text.count(chr(10), 0, found.start()) + 1}" if found else ""
         raise PlanError(f"{self.origin}{line}: {where}: {problem}")
 
@@ -232,9 +234,17 @@ class _Reader:
         result: dict[str, Any] = {}
         for name, value in pairs:
             if name in result:
-                self._fail(name, "is there twice in one object", name)
+                self._fail(name, "is there twice in one object", _key(name))
             result[name] = value
         return result
+
+
+def _key(name: str) -> str:
+    return rf"{re.escape(json.dumps(name))}\s*:"
+
+
+def _entry(name: str, value: object) -> str:
+    return rf"{_key(name)}\s*{re.escape(json.dumps(value))}"
 
 
 _TYPES: dict[str, tuple[type, ...]] = {

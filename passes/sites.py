@@ -27,18 +27,34 @@ class Use:
     Attributes:
         node: the MatMul, Gemm, 1x1 Conv or Gather.
         form: how the node applies the weight; `left_matmul` is `W @ x`.
-        x: the activation, or the indices of a gather.
         feature_axis: the axis of x that holds in_features (may be negative); None for a gather.
+        weight_input: which of the first two inputs of the node the weight is.
         dtype: the type the node computes in.
         transposed: whether W is the transpose of what the node reads.
     """
 
     node: ir.Node
     form: UseForm
-    x: ir.Value
     feature_axis: int | None
+    weight_input: int
     dtype: ir.DataType
     transposed: bool
+
+    @property
+    def x(self) -> ir.Value:
+        """The activation, or the indices of a gather, that the node reads now."""
+        value = self.node.inputs[1 - self.weight_input]
+        if value is None:
+            raise ValueError(f"{self.node.name}: its activation is gone")
+        return value
+
+    @property
+    def weight(self) -> ir.Value:
+        """What the node reads of the weight."""
+        value = self.node.inputs[self.weight_input]
+        if value is None:
+            raise ValueError(f"{self.node.name}: its weight is gone")
+        return value
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +64,7 @@ class Site:
     Attributes:
         name: the parameter's name, unique in the model.
         value: the initializer (or Constant output) that holds the weight.
-        path: Transpose, Identity and Cast nodes between `value` and the first use, in order.
+        path: Transpose, Identity, Cast and Reshape nodes from `value` to the first use, in order.
         in_features, out_features: of the dense form `y = x Wᵀ`, W `[out_features, in_features]`;
             for a gather W's rows are what is gathered.
         uses: at least one.
@@ -132,13 +148,19 @@ def _sites(matches: list[Match]) -> Iterator[Site]:
             first.path.nodes,
             in_features,
             out_features,
-            tuple(
-                Use(
-                    use.node, use.form, use.x, use.feature_axis, use.path.dtypes[-1], use.transposed
-                )
-                for use in group
-            ),
+            tuple(map(_use, group)),
         )
+
+
+def _use(match: Match) -> Use:
+    return Use(
+        match.node,
+        match.form,
+        match.feature_axis,
+        match.weight_input,
+        match.path.dtypes[-1],
+        match.transposed,
+    )
 
 
 def _orientation(match: Match) -> bool:
@@ -165,7 +187,7 @@ def _obstacle(value: ir.Value, matches: list[Match]) -> str:
 
 
 def _readers(value: ir.Value) -> Iterator[ir.Node | ir.Value]:
-    """The nodes behind Transpose, Identity and Cast that read a constant, and model outputs."""
+    """The nodes that read a constant, also behind Transpose and the like, and model outputs."""
     if value.is_graph_output():
         yield value
     for node, _ in value.uses():

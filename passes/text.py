@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 import onnx_ir as ir
 
 _SHOWN_ELEMENTS = 8
-"""Integer constants up to this size are shown with their values: axes, shapes, splits."""
+"""Integer attributes up to this size are shown with their values (axes, shapes, splits), and so
+are single numbers."""
 
 
 def show(model: ir.Model) -> str:
@@ -128,6 +129,7 @@ def _plain(value: object) -> str:
 
 def _tensor(tensor: ir.TensorProtocol) -> str:
     text = f"{tensor.dtype.name.lower()}[{_dims(tensor.shape)}]"
-    if tensor.size > _SHOWN_ELEMENTS or tensor.dtype not in (ir.DataType.INT64, ir.DataType.INT32):
-        return text
-    return f"{text}{tensor.numpy().tolist()}"
+    integers = tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32)
+    if tensor.size == 1 or (integers and tensor.size <= _SHOWN_ELEMENTS):
+        return f"{text} {_plain(tensor.numpy().tolist())}"
+    return text

@@ -18,16 +18,15 @@ class Match:
     """A node that applies the constant behind `path`.
 
     Attributes:
-        node, form, x, feature_axis: as in `Use`.
+        node, form, feature_axis, weight_input, transposed: as in `Use`.
         path: from the constant to the node.
-        transposed: whether W is the transpose of what the node reads.
     """
 
     node: ir.Node
     form: UseForm
-    x: ir.Value
     feature_axis: int | None
     path: ConstantPath
+    weight_input: int
     transposed: bool
 
 
@@ -95,6 +94,9 @@ def _computed(value: ir.Value) -> Unfit | None:
             reason = f"already quantised: {tensor.dtype} behind {reader.op_type}"
             return Unfit(str(source.name), reason)
     producer = value.producer()
+    while producer is not None and producer.op_type in ("Transpose", "Identity", "Cast"):
+        behind = producer.inputs[0]
+        producer = None if behind is None else behind.producer()
     floats = [source for source, tensor, _ in constants if tensor.dtype in FLOATS]
     if not floats or producer is None:
         return None
@@ -110,51 +112,49 @@ def _match_matmul(node: ir.Node, static: set[ir.Value]) -> Match | Unfit | None:
         return _match_right(node, right, left)
     if left is None or isinstance(left, Unfit):
         return left
-    x = node.inputs[1]
-    if x is None or len(left.shape) > 2:
+    if len(left.shape) > 2:
         return Unfit(left.name, f"batched weight of rank {len(left.shape)}")
-    if x.shape is None:
+    x = node.inputs[1]
+    if x is None or x.shape is None:
         return Unfit(left.name, "the rank of what it multiplies is not known; infer shapes first")
     axis = -1 if len(x.shape) == 1 else -2
-    return Match(node, "left_matmul", x, axis, left, transposed=False)
+    return Match(node, "left_matmul", axis, left, 0, transposed=False)
 
 
 def _match_right(
     node: ir.Node, right: ConstantPath, left: ConstantPath | Unfit | None
 ) -> Match | Unfit:
-    x = node.inputs[0]
-    if x is None or left is not None:
+    if left is not None:
         return Unfit(right.name, "multiplies another constant")
     if len(right.shape) > 2:
         return Unfit(right.name, f"batched weight of rank {len(right.shape)}")
-    return Match(node, "matmul", x, -1, right, transposed=True)
+    return Match(node, "matmul", -1, right, 1, transposed=True)
 
 
 def _match_gemm(node: ir.Node, static: set[ir.Value]) -> Match | Unfit | None:
     first, second = (weight_at(value, static) for value in node.inputs[:2])
     trans_a, trans_b = (bool(int_attribute(node, name, 0)) for name in ("transA", "transB"))
-    a, b = node.inputs[0], node.inputs[1]
     if isinstance(second, ConstantPath) and first is not None:
         return Unfit(second.name, "multiplies another constant")
-    if isinstance(second, ConstantPath) and a is not None:
+    if isinstance(second, ConstantPath):
         axis = 0 if trans_a else 1
-        return Match(node, "gemm", a, axis, second, transposed=not trans_b)
-    if isinstance(first, ConstantPath) and b is not None and second is None:
+        return Match(node, "gemm", axis, second, 1, transposed=not trans_b)
+    if isinstance(first, ConstantPath) and second is None:
         axis = 1 if trans_b else 0
-        return Match(node, "gemm", b, axis, first, transposed=trans_a)
+        return Match(node, "gemm", axis, first, 0, transposed=trans_a)
     return second if isinstance(second, Unfit) else first if isinstance(first, Unfit) else None
 
 
 def _match_conv(node: ir.Node, static: set[ir.Value]) -> Match | Unfit | None:
-    kernel, x = weight_at(node.inputs[1], static), node.inputs[0]
-    if kernel is None or isinstance(kernel, Unfit) or x is None:
-        return kernel if isinstance(kernel, Unfit) else None
+    kernel = weight_at(node.inputs[1], static)
+    if kernel is None or isinstance(kernel, Unfit):
+        return kernel
     reason = _conv_reason(node, kernel.shape)
     if kernel.permutation != tuple(range(len(kernel.shape))):
         reason = reason or "kernel behind Transpose"
     if reason:
         return Unfit(kernel.name, reason)
-    return Match(node, "conv", x, 1, kernel, transposed=False)
+    return Match(node, "conv", 1, kernel, 1, transposed=False)
 
 
 def _conv_reason(node: ir.Node, shape: tuple[int, ...]) -> str:
@@ -172,15 +172,15 @@ def _conv_reason(node: ir.Node, shape: tuple[int, ...]) -> str:
 
 
 def _match_gather(node: ir.Node, static: set[ir.Value]) -> Match | Unfit | None:
-    table, indices = weight_at(node.inputs[0], static), node.inputs[1]
-    if table is None or isinstance(table, Unfit) or indices is None:
-        return table if isinstance(table, Unfit) else None
+    table = weight_at(node.inputs[0], static)
+    if table is None or isinstance(table, Unfit):
+        return table
     axis = int_attribute(node, "axis", 0)
     if len(table.shape) > 2:
         return Unfit(table.name, f"gathers from a table of rank {len(table.shape)}")
     if axis % 2 != 0:
         return Unfit(table.name, "gathers columns")
-    return Match(node, "gather", indices, None, table, transposed=False)
+    return Match(node, "gather", None, table, 0, transposed=False)
 
 
 def int_attribute(node: ir.Node, name: str, default: int) -> int:
