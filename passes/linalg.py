@@ -218,9 +218,9 @@ def compensate(
     Columns are rounded in falling order of `diag C`, while the groups stay contiguous as stored.
     All levels are fitted beforehand to W with `diag C` as importance: in this order nearly all
     groups are entered within the first columns, and fitting at the entry gave the same error
-    within 1 %. Whole groups one after the other, fitted to the compensated weights, were up to 2 %
-    better where channels are alike and 3 to 8 % worse where some are loud, as they are in trained
-    models.
+    within 1 %. Groups one after the other, fitted to the compensated weights, were up to 2 % better
+    where channels are alike and 3 to 8 % worse where some are loud; on the linears of MiniLM-L6
+    from 2 % better to 3 % worse, and the stored order up to 7 % worse.
 
     Args:
         weight: W, `[m, n]`.
