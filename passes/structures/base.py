@@ -89,7 +89,8 @@ class Structure(ABC):
 
         Structures that round activations round them here exactly as the engines do.
         """
-        return x @ self.dense(factors).T.astype(x.dtype)
+        product: NDArray[np.floating] = x @ self.dense(factors).T.astype(x.dtype)
+        return product
 
     def reference_rows(
         self, factors: Factors, indices: NDArray[np.integer], dtype: np.dtype[np.floating]
