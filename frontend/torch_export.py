@@ -20,6 +20,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from ..passes.errors import LoadError
+from .bounds import DIM_BOUNDS
 from .shapes import infer_missing_shapes, quiet
 from .tidy import fold_transposes, tidy
 
@@ -27,8 +28,6 @@ from .tidy import fold_transposes, tidy
 # broadcast over the queries; the decomposed form runs everywhere. 21 is the first opset with
 # blocked DequantizeLinear, which the portable form of codes needs, and is as fast as 20.
 OPSET_VERSION = 21
-
-DIM_BOUNDS = "undense.dim_bounds"
 
 
 def from_module(
