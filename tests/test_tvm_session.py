@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import gc
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +69,21 @@ def test_an_artifact_that_replaces_another_runs_its_own_code(tmp_path):
     x = np.ones(3, np.float32)
     sessions = [undense.load(make(tmp_path / "a", scale)) for scale in (2.0, 3.0, 2.0)]
     assert [float(session(x)[0][0]) for session in sessions] == [2.0, 3.0, 2.0]
+
+
+def test_each_thread_has_a_virtual_machine_of_its_own(tmp_path):
+    session = undense.load(make(tmp_path / "a", 2.0))
+    both_there = threading.Barrier(2, timeout=30)
+
+    def machine() -> object:
+        session(np.ones(3, np.float32))
+        both_there.wait()  # neither thread ends before the other has begun
+        return session._main()
+
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(lambda _: machine(), range(2))
+    assert first is not second
+    assert session._main() is session._main()
 
 
 def mapped(path: Path) -> bool:
