@@ -6,15 +6,12 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 from ..passes.errors import ArtifactError
-from .arrays import write_npz
 from .atomic import move_into_place, temporary_sibling, termination_as_exception
 from .manifest import (
     Dimension,
@@ -39,7 +36,6 @@ __all__ = [
     "open_artifact",
     "package_versions",
     "write_artifact",
-    "write_expectations",
 ]
 
 MANIFEST = "manifest.json"
@@ -176,33 +172,6 @@ def check_destination(destination: str | Path) -> None:
             f"{target} holds {foreign[0]}, which is no part of the artifact there; "
             "move it away or choose another destination"
         )
-
-
-def write_expectations(
-    folder: Path,
-    inputs: Sequence[Mapping[str, NDArray[Any]]],
-    dense: Sequence[Mapping[str, NDArray[Any]]],
-    references: Sequence[Mapping[str, NDArray[Any]]],
-) -> None:
-    """Stores held-out samples and what must come of them, for `verify`.
-
-    Args:
-        folder: that `write_artifact` gave.
-        inputs: of each sample, by name.
-        dense: outputs of the dense model for each sample.
-        references: outputs of the numpy reference of the rewritten model.
-    """
-    kinds = {"dense": dense, "reference": references}
-    outputs = {
-        f"{index}/{kind}/{name}": value
-        for kind, samples in kinds.items()
-        for index, sample in enumerate(samples)
-        for name, value in sample.items()
-    }
-    write_npz(
-        folder / EXAMPLES, {f"{i}/{n}": v for i, s in enumerate(inputs) for n, v in s.items()}
-    )
-    write_npz(folder / REFERENCES, outputs)
 
 
 def _read_manifest(folder: Path) -> Manifest:

@@ -22,8 +22,8 @@ from undense.runtime.artifact import (
     Tolerance,
     package_versions,
     write_artifact,
-    write_expectations,
 )
+from undense.runtime.verify import write_expectations
 
 ROWS, IN_FEATURES, OUT_FEATURES, LONGEST = 10, 8, 4, 16
 SIGNATURE = (

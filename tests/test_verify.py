@@ -9,8 +9,8 @@ import pytest
 import undense
 from artifacts import OUTPUTS, expected, make_artifact, manifest, sample
 from undense.passes.errors import ArtifactError, InputError
-from undense.runtime.artifact import Tolerance, write_artifact, write_expectations
-from undense.runtime.verify import stored_inputs, verify
+from undense.runtime.artifact import Tolerance, write_artifact
+from undense.runtime.verify import stored_inputs, verify, write_expectations
 
 
 def dense_outputs(inputs, factor=1.25):
