@@ -151,7 +151,8 @@ def write_expectations(
     references: Sequence[Arrays],
 ) -> None:
     """Stores samples with the two outputs that `verify` compares: dense model's and reference's."""
-    samples, outputs = {}, {}
+    samples: dict[str, NDArray[Any]] = {}
+    outputs: dict[str, NDArray[Any]] = {}
     for index, arrays in enumerate(inputs):
         samples |= {f"{index}/{name}": array for name, array in arrays.items()}
         for kind, found in (("dense", dense[index]), ("reference", references[index])):
