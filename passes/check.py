@@ -56,14 +56,16 @@ def _check_nodes(
 
 def _without_weights(model: ir.Model) -> ir.Model:
     """A copy that shares small initializers and has large ones as inputs."""
-    copy = model.clone()
-    for value in list(copy.graph.initializers.values()):
+    # Values that nothing defines are left in the copy, for the checker to name them.
+    graph = model.graph.clone(allow_outer_scope_values=True)
+    for value in list(graph.initializers.values()):
         tensor = value.const_value
         if tensor is None or tensor.size <= _LARGEST:
             continue
-        del copy.graph.initializers[str(value.name)]
+        del graph.initializers[str(value.name)]
         value.const_value, value.type = None, ir.TensorType(tensor.dtype)
         value.shape = ir.Shape(tensor.shape.numpy())
         if not value.is_graph_input():
-            copy.graph.inputs.append(value)
-    return copy
+            graph.inputs.append(value)
+    functions = tuple(model.functions.values())
+    return ir.Model(graph, ir_version=model.ir_version, functions=functions)

@@ -23,7 +23,8 @@ def show(model: ir.Model) -> str:
     inputs = [value for value in graph.inputs if not value.is_initializer()]
     lines = [f"graph({_typed(inputs, names)}) -> {_typed(graph.outputs, names)}"]
     for name, value in sorted(graph.initializers.items()):
-        lines.append(f"  const {name}: {_type(value)}")
+        held = value if value.const_value is None else value.const_value
+        lines.append(f"  const {name}: {_type(held)}")
     lines += _nodes(graph, names, "  ")
     for identifier in sorted(model.functions):
         lines += ["", *_function(model.functions[identifier])]
@@ -102,7 +103,7 @@ def _typed(values: Iterable[ir.Value], names: _Names) -> str:
     return ", ".join(f"{names.of(value)}: {_type(value)}" for value in values)
 
 
-def _type(value: ir.Value) -> str:
+def _type(value: ir.Value | ir.TensorProtocol) -> str:
     dtype = "?" if value.dtype is None else value.dtype.name.lower()
     return f"{dtype}[{_dims(value.shape)}]" if value.shape is not None else f"{dtype}[...]"
 
