@@ -179,6 +179,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
+    from .runtime.report import print_fields
     from .runtime.session import load
     from .runtime.verify import verify
 
@@ -191,31 +192,33 @@ def _verify(options: argparse.Namespace) -> int:
         with _dense(options.against) as run:
             fresh = [(sample, run(sample)) for sample in inputs]
     found = verify(session, fresh)
-    _print(options, found.to_json(), _print_table)
+    _print(options, found.to_json(), print_fields)
     return EXIT_OK if found.holds else EXIT_DOES_NOT_HOLD
 
 
 def _bench(options: argparse.Namespace) -> int:
     from .runtime.bench import bench
+    from .runtime.report import print_fields
     from .runtime.session import load
 
     session = load(options.artifact, num_threads=options.threads)
     inputs = _samples(session, options.input)[0]
     with _dense(options.against, session.num_threads) as run:
         found = bench(session, run, inputs, repeats=options.repeats)
-    _print(options, found, _print_table)
+    _print(options, found, print_fields)
     return EXIT_OK
 
 
 def _doctor(options: argparse.Namespace) -> int:
     from .backend.doctor import examine_machine, examine_model
+    from .runtime.report import print_fields
 
     found = examine_machine()
     if options.model:
         from .frontend.load import load
 
         found["model"] = examine_model(load(options.model))
-    _print(options, found, _print_table)
+    _print(options, found, print_fields)
     return EXIT_OK if found["usable"] else EXIT_DOES_NOT_HOLD
 
 
@@ -245,12 +248,6 @@ def _print(options: argparse.Namespace, found: dict[str, Any], show: Callable[..
         print(json.dumps(found, indent=2))
     elif not options.quiet:
         show(found)
-
-
-def _print_table(found: dict[str, Any]) -> None:
-    from .runtime.report import print_table
-
-    print_table("", found)
 
 
 if __name__ == "__main__":

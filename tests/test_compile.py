@@ -1,0 +1,252 @@
+"""The whole way on a small model: each engine, replay, refusals, and what a stop leaves behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import undense
+from numpy.typing import NDArray
+from undense.passes.errors import (
+    FitError,
+    LoadError,
+    LoweringError,
+    PlanError,
+    SchemeError,
+    TargetError,
+    UndenseError,
+)
+from undense.passes.plan import read_plan
+from undense.runtime.verify import verify
+
+from .graphs import graph, normal
+
+TEXT = """
+agraph (int64[batch, tokens] ids) => (float[batch, tokens, 40] y) {
+    x = Gather <axis = 0> (table, ids)
+    a = MatMul (x, first)
+    b = Add (a, bias)
+    c = Relu (b)
+    y = MatMul (c, second)
+}
+"""
+SCHEMES = [
+    "dense",
+    "auto",
+    "int_codes{bits=4,group=32}",
+    "int_codes{bits=3,group=32}",
+    "trit_planes{planes=2,group=32}",
+    "trit_planes{planes=3,group=32,tied=false}",
+    "low_rank{ratio=0.5}",
+    "monarch{ratio=0.5}",
+]
+
+
+def _model() -> ir.Model:
+    return graph(
+        TEXT,
+        table=normal(100, 64, seed=1),
+        first=normal(64, 96, seed=2),
+        bias=normal(96, seed=3),
+        second=normal(96, 40, seed=4),
+    )
+
+
+def _samples(count: int = 12) -> list[dict[str, NDArray[Any]]]:
+    random = np.random.default_rng(0)
+    return [{"ids": random.integers(0, 100, (2, 9))} for _ in range(count)]
+
+
+@pytest.mark.parametrize("target", ["ort-cpu", "llvm"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_an_engine_computes_what_the_reference_says(
+    target: str, scheme: str, tmp_path: Path
+) -> None:
+    module = undense.compile(
+        _model(),
+        target=target,
+        scheme=scheme,
+        calibration_dataset=_samples(),
+        output=tmp_path / "m",
+    )
+    found = verify(module)
+    assert found.holds, found.to_json()
+    if target == "llvm":
+        assert found.execution_error < 1e-5, "nothing is rounded: the error is that of float32"
+    else:
+        assert (module.report["layer_execution_error"] or 0) < 1e-5
+    assert (found.approximation_error < 1e-6) == (scheme == "dense")
+
+
+@pytest.mark.parametrize("scheme", ["auto", "int_codes{bits=4,group=32}", "low_rank{ratio=0.5}"])
+def test_the_portable_form_holds(scheme: str, tmp_path: Path) -> None:
+    module = undense.compile(
+        _model(),
+        target="ort-cpu",
+        scheme=scheme,
+        ignored_scope=["table"],
+        calibration_dataset=_samples(),
+        portable=True,
+        output=tmp_path / "m",
+    )
+    assert verify(module).holds
+    used = {node.domain for function in ir.load(tmp_path / "m/model.onnx").functions.values()
+            for node in function}  # fmt: skip
+    assert used == {""}
+
+
+def test_replaying_a_plan_gives_the_same_bytes(tmp_path: Path) -> None:
+    def build(name: str, **options: Any) -> undense.runtime.session.Session:  # type: ignore[name-defined]
+        return undense.compile(
+            _model(), target="ort-cpu", calibration_dataset=_samples(), output=tmp_path / name,
+            **options,
+        )  # fmt: skip
+
+    build("first", scheme="int_codes{bits=4,group=32}")
+    build("second", plan=tmp_path / "first" / "plan.json")
+    first, second = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+                     for name in ("first", "second"))  # fmt: skip
+    assert first == second
+
+
+def test_a_plan_edited_by_hand_is_carried_out(tmp_path: Path) -> None:
+    undense.compile(_model(), target="ort-cpu", output=tmp_path / "first")
+    plan = json.loads((tmp_path / "first/plan.json").read_text())
+    for site in plan["sites"]:
+        if site["name"] == "first":
+            site["scheme"] = "low_rank{rank=5}"
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    module = undense.compile(_model(), target="ort-cpu", plan=tmp_path / "plan.json")
+    schemes = {site["name"]: site["scheme"] for site in module.report["sites"]}
+    assert schemes["first"] == "low_rank{rank=5}"
+    assert schemes["second"].startswith("int_codes")
+
+
+def test_a_plan_does_not_fit_other_data_seeds_and_versions(tmp_path: Path) -> None:
+    undense.compile(
+        _model(), target="ort-cpu", calibration_dataset=_samples(), output=tmp_path / "m"
+    )
+    plan = read_plan(tmp_path / "m/plan.json")
+    other = [{"ids": sample["ids"] // 2} for sample in _samples()]
+    for data, changed, named in [
+        (other, plan, "calibration data differ"),
+        (_samples(), dataclasses.replace(plan, seed=1), "seeds differ"),
+        (_samples(), dataclasses.replace(plan, versions={"numpy": "1.0"}), "versions of numpy"),
+    ]:
+        with pytest.raises(PlanError, match=named):
+            undense.compile(_model(), target="ort-cpu", calibration_dataset=data, plan=changed)
+
+
+def test_the_report_keeps_its_promises(tmp_path: Path) -> None:
+    module = undense.compile(_model(), target="llvm", output=tmp_path / "m")
+    report = module.report
+    assert [site["name"] for site in report["sites"]] == ["table", "first", "second"]
+    assert set(report["sites"][0]) == {
+        "name", "in_features", "out_features", "users", "scheme", "bits_per_weight",
+        "relative_error", "reason",
+    }  # fmt: skip
+    loaded = ("module.so", "weights.safetensors")
+    assert report["bytes"]["after"] == sum(
+        (tmp_path / "m" / name).stat().st_size for name in loaded
+    )
+    assert report["bytes"]["before"] == 4 * (100 * 64 + 64 * 96 + 96 + 96 * 40)
+    assert any("data-free" in note for note in report["notes"])
+
+
+def test_weights_stay_packed_on_disk(tmp_path: Path) -> None:
+    for target in ("ort-cpu", "llvm"):
+        module = undense.compile(
+            _model(), target=target, scheme="int_codes{bits=4,group=64}", output=tmp_path / target
+        )
+        stored = (
+            tmp_path
+            / target
+            / ("model.onnx.data" if target == "ort-cpu" else "weights.safetensors")
+        )
+        codes = (100 * 64 + 64 * 96 + 128 * 40) // 2
+        scales = 4 * (100 + 96 + 2 * 40)
+        assert stored.stat().st_size < codes + scales + 4 * 96 + 5000, module.report["bytes"]
+
+
+def test_onnx_can_be_left_out_for_tvm(tmp_path: Path) -> None:
+    undense.compile(_model(), target="llvm", with_onnx=False, output=tmp_path / "m")
+    assert not (tmp_path / "m/model.onnx").exists()
+    assert undense.load(tmp_path / "m").engine == "tvm"
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "named"),
+    [
+        ({"target": "cuda"}, TargetError, "not there yet"),
+        ({"target": "abacus"}, TargetError, "llvm"),
+        ({"scheme": "low_rang"}, SchemeError, "low_rank"),
+        ({"scheme": "low_rank{rang=3}"}, SchemeError, "rank"),
+        ({"scheme": "monarch{blocks=7,rank=1}"}, FitError, "first|second|table"),
+        ({"budget": {"size_ratio": 0.5}}, SchemeError, "budget"),
+        ({"ignored_scope": ["nothing*"]}, SchemeError, "nothing"),
+        ({"calibration_dataset": []}, UndenseError, "at least one"),
+        ({"calibration_dataset": [{"id": np.zeros((1, 2), np.int64)}]}, UndenseError, "ids"),
+        ({"plan": "/nonexistent/plan.json"}, PlanError, "plan.json"),
+    ],
+)
+def test_bad_options_are_refused_and_nothing_is_written(
+    options: dict[str, Any], kind: type[UndenseError], named: str, tmp_path: Path
+) -> None:
+    with pytest.raises(kind, match=named):
+        undense.compile(_model(), output=tmp_path / "m", **{"target": "ort-cpu", **options})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nan_weights_name_the_layer(tmp_path: Path) -> None:
+    model = _model()
+    weight = normal(64, 96)
+    weight[3, 5] = np.nan
+    model.graph.initializers["first"].const_value = ir.tensor(weight, name="first")
+    with pytest.raises(FitError, match="first"):
+        undense.compile(model, target="ort-cpu", output=tmp_path / "m")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_operator_that_tvm_lacks_is_named_before_the_work() -> None:
+    model = graph(
+        "agraph (float[n, 64] x) => (float[n, 64] y) { y = Det2 <axis = 0> (x) }".replace(
+            "Det2 <axis = 0>", "Hardmax"
+        )
+    )
+    with pytest.raises(LoweringError, match="Hardmax"):
+        undense.compile(model, target="llvm")
+
+
+def test_a_stop_leaves_nothing_behind(tmp_path: Path) -> None:
+    def interrupt(done: int, total: int, text: str) -> None:
+        if text == "fit" and done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        undense.compile(_model(), target="ort-cpu", output=tmp_path / "m", progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_source_is_left_as_it_was() -> None:
+    model = _model()
+    before = ir.to_proto(model).SerializeToString()
+    undense.compile(model, target="ort-cpu")
+    assert ir.to_proto(model).SerializeToString() == before
+
+
+def test_a_folder_that_is_no_artifact_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/diary.txt").write_text("dear diary")
+    with pytest.raises(UndenseError, match="m"):
+        undense.compile(_model(), target="ort-cpu", output=tmp_path / "m")
+    assert (tmp_path / "m/diary.txt").read_text() == "dear diary"
+
+
+def test_args_are_for_modules() -> None:
+    with pytest.raises(LoadError, match="args"):
+        undense.compile(_model(), (np.zeros((1, 2), np.int64),), target="ort-cpu")
