@@ -96,7 +96,8 @@ class Structure(ABC):
         self, factors: Factors, indices: NDArray[np.integer], dtype: np.dtype[np.floating]
     ) -> NDArray[np.floating]:
         """`Ŵ[indices]`: the gather of an embedding stored in this form, in `dtype`."""
-        return self.dense(factors)[indices].astype(dtype)
+        rows: NDArray[np.floating] = self.dense(factors)[indices].astype(dtype)
+        return rows
 
     @abstractmethod
     def bits(self, out_features: int, in_features: int) -> int:
