@@ -116,7 +116,7 @@ def compiled(
     weights = [tvm.runtime.tensor(tensor) for tensor in packed.values()]
 
     def run(x: Array) -> Array:
-        y: Array = vm["main"](tvm.runtime.tensor(np.ascontiguousarray(x)), *weights).numpy()
+        y: Array = vm["main"](tvm.runtime.tensor(x), *weights).numpy()
         return y
 
     return run
