@@ -27,7 +27,10 @@ def graph(text: str, *, opset: int = 20, **weights: NDArray[Any] | ir.TensorProt
     model = ir.from_onnx_text(head + text, initializers=tensors)
     for value in model.graph.initializers.values():
         if value.const_value is not None:
-            value.shape, value.dtype = ir.Shape(value.const_value.shape), value.const_value.dtype
+            value.shape, value.dtype = (
+                ir.Shape(value.const_value.shape.numpy()),
+                value.const_value.dtype,
+            )
     return ir.passes.common.ShapeInferencePass()(model).model
 
 
