@@ -298,7 +298,7 @@ class Builder:
         return self.elementwise("cast", lambda x: x.astype(dtype), value)
 
     def reshape(self, value: Value, shape: Sequence[Dim]) -> Value:
-        """The same entries in another shape; no copy unless fused."""
+        """The same entries in another shape, without a copy."""
         if len(shape) == value.rank and all(map(self.same, shape, value.shape)):
             return value
         if value.host is not None:

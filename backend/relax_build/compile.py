@@ -10,8 +10,11 @@ import onnx_ir as ir
 from ...passes.errors import MissingDependencyError
 from ..target import Target
 from .module import Signature, TvmModule
-from .schedule import ApplySchedules
+from .schedule import apply_schedules, is_scheduled
 from .walker import Walk
+
+_OPAQUE = 8
+"""Relax's operator pattern for what is not to be fused with anything."""
 
 
 def check_toolchain() -> None:
@@ -35,15 +38,13 @@ def build(model: ir.Model, target: Target) -> TvmModule:
         MissingDependencyError: no C++ compiler.
     """
     import tvm
-    from tvm import relax
 
     check_toolchain()
     machine = target.tvm()
     with machine:
         walk = Walk(model)
-        module = relax.transform.LegalizeOps()(walk.module)
+        module = apply_schedules(_fused(walk.module))
         walk.module = None
-        module = _pipeline()(module)
         executable = tvm.compile(module, target=machine, relax_pipeline=_lower())
     builder = walk.builder
     return TvmModule(
@@ -56,21 +57,25 @@ def build(model: ir.Model, target: Target) -> TvmModule:
     )
 
 
-def _pipeline() -> Any:
-    """Fuse element-wise operators into their producers, then schedule what came of it."""
+def _fused(module: Any) -> Any:
+    """Element-wise operators fused into their producers, one PrimFunc a group."""
     import tvm
     from tvm.relax import transform
 
-    return tvm.transform.Sequential(
-        [
-            transform.AnnotateTIROpPattern(),
-            transform.FoldConstant(),
-            transform.FuseOps(),
-            transform.FuseTIR(),
-            transform.DeadCodeElimination(),
-            ApplySchedules(),
-        ]
+    # A reshape stays an operator: the virtual machine makes it a view, which a loop would copy.
+    module = transform.LegalizeOps({"relax.reshape": lambda _builder, call: call})(module)
+    for variable, function in module.functions.items():
+        if isinstance(function, tvm.tirx.PrimFunc) and is_scheduled(function):
+            # Fusing would tear the loops that a kernel has fixed.
+            module.update_func(variable, function.with_attr("op_pattern", _OPAQUE))
+    passes = (
+        transform.AnnotateTIROpPattern(),
+        transform.FoldConstant(),
+        transform.FuseOps(),
+        transform.FuseTIR(),
+        transform.DeadCodeElimination(),
     )
+    return tvm.transform.Sequential(passes)(module)
 
 
 def _lower() -> Any:

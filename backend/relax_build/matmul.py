@@ -10,10 +10,13 @@ from tvm import te, tirx, topi
 
 from .builder import OUT_ELEMENTWISE_FUSABLE, Builder, extent
 from .node import Lowering, Node
-from .values import Value, like
+from .values import Dim, Value, like
 
 ROWS, COLUMNS = 4, 16
-"""Tile of the product kernel: 4×16 float32 sums fill the registers of AVX2."""
+"""Tile of the product kernel: 4×16 float32 sums fill half the registers of AVX2."""
+
+PRODUCT = "product"
+"""Name of the block that sums the tiles, by which its schedule knows it."""
 
 
 def pack_columns(weight: NDArray[Any]) -> NDArray[Any]:
@@ -47,40 +50,11 @@ def _with_vector(builder: Builder, first: Value, second: Value) -> Value:
 
 
 def linear(builder: Builder, x: Value, weight: Value) -> Value:
-    """`x @ W`, x `[..., in]` of run time, W `[in, out]` constant and stored in packed panels."""
+    """`x @ W`, x `[..., in]` of run time, W `[in, out]` constant and stored in panels."""
     assert weight.host is not None
-    rows_in, columns = weight.shape
-    builder.require_equal(x.shape[-1], rows_in)
-    panel = builder.stored(f"{weight.name}.packed", weight.host, pack_columns)
-
-    def compute(x: Any, panels: Any) -> Any:
-        *batch, rows, depth = x.shape
-        k = te.reduce_axis((0, depth), "k")
-        tiles = tirx.floordiv(rows + (ROWS - 1), extent(ROWS))
-
-        def accumulate(*index: Any) -> Any:
-            *lead, row_tile, panel, row, column = index
-            # Rows beyond the end repeat the last one, so that the inner loop needs no condition.
-            source = te.min(row_tile * ROWS + row, rows - 1)
-            return te.sum(x(*lead, source, k) * panels(panel, k, column), axis=k)
-
-        shape = [*batch, tiles, panels.shape[0], extent(ROWS), extent(COLUMNS)]
-        sums = te.compute(shape, accumulate, name="product")
-
-        def read(*index: Any) -> Any:
-            *lead, row, column = index
-            return sums(
-                *lead,
-                tirx.floordiv(row, ROWS),
-                tirx.floordiv(column, COLUMNS),
-                tirx.floormod(row, ROWS),
-                tirx.floormod(column, COLUMNS),
-            )
-
-        return te.compute([*batch, rows, extent(int(columns))], read, name="linear")
-
-    attributes = {"op_pattern": OUT_ELEMENTWISE_FUSABLE}
-    return builder.te("linear", compute, x, panel, attributes=attributes)
+    builder.require_equal(x.shape[-1], weight.shape[0])
+    panels = builder.stored(f"{weight.name}.packed", weight.host, pack_columns)
+    return _product(builder, "linear", x, panels, weight.shape[1])
 
 
 def batched(builder: Builder, first: Value, second: Value, *, group: int = 1) -> Value:
@@ -90,28 +64,69 @@ def batched(builder: Builder, first: Value, second: Value, *, group: int = 1) ->
     heads of grouped-query attention share them.
     """
     builder.require_equal(first.shape[-1], second.shape[-2])
-    lead_first, lead_second = list(first.shape[:-2]), list(second.shape[:-2])
+    panels = _panels(builder, second)
+    return _product(builder, "matmul", first, panels, second.shape[-1], group)
+
+
+def _panels(builder: Builder, value: Value) -> Value:
+    """`[..., in, out]` -> `[..., ceil(out/16), in, 16]`, packed at run time."""
+
+    def compute(x: Any) -> Any:
+        *lead, depth, columns = x.shape
+        count = tirx.floordiv(columns - 1, COLUMNS) + 1
+
+        def entry(*index: Any) -> Any:
+            *batch, panel, row, lane = index
+            column = panel * COLUMNS + lane
+            inside = column < columns
+            return tirx.if_then_else(inside, x(*batch, row, column), like(0, x))
+
+        return te.compute([*lead, count, depth, extent(COLUMNS)], entry, name="panels")
+
+    return builder.te("panels", compute, value)
+
+
+def _product(
+    builder: Builder, name: str, first: Value, panels: Value, columns: Dim, group: int = 1
+) -> Value:
+    """`a @ b` with b in panels, in tiles of 4 rows and 16 columns.
+
+    Rows beyond the end repeat the last one, so that the inner loop needs no condition.
+    """
+    lead_first, lead_second = list(first.shape[:-2]), list(panels.shape[:-3])
     if group > 1:
         lead_second[-1] = lead_first[-1]
     lead = builder.broadcast(lead_first, lead_second)
     read_first = builder.reading(lead_first, lead)
     read_second = builder.reading(lead_second, lead)
 
-    def compute(a: Any, b: Any, lead: list[Any]) -> Any:
-        k = te.reduce_axis((0, a.shape[-1]), "k")
+    def compute(a: Any, b: Any, lead: list[Any], columns: Any) -> Any:
+        rows, depth = a.shape[-2:]
+        k = te.reduce_axis((0, depth), "k")
 
-        def entry(*index: Any) -> Any:
-            *batch, row, column = index
+        def accumulate(*index: Any) -> Any:
+            *batch, row_tile, panel, row, lane = index
             batch_a = read_first(batch, a.shape[:-2])
-            batch_b = read_second(batch, b.shape[:-2])
+            batch_b = read_second(batch, b.shape[:-3])
             if group > 1:
                 batch_b[-1] = tirx.floordiv(batch[-1], group)
-            return te.sum(a(*batch_a, row, k) * b(*batch_b, k, column), axis=k)
+            source = te.min(row_tile * ROWS + row, rows - 1)
+            return te.sum(a(*batch_a, source, k) * b(*batch_b, panel, k, lane), axis=k)
 
-        shape = [*(extent(dim) for dim in lead), a.shape[-2], b.shape[-1]]
-        return te.compute(shape, entry, name="matmul")
+        leading = [extent(dim) for dim in lead]
+        tiles = tirx.floordiv(rows - 1, ROWS) + 1
+        shape = [*leading, tiles, b.shape[-3], extent(ROWS), extent(COLUMNS)]
+        sums = te.compute(shape, accumulate, name=PRODUCT)
 
-    return builder.te("matmul", compute, first, second, list(lead))
+        def read(*index: Any) -> Any:
+            *batch, row, column = index
+            tile = (tirx.floordiv(row, ROWS), tirx.floordiv(column, COLUMNS))
+            return sums(*batch, *tile, tirx.floormod(row, ROWS), tirx.floormod(column, COLUMNS))
+
+        return te.compute([*leading, rows, extent(columns)], read, name=name)
+
+    attributes = {"op_pattern": OUT_ELEMENTWISE_FUSABLE}
+    return builder.te(name, compute, first, panels, list(lead), columns, attributes=attributes)
 
 
 def _matmul(builder: Builder, node: Node) -> Value:

@@ -2,14 +2,160 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import tvm
+from tvm import tirx
+from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import ScheduleError
+
+from .matmul import COLUMNS, PRODUCT, ROWS
+
+_REDUCTION = 2
+"""`IterVar.CommReduce`: the kind of a loop that sums."""
+
+_LANES = 16
+"""Entries of one vector loop."""
+
+Rule = Callable[[Any], Any]
 
 
-@tvm.transform.module_pass(opt_level=0, name="undense.ApplySchedules")
-class ApplySchedules:
-    """Schedules every PrimFunc that no kernel has scheduled; the first rule that fits wins."""
+def apply_schedules(module: Any) -> Any:
+    """Schedules every PrimFunc that no kernel has scheduled; the first rule that fits wins.
 
-    def transform_module(self, module: Any, _context: Any) -> Any:
-        return module
+    A function that no rule fits keeps its plain loops: slow, and correct.
+    """
+    scheduled = {}
+    for variable, function in module.functions.items():
+        if isinstance(function, tirx.PrimFunc) and not is_scheduled(function):
+            scheduled[variable] = _schedule(function)
+    for variable, function in scheduled.items():
+        module.update_func(variable, function)
+    return module
+
+
+def is_scheduled(function: Any) -> bool:
+    """Whether a kernel has fixed the loops of a function already."""
+    return bool(function.attrs.get("tirx.is_scheduled", False)) if function.attrs else False
+
+
+def _schedule(function: Any) -> Any:
+    for rule in (_product, _elementwise, _rows, _sums):
+        try:
+            schedule = rule(Schedule(tvm.IRModule({"main": function})))
+        except ScheduleError:
+            continue
+        if schedule is not None:
+            return schedule.mod["main"].with_attr("tirx.is_scheduled", True)
+    return function
+
+
+def _blocks(schedule: Any) -> list[Any]:
+    return list(schedule.get_child_blocks(schedule.get_sblock("root")))
+
+
+def _name(schedule: Any, block: Any) -> str:
+    return str(schedule.get(block).name_hint)
+
+
+def _reduces(schedule: Any, block: Any) -> bool:
+    return any(int(axis.iter_type) == _REDUCTION for axis in schedule.get(block).iter_vars)
+
+
+def _inlined(schedule: Any, blocks: list[Any]) -> None:
+    for block in blocks:
+        schedule.compute_inline(block)
+
+
+def _product(schedule: Any) -> Any:
+    """A tiled product and its element-wise consumers: one tile at a time, in registers."""
+    blocks = _blocks(schedule)
+    if _name(schedule, blocks[0]) != PRODUCT or any(
+        _reduces(schedule, block) for block in blocks[1:]
+    ):
+        return None
+    product, *middle, last = blocks
+    _inlined(schedule, middle)
+    *lead, row, column = schedule.get_loops(last)
+    rows, row = schedule.split(row, [None, ROWS])
+    columns, column = schedule.split(column, [None, COLUMNS])
+    schedule.reorder(*lead, columns, rows, row, column)
+    # One panel of columns stays in the cache while the rows pass by.
+    outer = schedule.fuse(*lead, columns, rows)
+    schedule.parallel(outer)
+    schedule.vectorize(column)
+    schedule.compute_at(product, outer)
+    schedule.set_scope(product, 0, "local")
+    *_, row, column, depth = schedule.get_loops(product)
+    schedule.reorder(depth, row, column)
+    schedule.unroll(row)
+    schedule.vectorize(column)
+    schedule.decompose_reduction(product, depth)
+    return schedule
+
+
+def _elementwise(schedule: Any) -> Any:
+    """No sums: one block, its outer loops in parallel and its inner one in vectors."""
+    blocks = _blocks(schedule)
+    if any(_reduces(schedule, block) for block in blocks):
+        return None
+    *middle, last = blocks
+    _inlined(schedule, middle)
+    _spread(schedule, schedule.get_loops(last))
+    return schedule
+
+
+def _spread(schedule: Any, loops: list[Any]) -> None:
+    """The outer loops in parallel, the inner one in vectors where its length is known."""
+    if not loops:
+        return
+    *outer, inner = loops
+    if outer:
+        schedule.parallel(schedule.fuse(*outer))
+    _vectors(schedule, inner)
+
+
+def _vectors(schedule: Any, loop: Any) -> None:
+    length = schedule.get(loop).extent
+    if isinstance(length, tirx.IntImm) and int(length) % _LANES == 0:
+        schedule.vectorize(schedule.split(loop, [None, _LANES])[1])
+
+
+def _rows(schedule: Any) -> Any:
+    """Sums along the last axis (softmax, normalisation): each row by itself, rows in parallel."""
+    blocks = _blocks(schedule)
+    *middle, last = blocks
+    if _reduces(schedule, last):
+        return None
+    for block in middle:
+        if not _reduces(schedule, block) and not _feeds_sums(schedule, block):
+            schedule.compute_inline(block)
+    *outer, inner = schedule.get_loops(last)
+    if not outer:
+        return None
+    for block in reversed(_blocks(schedule)[:-1]):
+        schedule.compute_at(block, outer[-1])
+        if not _reduces(schedule, block):
+            _vectors(schedule, schedule.get_loops(block)[-1])
+    _vectors(schedule, inner)
+    schedule.parallel(schedule.fuse(*outer))
+    return schedule
+
+
+def _feeds_sums(schedule: Any, block: Any) -> bool:
+    return any(_reduces(schedule, consumer) for consumer in schedule.get_consumers(block))
+
+
+def _sums(schedule: Any) -> Any:
+    """Any other sums: each block by itself, its leading kept axes in parallel."""
+    for block in _blocks(schedule):
+        loops = schedule.get_loops(block)
+        kept = []
+        for loop, axis in zip(loops, schedule.get(block).iter_vars, strict=True):
+            if int(axis.iter_type) == _REDUCTION:
+                break
+            kept.append(loop)
+        if kept:
+            schedule.parallel(schedule.fuse(*(kept[:-1] or kept)))
+    return schedule
