@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,8 +90,8 @@ def compile(
             "rules or plan="
         )
     parsed = Target.parse(target)
-    if portable and parsed.engine == "tvm" and not with_onnx:
-        raise TargetError("portable is about model.onnx; keep it, or leave portable out")
+    if portable and parsed.engine != "ort":
+        raise TargetError("portable is a form of model.onnx for --target ort-cpu; leave it out")
     check_toolchain(parsed)
     form: Form = "portable" if portable else "fast"
     job = _Job(parsed, form, with_onnx, seed, progress)
@@ -155,7 +155,7 @@ class _Job:
     ) -> _Decided:
         """Finds the sites and says what becomes of each."""
         from .frontend.samples import read_samples, shortened, synthetic_sample
-        from .passes.decide import Activations, decide
+        from .passes.decide import Activations, decide, refuse_exact_activations, settled
         from .passes.plan import Plan, read_plan, versions
         from .passes.rules import choose_schemes
         from .passes.sites import find_sites
@@ -172,14 +172,18 @@ class _Job:
         checked = list(held_out) or [synthetic_sample(model, seed=self.seed)]
         checked = [shortened(sample, model, _VERIFY_LENGTH) for sample in checked]
         calibration = None if samples is None else samples.sha256
+        activations: Activations = "int8" if self.target.engine == "ort" else "float"
         if plan is not None:
             replayed = plan if isinstance(plan, Plan) else read_plan(plan)
             replayed.check_replay(sites, calibration, self.seed)
-            return _Decided(sites, refusals, replayed, samples, checked, notes)
-        schemes = choose_schemes(sites, scheme, ignored_scope)
-        activations: Activations = "int8" if self.target.engine == "ort" else "float"
-        choices = tuple(decide(site, schemes[site.name], activations) for site in sites)
-        made = Plan(choices, calibration, self.seed, versions())
+            choices = tuple(settled(choice, activations) for choice in replayed.sites)
+            made = replace(replayed, sites=choices)
+        else:
+            schemes = choose_schemes(sites, scheme, ignored_scope)
+            choices = tuple(decide(site, schemes[site.name], activations) for site in sites)
+            made = Plan(choices, calibration, self.seed, versions())
+        if self.form == "portable":
+            refuse_exact_activations(choices)
         return _Decided(sites, refusals, made, samples, checked, notes)
 
     def fit(self, model: ir.Model, decided: _Decided) -> dict[str, FitResult]:

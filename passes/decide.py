@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Literal
 
+from .errors import SchemeError
 from .plan import Choice
-from .scheme import Scheme
+from .scheme import Scheme, parse_scheme
 from .sites import Site
 from .structures.base import Structure
 from .structures.int_codes import IntCodes
@@ -46,6 +48,28 @@ def decide(site: Site, scheme: Scheme, activations: Activations) -> Choice:
         return _keep(site, f"kept dense: {structure} is not smaller ({stored} bits of {dense})")
     reason = "auto: 8-bit codes are smaller" if automatic else "asked for"
     return Choice(site.name, site.in_features, site.out_features, str(structure), reason)
+
+
+def settled(choice: Choice, activations: Activations) -> Choice:
+    """The choice of a plan written by hand, with `activations=auto` decided as `decide` does."""
+    scheme = parse_scheme(choice.scheme)
+    if not isinstance(scheme, Structure):
+        return choice
+    return dataclasses.replace(choice, scheme=str(with_activations(scheme, activations)))
+
+
+def refuse_exact_activations(choices: Iterable[Choice]) -> None:
+    """The portable form rounds activations in stock ONNX Runtime, so `float` cannot be promised.
+
+    Raises:
+        SchemeError: a choice with `activations=float`; names its site.
+    """
+    for choice in choices:
+        if getattr(parse_scheme(choice.scheme), "activations", None) == "float":
+            raise SchemeError(
+                f"{choice.name}: stock ONNX Runtime rounds the activations of the portable form to "
+                "int8; leave activations=float or the portable form out"
+            )
 
 
 def with_activations(structure: Structure, activations: Activations) -> Structure:

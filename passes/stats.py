@@ -1,4 +1,7 @@
-"""C = E[xᵀx] and μ = E[x]: the one statistic that drives every fit (methods: GPTQ, SVD-LLM, QERA)."""
+"""C = E[xᵀx] and μ = E[x]: the one statistic that drives every fit.
+
+It is that of GPTQ (2210.17323), SVD-LLM (2403.07378) and QERA (2410.06040).
+"""
 
 from __future__ import annotations
 

@@ -184,6 +184,8 @@ def test_onnx_can_be_left_out_for_tvm(tmp_path: Path) -> None:
     [
         ({"target": "cuda"}, TargetError, "not there yet"),
         ({"target": "abacus"}, TargetError, "llvm"),
+        ({"target": "llvm", "portable": True}, TargetError, "portable"),
+        ({"scheme": "int_codes{activations=float}", "portable": True}, SchemeError, "float"),
         ({"scheme": "low_rang"}, SchemeError, "low_rank"),
         ({"scheme": "low_rank{rang=3}"}, SchemeError, "rank"),
         ({"scheme": "monarch{blocks=7,rank=1}"}, FitError, "first|second|table"),

@@ -138,10 +138,13 @@ def test_gather_reads_rows_from_the_tensors_of_the_product(
 # Storage
 
 
+@pytest.mark.parametrize("form", ["fast", "portable"])
 @every_case
-def test_unpack_is_the_inverse_of_pack(structure: Structure, shape: tuple[int, int]) -> None:
+def test_unpack_is_the_inverse_of_pack(
+    structure: Structure, shape: tuple[int, int], form: Form
+) -> None:
     factors = fitted(structure, shape)
-    again = structure.unpack(structure.pack(factors, "fast"), *shape)
+    again = structure.unpack(structure.pack(factors, form), *shape)
     assert list(again) == list(factors)
     for name, factor in factors.items():
         assert again[name].dtype == factor.dtype, name

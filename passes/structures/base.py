@@ -119,7 +119,7 @@ class Structure(ABC):
     def unpack(
         self, tensors: Mapping[str, ir.TensorProtocol], out_features: int, in_features: int
     ) -> Factors:
-        """The inverse of `pack(factors, "fast")`, exact for codes."""
+        """The inverse of `pack` in either form, exact for codes."""
         return {name: tensor.numpy() for name, tensor in tensors.items()}
 
     def attributes(self, out_features: int, in_features: int, form: Form) -> dict[str, int]:

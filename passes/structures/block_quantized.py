@@ -191,6 +191,16 @@ def pack_portable(codes: NDArray[np.int8], bits: Literal[4, 8]) -> ir.TensorProt
     return ir.PackedTensor(pack_fields(nibbles, 4), ir.DataType.INT4, shape=columns.shape)
 
 
+def is_portable(codes: ir.TensorProtocol) -> bool:
+    """Whether codes were packed for DequantizeLinear: those of MatMulNBits are bytes, UINT8."""
+    return bool(codes.dtype.is_signed())
+
+
+def unpack_portable(codes: ir.TensorProtocol) -> NDArray[np.int8]:
+    """The inverse of `pack_portable`: `[out_features, in_features]`."""
+    return np.ascontiguousarray(codes.numpy().astype(np.int8).T)
+
+
 def fast_function(op_type: str, terms: Sequence[Term], opset: int) -> ir.Function:
     """`y = Σ_k MatMulNBits(x, codes_k, factor_k · scales)`.
 

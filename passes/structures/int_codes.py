@@ -19,12 +19,14 @@ from .block_quantized import (
     BlockQuantized,
     Term,
     fast_function,
+    is_portable,
     largest_group,
     pack_codes,
     pack_portable,
     portable_function,
     spread,
     unpack_codes,
+    unpack_portable,
 )
 from .levels import integer_codes
 
@@ -187,7 +189,10 @@ class IntCodes(BlockQuantized):
     def unpack(
         self, tensors: Mapping[str, ir.TensorProtocol], out_features: int, in_features: int
     ) -> Factors:
-        """The inverse of `pack(factors, "fast")`."""
+        """The inverse of `pack` in either form."""
+        if is_portable(tensors["codes"]):
+            scales = np.ascontiguousarray(tensors["scales"].numpy().T)
+            return {"codes": unpack_portable(tensors["codes"]), "scales": scales}
         codes = unpack_codes(tensors["codes"], self._container, in_features)
         return {"codes": codes, "scales": tensors["scales"].numpy()}
 

@@ -20,12 +20,14 @@ from .block_quantized import (
     Term,
     fast_function,
     group_count,
+    is_portable,
     largest_group,
     pack_codes,
     pack_portable,
     portable_function,
     spread,
     unpack_codes,
+    unpack_portable,
 )
 from .levels import integer_codes, trit_codes, trit_patterns
 
@@ -187,7 +189,10 @@ class TritPlanes(BlockQuantized):
     def unpack(
         self, tensors: Mapping[str, ir.TensorProtocol], out_features: int, in_features: int
     ) -> Factors:
-        """The inverse of `pack(factors, "fast")`."""
+        """The inverse of `pack` in either form."""
+        first = next(iter(tensors.values()))
+        if is_portable(first):
+            return self._unpack_portable(tensors)
         codes = [
             unpack_codes(tensors[f"codes{name}"], term.bits, in_features)
             for name, term in zip(_names(len(self.terms)), self.terms, strict=True)
@@ -201,6 +206,17 @@ class TritPlanes(BlockQuantized):
             return {"planes": np.stack(codes), "scales": np.stack(scales)}
         joined = codes[0] if len(codes) == 1 else np.int8(3) * codes[0] + codes[1]
         return {"codes": joined, "scales": np.ascontiguousarray(scales[0])}
+
+    def _unpack_portable(self, tensors: Mapping[str, ir.TensorProtocol]) -> Factors:
+        names = _names(1 if self.tied else self.planes)
+        step = self.group // self.block
+        codes = [unpack_portable(tensors[f"codes{name}"]) for name in names]
+        scales = [
+            np.ascontiguousarray(tensors[f"scales{name}"].numpy().T[:, ::step]) for name in names
+        ]
+        if self.tied:
+            return {"codes": codes[0], "scales": scales[0]}
+        return {"planes": np.stack(codes), "scales": np.stack(scales)}
 
     def function(self, form: Form, opset: int) -> ir.Function:
         """The sum of the products with each node's codes."""
