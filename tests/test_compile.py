@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import undense
+from graphs import graph, normal
 from numpy.typing import NDArray
 from undense.passes.errors import (
     FitError,
@@ -23,8 +24,6 @@ from undense.passes.errors import (
 )
 from undense.passes.plan import read_plan
 from undense.runtime.verify import verify
-
-from .graphs import graph, normal
 
 TEXT = """
 agraph (int64[batch, tokens] ids) => (float[batch, tokens, 40] y) {

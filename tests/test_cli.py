@@ -1,0 +1,209 @@
+"""Every verb as a user types it: output, exit codes, one sentence for bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from graphs import graph, normal
+from undense.cli import main
+
+TEXT = """
+agraph (float[batch, 64] x) => (float[batch, 40] y) {
+    a = MatMul (x, first)
+    b = Relu (a)
+    y = MatMul (b, second)
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    ir.save(graph(TEXT, first=normal(64, 96), second=normal(96, 40)), folder / "model.onnx")
+    random = np.random.default_rng(0)
+    samples = {f"{i}/x": random.standard_normal((16, 64)).astype(np.float32) for i in range(12)}
+    np.savez(folder / "calib.npz", **samples)  # type: ignore[arg-type]
+    np.savez(folder / "in.npz", x=samples["0/x"])
+    return folder / "model.onnx"
+
+
+@pytest.fixture(scope="module")
+def artifact(model: Path) -> Path:
+    out = model.parent / "artifact"
+    assert main(["compile", str(model), "-o", str(out), "--target", "ort-cpu", "--quiet"]) == 0
+    return out
+
+
+def _json(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main([*map(str, arguments), "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_compile_with_no_option_makes_an_artifact(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compile", str(model), "-o", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "auto: 8-bit codes are smaller" in shown
+    assert "data-free" in shown
+    assert main(["verify", str(tmp_path / "out"), "--quiet"]) == 0
+
+
+def test_compile_with_rules_and_calibration(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(
+        "- {match: first, scheme: 'low_rank{ratio=0.5}'}\n- {match: 're:sec.*', scheme: dense}\n"
+    )
+    report = _json(
+        capsys, "compile", model, "-o", tmp_path / "out", "--target", "ort-cpu",
+        "--rules", rules, "--calib", model.parent / "calib.npz",
+    )  # fmt: skip
+    schemes = {site["name"]: site["scheme"] for site in report["sites"]}
+    assert schemes == {"first": "low_rank{rank=19}", "second": "dense"}
+    assert report["calibration"]["samples"] == 10
+
+
+def test_inspect_shows_a_model_and_an_artifact(
+    model: Path, artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, compiled = (_json(capsys, "inspect", path) for path in (model, artifact))
+    assert [site["scheme"] for site in plain["sites"]] == ["dense", "dense"]
+    assert all(site["scheme"].startswith("int_codes") for site in compiled["sites"])
+    assert main(["inspect", str(model), "--graph"]) == 0
+    assert "%0 = MatMul(x, first)" in capsys.readouterr().out
+    assert main(["inspect", str(model), "--diff", str(artifact)]) == 0
+    difference = capsys.readouterr().out
+    assert "-  %0 = MatMul(x, first)" in difference
+    assert "+  %0 = undense.IntCodes(x, first.codes, first.scales" in difference
+
+
+def test_run_writes_the_outputs(model: Path, artifact: Path, tmp_path: Path) -> None:
+    given, wanted = str(model.parent / "in.npz"), str(tmp_path / "out.npz")
+    assert main(["run", str(artifact), "--input", given, "--output", wanted]) == 0
+    with np.load(wanted) as found:
+        assert found["y"].shape == (16, 40)
+
+
+def test_verify_against_the_dense_model(
+    model: Path, artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = _json(capsys, "verify", artifact)
+    assert found["holds"]
+    given = model.parent / "in.npz"
+    fresh = _json(capsys, "verify", artifact, "--against", model, "--input", given)
+    assert 0 < fresh["fresh_approximation_error"] < 0.05
+
+
+def test_verify_that_does_not_hold_exits_with_1(artifact: Path, tmp_path: Path) -> None:
+    import hashlib
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(artifact, copy)
+    with np.load(copy / "reference_outputs.npz") as stored:
+        changed = {name: array * 1.5 for name, array in stored.items()}
+    np.savez(copy / "reference_outputs.npz", **changed)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    entry = manifest["files"]["reference_outputs.npz"]
+    data = (copy / "reference_outputs.npz").read_bytes()
+    entry |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert main(["verify", str(copy), "--quiet"]) == 1
+
+
+def test_bench_reports_ratios(
+    model: Path, artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = _json(capsys, "bench", artifact, "--against", model, "--repeats", "3")
+    assert {"artifact", "against", "speedup", "threads", "machine"} <= set(found)
+    assert found["speedup"] == pytest.approx(
+        found["against"]["median_ms"] / found["artifact"]["median_ms"]
+    )
+    assert _json(capsys, "bench", artifact, "--repeats", "3")["speedup"] is None
+
+
+def test_doctor_names_what_is_usable_and_the_traps(
+    artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = _json(capsys, "doctor", artifact / "model.onnx")
+    assert found["usable"]
+    assert found["engines"] == {"ort": True, "tvm": True}
+    assert not found["problems"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["compile", "missing.onnx", "-o", "out"], "missing.onnx"),
+        (["compile", "MODEL", "-o", "out", "--target", "cuda"], "not there yet"),
+        (["compile", "MODEL", "-o", "out", "--scheme", "low_rang"], "low_rank"),
+        (["compile", "MODEL", "-o", "out", "--budget", "size_ratio=0.5"], "budget"),
+        (["compile", "MODEL", "-o", "out", "--rules", "missing.yaml"], "missing.yaml"),
+        (["compile", "MODEL", "-o", "out", "--calib", "missing.npz"], "missing.npz"),
+        (["compile", "MODEL", "-o", "out", "--plan", "missing.json"], "missing.json"),
+        (["compile", "MODEL", "-o", "out", "--ignore", "third"], "third"),
+        (["inspect", "missing.onnx"], "missing.onnx"),
+        (["run", "missing", "--input", "in.npz", "--output", "out.npz"], "missing"),
+        (["verify", "missing"], "missing"),
+        (["bench", "missing"], "missing"),
+        (["doctor", "missing.onnx"], "missing.onnx"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    arguments: list[str], named: str, model: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    arguments = [str(model) if argument == "MODEL" else argument for argument in arguments]
+    assert main(arguments) == 2
+    shown = capsys.readouterr().err.strip().splitlines()
+    sentences = [line for line in shown if line.startswith("undense: ")]
+    assert len(sentences) == 1
+    assert named in sentences[0]
+    assert not any("Traceback" in line for line in shown)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_traceback_shows_where(tmp_path: Path) -> None:
+    from undense.passes.errors import LoadError
+
+    with pytest.raises(LoadError):
+        main(["inspect", str(tmp_path / "missing.onnx"), "--traceback"])
+
+
+def test_a_terminated_compile_leaves_nothing(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out" / "artifact"
+    out.parent.mkdir()
+    program = [sys.executable, "-m", "undense.cli"]
+    command = [*program, "compile", str(model), "-o", str(out), "--target", "llvm"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "COLUMNS": "80"})
+    while not list(out.parent.iterdir()) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, shown = process.communicate(timeout=60)
+    assert process.returncode == 2, shown
+    assert b"interrupted" in shown
+    assert list(out.parent.iterdir()) == []
+
+
+def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {verb} " in shown for verb in
+               ("compile", "inspect", "run", "verify", "bench", "doctor"))  # fmt: skip
