@@ -56,7 +56,7 @@ def calibrate(
         sites: of `find_sites`, all or some.
         samples: as `read_samples` gives them.
         memory_limit_bytes: for the statistics of one group and the activations of one sample; a
-            single site may exceed it. By default half the weights' bytes, and 192 MiB at least.
+            single site may exceed it. By default a third of the weights' bytes, and 192 MiB at least.
         progress: told of samples done, over all groups.
 
     Raises:
@@ -67,7 +67,7 @@ def calibrate(
         raise CalibrationError("calibration needs at least one sample; there is none")
     limit = memory_limit_bytes
     if limit is None:
-        limit = max(192 * 2**20, _weight_bytes(model) // 2)
+        limit = max(192 * 2**20, _weight_bytes(model) // 3)
     groups = _grouped(model, sites, samples, limit)
     total = sum(1 for group in groups if group.entries) * len(samples)
     done = 0

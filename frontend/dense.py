@@ -73,7 +73,7 @@ def open_session(stored: ir.Model, *, threads: int | None = None, lean: bool = F
     Args:
         stored: the model, whose external weights lie in one folder.
         threads: as in `dense_session`.
-        lean: no arena and no weights packed beforehand: less memory, and somewhat slower.
+        lean: no weights packed beforehand: less memory, and somewhat slower.
 
     Raises:
         LoadError: ONNX Runtime refuses the model.
@@ -88,7 +88,7 @@ def open_session(stored: ir.Model, *, threads: int | None = None, lean: bool = F
     options.log_severity_level = 4  # what goes wrong is raised, and said once
     options.intra_op_num_threads = threads or 0
     if lean:
-        options.enable_cpu_mem_arena = False
+        # The arena stays: without it the C library's heap falls to pieces and takes twice as much.
         options.add_session_config_entry("session.disable_prepacking", "1")
     tensors = (value.const_value for value in stored.graph.initializers.values())
     folder = next((t.base_dir for t in tensors if isinstance(t, ir.ExternalTensor)), None)
