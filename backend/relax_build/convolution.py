@@ -9,11 +9,15 @@ from typing import Any
 
 from tvm import te, tirx
 
-from .builder import Builder, extent
+from .builder import OUT_ELEMENTWISE_FUSABLE, Builder, extent, size
+from .matmul import batched
 from .node import Lowering, Node
 from .reduction import mean, reduce
 from .shape import pad
 from .values import Dim, Value, dtype_of, like
+
+CONVOLUTION = "convolution"
+"""Name of the block that sums the windows, by which its schedule knows it."""
 
 
 def _windows(node: Node, value: Value, kernel: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -40,13 +44,13 @@ def _pads(
         return [0] * count, [0] * count
     before: list[Dim] = []
     after: list[Dim] = []
-    for size, width, stride, dilation in zip(
+    for length, width, stride, dilation in zip(
         value.shape[2:], kernel, strides, dilations, strict=True
     ):
-        if not isinstance(size, int):
+        if not isinstance(length, int):
             raise node.refusal(f"auto_pad {auto} of a symbolic dimension is not covered")
         reach = (width - 1) * dilation + 1
-        total = max((-(-size // stride) - 1) * stride + reach - size, 0)
+        total = max((-(-length // stride) - 1) * stride + reach - length, 0)
         small, large = total // 2, total - total // 2
         before.append(small if auto == "SAME_UPPER" else large)
         after.append(large if auto == "SAME_UPPER" else small)
@@ -77,6 +81,8 @@ def _conv(builder: Builder, node: Node) -> Value:
     spatial = _outputs(builder, value.shape[2:], kernel, strides, dilations)
     outputs, inputs = int(weight.shape[0]), int(weight.shape[1])
     builder.require_equal(value.shape[1], inputs * groups)
+    if groups == 1 and all(step == 1 for step in [*kernel, *strides]):
+        return _pointwise(builder, value, weight, bias)
     per_group = outputs // groups
 
     def compute(x: Any, w: Any, spatial: list[Any]) -> Any:
@@ -96,13 +102,27 @@ def _conv(builder: Builder, node: Node) -> Value:
             return te.sum(x(batch, source, *at) * w(out, channel, *window), axis=[channel, *window])
 
         shape = [x.shape[0], extent(outputs), *map(extent, spatial)]
-        return te.compute(shape, entry, name="conv")
+        return te.compute(shape, entry, name=CONVOLUTION)
 
-    result = builder.te("conv", compute, value, weight, spatial)
+    attributes = {"op_pattern": OUT_ELEMENTWISE_FUSABLE}
+    result = builder.te("conv", compute, value, weight, spatial, attributes=attributes)
+    return _biased(builder, result, bias)
+
+
+def _pointwise(builder: Builder, value: Value, weight: Value, bias: Value | None) -> Value:
+    """A convolution of single entries: a product of weights and channels."""
+    batch, inputs, *spatial = value.shape
+    outputs = weight.shape[0]
+    flat = builder.reshape(value, [batch, inputs, builder.simplify(size(spatial))])
+    result = batched(builder, builder.reshape(weight, [outputs, inputs]), flat)
+    return builder.reshape(_biased(builder, result, bias), [batch, outputs, *spatial])
+
+
+def _biased(builder: Builder, value: Value, bias: Value | None) -> Value:
     if bias is None:
-        return result
-    bias = builder.reshape(bias, [outputs, *[1] * len(kernel)])
-    return builder.elementwise("bias", lambda x, b: x + b, result, bias)
+        return value
+    bias = builder.reshape(bias, [bias.shape[0], *[1] * (value.rank - 2)])
+    return builder.elementwise("bias", lambda x, b: x + b, value, bias)
 
 
 def _pool(builder: Builder, node: Node) -> Value:
@@ -180,16 +200,16 @@ def _ceiling(
 ) -> list[Dim]:
     """Padding behind that makes room for a last, partial window that starts inside."""
     wider = []
-    for size, width, stride, dilation, low, high in zip(
+    for length, width, stride, dilation, low, high in zip(
         value.shape[2:], kernel, strides, dilations, before, after, strict=True
     ):
-        if not isinstance(size, int):
+        if not isinstance(length, int):
             raise node.refusal("ceil_mode of a symbolic dimension is not covered")
         reach = (width - 1) * dilation + 1
-        windows = -(-(size + low + high - reach) // stride) + 1
-        if (windows - 1) * stride >= size + low:
+        windows = -(-(length + low + high - reach) // stride) + 1
+        if (windows - 1) * stride >= length + low:
             windows -= 1
-        wider.append((windows - 1) * stride + reach - size - low)
+        wider.append((windows - 1) * stride + reach - length - low)
     return wider
 
 

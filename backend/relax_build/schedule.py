@@ -10,6 +10,7 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import ScheduleError
 
+from .convolution import CONVOLUTION
 from .matmul import COLUMNS, PRODUCT, ROWS
 
 _REDUCTION = 2
@@ -41,7 +42,7 @@ def is_scheduled(function: Any) -> bool:
 
 
 def _schedule(function: Any) -> Any:
-    for rule in (_product, _elementwise, _rows, _sums):
+    for rule in (_product, _convolution, _elementwise, _rows, _sums):
         try:
             schedule = rule(Schedule(tvm.IRModule({"main": function})))
         except ScheduleError:
@@ -92,6 +93,35 @@ def _product(schedule: Any) -> Any:
     schedule.unroll(row)
     schedule.vectorize(column)
     schedule.decompose_reduction(product, depth)
+    return schedule
+
+
+def _convolution(schedule: Any) -> Any:
+    """Windows and their element-wise consumers: a run of one output row at a time."""
+    blocks = _blocks(schedule)
+    if _name(schedule, blocks[0]) != CONVOLUTION or len(blocks) == 1:
+        return None
+    convolution, *middle, last = blocks
+    _inlined(schedule, middle)
+    *outer, inner = schedule.get_loops(last)
+    length = schedule.get(inner).extent
+    if not isinstance(length, tirx.IntImm) or not outer:
+        return None
+    lanes = max(lane for lane in range(1, _LANES + 1) if int(length) % lane == 0)
+    along, inner = schedule.split(inner, [None, lanes])
+    schedule.vectorize(inner)
+    schedule.parallel(schedule.fuse(*outer))
+    schedule.compute_at(convolution, along, preserve_unit_loops=True)
+    schedule.set_scope(convolution, 0, "local")
+    axes = schedule.get(convolution).iter_vars
+    loops = schedule.get_loops(convolution)[-len(axes) :]
+    sums = [
+        loop for loop, axis in zip(loops, axes, strict=True) if int(axis.iter_type) == _REDUCTION
+    ]
+    run = loops[len(axes) - len(sums) - 1]
+    schedule.reorder(*sums, run)
+    schedule.vectorize(run)
+    schedule.decompose_reduction(convolution, sums[0])
     return schedule
 
 
