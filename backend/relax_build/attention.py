@@ -9,7 +9,7 @@ from tvm import te, tirx
 
 from .builder import Builder
 from .elementwise import tanh
-from .indexing import note_index, wrap
+from .indexing import wrap
 from .matmul import batched
 from .node import Lowering, Node
 from .reduction import softmax
@@ -130,8 +130,6 @@ def _rotated(builder: Builder, node: Node, value: Value, sequence_axis: int) -> 
     if not isinstance(turned, int):
         raise node.refusal("the size of a head is symbolic")
     interleaved, half = bool(node.attribute("interleaved", 0)), turned // 2
-    if positions is not None:
-        note_index(builder, positions, cosine.shape[0])
 
     def compute(x: Any, cosine: Any, sine: Any, positions: Any) -> Any:
         def entry(*index: Any) -> Any:
@@ -145,10 +143,9 @@ def _rotated(builder: Builder, node: Node, value: Value, sequence_axis: int) -> 
             if turned != size:
                 pair = te.min(pair, half - 1)
                 partner = te.min(partner, turned - 1)
-            if positions is None:
-                at = (batch, place, pair)
-            else:
-                at = (wrap(positions(batch, place), cosine.shape[0]), pair)
+            at = [batch, place, pair]
+            if positions is not None:
+                at = [wrap(positions(batch, place), cosine.shape[0]), pair]
             c, s = cosine(*at), sine(*at)
             other = x(*index[:3], partner)
             result = x(*index) * c + tirx.Select(second, other * s, -(other * s))

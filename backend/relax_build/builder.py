@@ -1,22 +1,19 @@
-"""`Builder`: what operator families emit with; holds parameters and bounds of dimensions."""
+"""`Builder`: what operator families emit with."""
 
 from __future__ import annotations
 
-import functools
-import operator
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
 import tvm_ffi
-from numpy.typing import NDArray
 from tvm import relax, te, tirx
-from tvm.ir import Range
 from tvm.relax.expr import te_tensor
-from tvm.sym import Analyzer
 from tvm.te import create_prim_func
 
-from .values import Dim, Value, known, plain
+from .dimensions import Dimensions, extent
+from .parameters import Make, Parameters
+from .values import Dim, Value, known
 
 _EMBEDDED = 16
 """Constants up to this many elements are part of the code; larger ones are parameters."""
@@ -24,116 +21,29 @@ _EMBEDDED = 16
 OUT_ELEMENTWISE_FUSABLE = 4
 """Relax's operator pattern for "element-wise consumers may be fused behind it"."""
 
-_UNBOUNDED = 1 << 40
 
-
-class Builder:
+class Builder(Dimensions):
     """Emits Relax bindings for `Value`s.
 
     Attributes:
         block: the Relax builder, inside the dataflow block of `main`.
-        parameters: arrays of the parameters by name, in order of first use.
-        bounds: lowest and highest allowed value of symbolic dimensions, by name or expression.
-        index_bounds: lowest and highest allowed content of graph inputs used as indices.
+        parameters: what `main` takes behind its inputs.
+        packed: the parameters of sites by suffix.
+        tied: names of weights that are gathered from and, transposed, multiplied with.
     """
 
-    def __init__(self, block: relax.BlockBuilder, tied: Set[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        block: relax.BlockBuilder,
+        names: Set[str],
+        bounds: Mapping[str, tuple[int, int | None]],
+        tied: Set[str],
+    ) -> None:
+        super().__init__(names, bounds)
         self.block = block
-        self.parameters: dict[str, NDArray[Any]] = {}
-        self.variables: dict[tuple[str, tuple[int, ...]], Any] = {}
-        self.packed: dict[str, Value] = {}
-        self.sites: dict[str, dict[str, Any]] = {}
+        self.parameters = Parameters()
+        self.packed: dict[str, dict[str, Any]] = {}
         self.tied = tied
-        self.dimensions: dict[str, Any] = {}
-        self.bounds: dict[str, tuple[int, int | None]] = {}
-        self.index_bounds: dict[str, tuple[int, int]] = {}
-        self.analyzer = Analyzer()
-
-    # Dimensions.
-
-    def dimension(self, name: str) -> Any:
-        """The variable of a symbolic dimension; the same name is the same variable."""
-        if name not in self.dimensions:
-            variable = tirx.Var(name, "int64")
-            lower, upper = self.bounds.get(name, (0, None))
-            extent = (_UNBOUNDED if upper is None else upper + 1) - lower
-            self.analyzer.bind(variable, Range.from_min_extent(lower, extent))
-            self.dimensions[name] = variable
-        return self.dimensions[name]
-
-    def bound(self, expression: Dim, *, at_least: int = 0, at_most: int | None = None) -> None:
-        """Records that a symbolic expression must stay within a range at run time."""
-        if isinstance(expression, int):
-            return
-        name = str(expression)
-        lower, upper = self.bounds.get(name, (0, None))
-        highest = [limit for limit in (upper, at_most) if limit is not None]
-        self.bounds[name] = (max(lower, at_least), min(highest, default=None))
-
-    def simplify(self, dim: Dim) -> Dim:
-        """An int, or the simplest form of a symbolic dimension."""
-        return plain(dim if isinstance(dim, int) else self.analyzer.simplify(dim))
-
-    def same(self, first: Dim, second: Dim) -> bool:
-        """Whether two dimensions are equal for all values of the symbols."""
-        first, second = plain(first), plain(second)
-        if isinstance(first, int) and isinstance(second, int):
-            return first == second
-        return bool(self.analyzer.can_prove_equal(first, second))
-
-    def proves(self, condition: Any) -> bool:
-        """Whether a condition on dimensions holds for all values of the symbols."""
-        if isinstance(condition, bool | np.bool_):
-            return bool(condition)
-        return bool(self.analyzer.can_prove(condition))
-
-    def broadcast(self, *shapes: Sequence[Dim]) -> tuple[Dim, ...]:
-        """The ONNX broadcast of shapes; unequal symbolic dimensions are decided at run time."""
-        rank = max(len(shape) for shape in shapes)
-        padded = [[1] * (rank - len(shape)) + [plain(dim) for dim in shape] for shape in shapes]
-        return tuple(
-            functools.reduce(self._broadcast_dim, dims) for dims in zip(*padded, strict=True)
-        )
-
-    def require_equal(self, first: Dim, second: Dim) -> None:
-        """Refuses two fixed dimensions that differ; symbolic ones are taken to agree."""
-        first, second = plain(first), plain(second)
-        if isinstance(first, int) and isinstance(second, int) and first != second:
-            raise ValueError(f"dimensions {first} and {second} do not agree")
-
-    def reading(
-        self, shape: Sequence[Dim], broadcast: Sequence[Dim]
-    ) -> Callable[[Sequence[Any], Sequence[Any]], list[Any]]:
-        """How to read an operand of `shape` at an index of `broadcast`: given index and its dims.
-
-        An axis of one entry is read at 0, an equal one at the index, and one where that is decided
-        at run time by a comparison.
-        """
-        aligned = broadcast[len(broadcast) - len(shape) :]
-        plans = [
-            "zero" if _is_one(dim) else "same" if self.same(dim, other) else "either"
-            for dim, other in zip(shape, aligned, strict=True)
-        ]
-
-        def read(index: Sequence[Any], dims: Sequence[Any]) -> list[Any]:
-            return list(map(_read_at, plans, index[len(index) - len(plans) :], dims))
-
-        return read
-
-    def _broadcast_dim(self, first: Dim, second: Dim) -> Dim:
-        if _is_one(first):
-            return second
-        if _is_one(second) or self.same(first, second):
-            return first
-        if isinstance(first, int) and isinstance(second, int):
-            raise ValueError(f"dimensions {first} and {second} do not broadcast")
-        if isinstance(first, int):
-            return first
-        if isinstance(second, int):
-            return second
-        return self.simplify(tirx.Select(first == 1, second, first))
-
-    # Values.
 
     def tensor(self, value: Value) -> Any:
         """The Relax expression of a value; host values become constants or parameters."""
@@ -144,29 +54,13 @@ class Builder:
         assert value.host is not None
         if value.host.size <= _EMBEDDED:
             return relax.const(np.ascontiguousarray(value.host), value.dtype)
-        return self.parameter(value.name, value.host)
+        host = value.host
+        return self.parameters.variable(value.name, host.shape, value.dtype, lambda: host)
 
-    def parameter(self, name: str, array: NDArray[Any]) -> Any:
-        """The function parameter of that name and shape, registered at the first call."""
-        key = (name, array.shape)
-        if key not in self.variables:
-            unique = name if name not in self.parameters else f"{name}.{len(self.parameters)}"
-            array = np.ascontiguousarray(array)
-            self.parameters[unique] = array
-            kind = relax.TensorType(array.shape, str(array.dtype))
-            self.variables[key] = relax.Var(unique, kind)
-        return self.variables[key]
-
-    def stored(
-        self, name: str, array: NDArray[Any], pack: Callable[[NDArray[Any]], NDArray[Any]]
-    ) -> Value:
-        """The parameter of that name, packed at the first call."""
-        if name not in self.packed:
-            packed = pack(array)
-            variable = self.parameter(name, packed)
-            shape = tuple(packed.shape)
-            self.packed[name] = Value(str(packed.dtype), shape, expr=variable, name=name)
-        return self.packed[name]
+    def stored(self, name: str, shape: Sequence[int], dtype: str, make: Make) -> Value:
+        """The parameter of that name, made when the weights are."""
+        variable = self.parameters.variable(name, shape, dtype, make)
+        return Value(dtype, tuple(shape), expr=variable, name=name)
 
     def materialise(self, value: Value) -> Value:
         """A host value of symbolic entries as a run-time tensor."""
@@ -317,22 +211,12 @@ class Builder:
         return self.emit(relax.op.permute_dims(value.expr, list(axes)))
 
 
-def size(shape: Sequence[Dim]) -> Dim:
-    """The number of entries."""
-    return functools.reduce(operator.mul, shape, 1)
-
-
 def _substitute(expression: Any, mapping: dict[Any, Any]) -> Any:
     if isinstance(expression, int):
         return expression
     return tvm_ffi.structural_map(
         expression, (tirx.Var, lambda variable: mapping.get(variable, variable)), order="post"
     )
-
-
-def extent(dim: Dim) -> Any:
-    """A dimension as an int64 expression."""
-    return tirx.IntImm("int64", dim) if isinstance(dim, int) else dim
 
 
 def _integer(entry: Any, dtype: str) -> Any:
@@ -355,16 +239,6 @@ def _operand(operand: Any, value: Value, reading: Callable[..., Any], index: Any
             return operand.astype(value.dtype)
         return tirx.const(operand, value.dtype)
     return operand(*reading(index, operand.shape))
-
-
-def _is_one(dim: Dim) -> bool:
-    return isinstance(dim, int) and dim == 1
-
-
-def _read_at(plan: str, index: Any, dim: Any) -> Any:
-    if plan == "zero":
-        return tirx.const(0, "int64")
-    return index if plan == "same" else tirx.Select(dim == 1, tirx.const(0, "int64"), index)
 
 
 def _flat_index(index: Sequence[Any], shape: Sequence[Any]) -> Any:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from ...passes.errors import MissingDependencyError
 from ..target import Target
-from .module import Signature, TvmModule
+from .module import TvmModule
 from .schedule import apply_schedules, is_scheduled
 from .walker import Walk
 
@@ -44,16 +44,14 @@ def build(model: ir.Model, target: Target) -> TvmModule:
     with machine:
         walk = Walk(model)
         module = apply_schedules(_fused(walk.module))
-        walk.module = None
         executable = tvm.compile(module, target=machine, relax_pipeline=_lower())
     builder = walk.builder
     return TvmModule(
         executable=executable,
-        weights=builder.parameters,
-        inputs=[Signature(*signature) for signature in walk.inputs],
-        outputs=[Signature(*signature) for signature in walk.outputs],
+        weights=builder.parameters.arrays(),
+        inputs=walk.inputs,
+        outputs=walk.outputs,
         dimension_bounds=builder.bounds,
-        index_bounds=builder.index_bounds,
     )
 
 

@@ -9,11 +9,12 @@ from typing import Any
 
 from tvm import te, tirx
 
-from .builder import OUT_ELEMENTWISE_FUSABLE, Builder, extent, size
+from .builder import OUT_ELEMENTWISE_FUSABLE, Builder
+from .dimensions import extent, size
 from .matmul import batched
 from .node import Lowering, Node
 from .reduction import mean, reduce
-from .shape import pad
+from .slicing import pad
 from .values import Dim, Value, dtype_of, like
 
 CONVOLUTION = "convolution"

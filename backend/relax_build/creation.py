@@ -8,7 +8,8 @@ import numpy as np
 import onnx_ir as ir
 from tvm import te, tirx
 
-from .builder import Builder, extent, size
+from .builder import Builder
+from .dimensions import extent, size
 from .node import Lowering, Node
 from .values import SUPPORTED, Dim, Value, known, like
 
@@ -65,7 +66,11 @@ def _range(builder: Builder, node: Node) -> Value:
     )
     dtype = node[0].dtype
     if all(node[index].static for index in range(3)):
-        return known(np.arange(start, limit, step, dtype), dtype, str(node.node.outputs[0].name))
+        return known(
+            np.arange(start, limit, step, dtype=np.dtype(dtype)),
+            dtype,
+            str(node.node.outputs[0].name),
+        )
     if not isinstance(step, int | np.integer) or step == 0:
         raise node.refusal("a symbolic step is not covered")
     step = int(step)

@@ -6,8 +6,9 @@ from typing import Any
 
 from tvm import te, tirx, topi
 
-from .builder import Builder, extent
-from .matmul import COLUMNS, pack_columns
+from .builder import Builder
+from .dimensions import extent
+from .matmul import COLUMNS, stored_panels
 from .node import Lowering, Node
 from .values import Value
 
@@ -26,7 +27,6 @@ def wrap(index: Any, dim: Any) -> Any:
 def _gather(builder: Builder, node: Node) -> Value:
     data, indices = node[0], node[1]
     axis = node.axis(node.attribute("axis", 0), data.rank)
-    note_index(builder, indices, data.shape[axis])
     if axis == 0 and data.rank == 2 and data.name in builder.tied:
         return _gather_packed(builder, data, indices)
     if indices.host is not None and indices.host.size == 1:
@@ -64,8 +64,7 @@ def _gather_one(builder: Builder, data: Value, indices: Value, axis: int) -> Val
 
 def _gather_packed(builder: Builder, data: Value, indices: Value) -> Value:
     """Rows of a table that is also multiplied with: both read the panels of the product."""
-    assert data.host is not None
-    panels = builder.stored(f"{data.name}.transposed.packed", data.host.T, pack_columns)
+    panels = stored_panels(builder, builder.transpose(data, [1, 0]))
     rows = int(data.shape[0])
 
     def compute(panels: Any, positions: Any) -> Any:
@@ -80,17 +79,9 @@ def _gather_packed(builder: Builder, data: Value, indices: Value) -> Value:
     return builder.te("gather", compute, panels, indices)
 
 
-def note_index(builder: Builder, indices: Value, dim: Any) -> None:
-    """Records the bounds of a graph input that is used as an index."""
-    if indices.source and isinstance(dim, int):
-        low, high = builder.index_bounds.get(indices.source, (-dim, dim - 1))
-        builder.index_bounds[indices.source] = (max(low, -dim), min(high, dim - 1))
-
-
 def _gather_elements(builder: Builder, node: Node) -> Value:
     data, indices = node[0], node[1]
     axis = node.axis(node.attribute("axis", 0), data.rank)
-    note_index(builder, indices, data.shape[axis])
 
     def compute(x: Any, positions: Any) -> Any:
         def entry(*index: Any) -> Any:

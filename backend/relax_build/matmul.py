@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import te, tirx, topi
 
-from .builder import OUT_ELEMENTWISE_FUSABLE, Builder, extent
+from .builder import OUT_ELEMENTWISE_FUSABLE, Builder
+from .dimensions import extent
 from .node import Lowering, Node
 from .values import Dim, Value, like
 
@@ -51,10 +52,17 @@ def _with_vector(builder: Builder, first: Value, second: Value) -> Value:
 
 def linear(builder: Builder, x: Value, weight: Value) -> Value:
     """`x @ W`, x `[..., in]` of run time, W `[in, out]` constant and stored in panels."""
-    assert weight.host is not None
     builder.require_equal(x.shape[-1], weight.shape[0])
-    panels = builder.stored(f"{weight.name}.packed", weight.host, pack_columns)
-    return _product(builder, "linear", x, panels, weight.shape[1])
+    return _product(builder, "linear", x, stored_panels(builder, weight), weight.shape[1])
+
+
+def stored_panels(builder: Builder, weight: Value) -> Value:
+    """The parameter that holds a constant `[in, out]` in panels."""
+    array = weight.host
+    assert array is not None
+    shape = (-(-array.shape[1] // COLUMNS), array.shape[0], COLUMNS)
+    name = f"{weight.name}.packed"
+    return builder.stored(name, shape, weight.dtype, lambda: pack_columns(array))
 
 
 def batched(builder: Builder, first: Value, second: Value, *, group: int = 1) -> Value:

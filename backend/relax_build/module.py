@@ -31,7 +31,6 @@ class TvmModule:
         inputs, outputs: signatures in the order of the graph.
         dimension_bounds: lowest and highest allowed value of symbolic dimensions; a key may be an
             expression such as `past + seq`. The code does not check them: a session must.
-        index_bounds: lowest and highest allowed content of inputs used as indices.
     """
 
     executable: Any
@@ -39,7 +38,6 @@ class TvmModule:
     inputs: Sequence[Signature]
     outputs: Sequence[Signature]
     dimension_bounds: dict[str, tuple[int, int | None]]
-    index_bounds: dict[str, tuple[int, int]]
 
     @property
     def parameter_names(self) -> list[str]:

@@ -7,7 +7,8 @@ from typing import Any
 
 from tvm import te, tirx
 
-from .builder import Builder, size
+from .builder import Builder
+from .dimensions import size
 from .node import Lowering, Node
 from .reduction import divide_by_count, mean, reduce
 from .values import Value, like

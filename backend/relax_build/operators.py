@@ -20,6 +20,7 @@ def operators() -> dict[str, Lowering]:
         normalization,
         reduction,
         shape,
+        slicing,
     )
 
     families = (
@@ -32,5 +33,6 @@ def operators() -> dict[str, Lowering]:
         normalization,
         reduction,
         shape,
+        slicing,
     )
     return {name: lowering for family in families for name, lowering in family.LOWERINGS.items()}

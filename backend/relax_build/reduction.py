@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
-from .builder import OUT_ELEMENTWISE_FUSABLE, Builder, extent, size
+from .builder import OUT_ELEMENTWISE_FUSABLE, Builder
+from .dimensions import extent, size
 from .node import Lowering, Node
 from .values import Dim, Value, dtype_of, like
 

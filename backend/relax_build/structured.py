@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from numpy.typing import NDArray
+
 from ...passes.nodes import read_node
 from ..kernels import kernel_for
 from .builder import Builder
-from .indexing import note_index
 from .node import Node
+from .parameters import Make
 from .values import Value
 
 
@@ -17,25 +21,29 @@ def lower_structured(builder: Builder, node: Node) -> Value:
     """
     structured = read_node(node.node)
     kernel = kernel_for(structured.structure)
-    if structured.site not in builder.sites:
-        packed = kernel.pack(structured.structure, structured.factors())
-        builder.sites[structured.site] = {
-            suffix: builder.parameter(f"{structured.site}.{suffix}", array)
-            for suffix, array in packed.items()
+    packed = builder.packed.get(structured.site)
+    if packed is None:
+        arrays = kernel.pack(structured.structure, structured.factors())
+        packed = {
+            suffix: builder.stored(f"{structured.site}.{suffix}", *_kept(array)).expr
+            for suffix, array in arrays.items()
         }
+        builder.packed[structured.site] = packed
     x = node[0]
+    operand = x if structured.gathers else builder.cast(x, "float32")
     lower = kernel.lower_gather if structured.gathers else kernel.lower
-    if structured.gathers:
-        note_index(builder, x, structured.out_features)
-    dtype = x.dtype
-    operand = builder.tensor(x if structured.gathers else builder.cast(x, "float32"))
-    expression = lower(
-        builder.block,
-        structured.structure,
-        operand,
-        builder.sites[structured.site],
-        structured.out_features,
-        structured.in_features,
+    result = builder.emit(
+        lower(
+            builder.block,
+            structured.structure,
+            builder.tensor(operand),
+            packed,
+            structured.out_features,
+            structured.in_features,
+        )
     )
-    result = builder.emit(expression)
-    return result if structured.gathers else builder.cast(result, dtype)
+    return result if structured.gathers else builder.cast(result, x.dtype)
+
+
+def _kept(array: NDArray[Any]) -> tuple[tuple[int, ...], str, Make]:
+    return array.shape, str(array.dtype), lambda: array

@@ -41,7 +41,6 @@ class Value:
             entries are expressions of symbolic dimensions (always integers then).
         expr: the Relax expression that computes it, where it is not known.
         name: of the initializer or input, for parameters and messages; empty otherwise.
-        source: of a run-time value that is an unchanged graph input, the name of that input.
     """
 
     dtype: str
@@ -49,7 +48,6 @@ class Value:
     host: NDArray[Any] | None = None
     expr: Any = None
     name: str = ""
-    source: str = ""
 
     @property
     def rank(self) -> int:

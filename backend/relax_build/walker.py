@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 from tvm import relax
+from tvm.target import Target
 
 from ...passes.errors import LoweringError
 from ...passes.structures.base import DOMAIN
-from .builder import Builder, extent
+from .builder import Builder
+from .dimensions import extent
 from .fold import fold
+from .module import Signature
 from .node import WAY_OUT, Node, refusal
 from .operators import operators
 from .structured import lower_structured
@@ -34,14 +36,17 @@ def inlined(model: ir.Model) -> ir.Model:
 
 
 def check(model: ir.Model) -> None:
-    """Finds what is not covered without building anything.
+    """Finds what is not covered before any long work: walks the model and compiles nothing.
 
     Raises:
-        LoweringError: an operator or type that the lowering does not cover; names the operators,
-            the first node and the way out.
+        LoweringError: an operator, attribute or type that the lowering does not cover; names the
+            operators, the first node and the way out.
     """
-    model = inlined(model)
-    graph = model.graph
+    with Target({"kind": "llvm"}):
+        Walk(model)
+
+
+def _check_names(graph: ir.Graph) -> None:
     for value in [*graph.inputs, *graph.initializers.values()]:
         if value.dtype is not None and value.dtype not in SUPPORTED and value.uses():
             raise LoweringError(
@@ -73,12 +78,12 @@ class Walk:
 
     def __init__(self, model: ir.Model) -> None:
         model = inlined(model)
-        self.graph = model.graph
+        _check_names(model.graph)
         self.opset = model.opset_imports.get("", 1)
         block = relax.BlockBuilder()
-        self.builder = Builder(block, _tied(model.graph))
         stated = json.loads(model.metadata_props.get(BOUNDS, "{}"))
-        self.builder.bounds.update({name: (low, high) for name, (low, high) in stated.items()})
+        bounds = {name: (low or 0, high) for name, (low, high) in stated.items()}
+        self.builder = Builder(block, _names(model.graph), bounds, _tied(model.graph))
         self.values: dict[ir.Value, Value] = {}
         variables = [self._input(value) for value in model.graph.inputs]
         with block.function("main"):
@@ -87,9 +92,9 @@ class Walk:
                     self._node(node)
                 results = [self._output(value) for value in model.graph.outputs]
                 bound = [block.emit_output(result) for result in results]
-            parameters = list(self.builder.variables.values())
+            parameters = self.builder.parameters.variables
             block.emit_func_output(relax.Tuple(bound), [*variables, *parameters])
-        self.module = block.get().with_attr("undense.inputs", len(variables))
+        self.module = block.get()
         self.inputs = [_signature(self.values[value], value) for value in model.graph.inputs]
         self.outputs = [_signature(self.values[value], value) for value in model.graph.outputs]
 
@@ -101,7 +106,7 @@ class Walk:
         dtype = SUPPORTED[value.dtype]
         kind = relax.TensorType([extent(dim) for dim in shape], dtype)
         variable = relax.Var(name, kind)
-        self.values[value] = Value(dtype, shape, expr=variable, name=name, source=name)
+        self.values[value] = Value(dtype, shape, expr=variable, name=name)
         return variable
 
     def _dimension(self, dim: int | ir.SymbolicDim, name: str, axis: int) -> Dim:
@@ -110,8 +115,6 @@ class Walk:
         return self.builder.dimension(dim.value or f"{name}_{axis}")
 
     def _node(self, node: ir.Node) -> None:
-        if not _covered(node):
-            raise refusal(node, "the TVM backend does not cover this operator")
         inputs = node.inputs[:1] if node.domain == DOMAIN else node.inputs
         view = Node(node, tuple(map(self._read, inputs)), self.opset)
         try:
@@ -172,6 +175,13 @@ def _multiplies(node: ir.Node, index: int) -> bool:
     return any(user.op_type == "MatMul" and at == 1 for user, at in node.outputs[0].uses())
 
 
-def _signature(value: Value, declared: ir.Value) -> tuple[str, str, Sequence[int | str]]:
-    shape = [dim if isinstance(dim, int) else str(dim) for dim in value.shape]
-    return str(declared.name), value.dtype, shape
+def _names(graph: ir.Graph) -> frozenset[str]:
+    """Symbols that are the length of some axis by themselves."""
+    shapes = [value.shape for value in graph.inputs if value.shape is not None]
+    dims = [dim.value for shape in shapes for dim in shape if isinstance(dim, ir.SymbolicDim)]
+    return frozenset(name for name in dims if name is not None and name.isidentifier())
+
+
+def _signature(value: Value, declared: ir.Value) -> Signature:
+    shape = tuple(dim if isinstance(dim, int) else str(dim) for dim in value.shape)
+    return Signature(str(declared.name), value.dtype, shape)

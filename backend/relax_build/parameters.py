@@ -1,0 +1,38 @@
+"""`Parameters`: the tensors that `main` takes behind its inputs, made when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import relax
+
+Make = Callable[[], NDArray[Any]]
+
+
+class Parameters:
+    """Variables of `main` now, arrays later: weights are packed one at a time, once."""
+
+    def __init__(self) -> None:
+        self._makers: dict[str, Make] = {}
+        self._variables: dict[tuple[str, tuple[int, ...]], Any] = {}
+
+    def variable(self, name: str, shape: Sequence[int], dtype: str, make: Make) -> Any:
+        """The variable of that name and shape; `make` is that of the first call."""
+        key = (name, tuple(shape))
+        if key not in self._variables:
+            unique = name if name not in self._makers else f"{name}.{len(self._makers)}"
+            self._makers[unique] = make
+            self._variables[key] = relax.Var(unique, relax.TensorType(shape, dtype))
+        return self._variables[key]
+
+    @property
+    def variables(self) -> list[Any]:
+        """All variables in the order of their first use."""
+        return list(self._variables.values())
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The arrays by name, in the order of `variables`."""
+        return {name: np.ascontiguousarray(make()) for name, make in self._makers.items()}
