@@ -56,7 +56,7 @@ def calibrate(
         sites: of `find_sites`, all or some.
         samples: as `read_samples` gives them.
         memory_limit_bytes: for the statistics of one group and the activations of one sample; a
-            single site may exceed it. By default a third of the weights' bytes, and 192 MiB at least.
+            single site may exceed it. A third of the weights' bytes and 192 MiB at least if None.
         progress: told of samples done, over all groups.
 
     Raises:
@@ -244,7 +244,8 @@ class _Accumulators:
     def _multiply(self, entry: Entry) -> None:
         waiting = self._waiting[entry]
         if waiting:
-            self._sums[entry].update(np.concatenate(waiting))
+            with np.errstate(over="ignore", invalid="ignore"):  # `results` looks at what came out
+                self._sums[entry].update(np.concatenate(waiting))
             waiting.clear()
 
     def results(self) -> dict[Entry, Stats]:

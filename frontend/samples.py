@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -106,9 +107,9 @@ def _read_npz(path: Path, names: set[str]) -> Sequence[dict[str, NDArray[Any]]]:
     if not path.is_file():
         raise CalibrationError(f"{path}: there is no such file")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise CalibrationError(f"{path}: not an .npz of plain arrays, or damaged") from error
     numbered: dict[int, dict[str, NDArray[Any]]] = {}
     plain: dict[str, NDArray[Any]] = {}
