@@ -13,8 +13,10 @@ class Encoder(nn.Module):
     def __init__(self, vocabulary: int = 1000, width: int = 128) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, width)
-        layer = nn.TransformerEncoderLayer(width, nhead=4, dim_feedforward=512, batch_first=True)
-        self.layers = nn.TransformerEncoder(layer, num_layers=2, enable_nested_tensor=False)
+        self.layers = nn.Sequential(
+            nn.TransformerEncoderLayer(width, nhead=4, dim_feedforward=512, batch_first=True),
+            nn.TransformerEncoderLayer(width, nhead=4, dim_feedforward=512, batch_first=True),
+        )
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Ids `[batch, tokens]` -> hidden states `[batch, tokens, width]`."""
