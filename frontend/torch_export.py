@@ -103,6 +103,7 @@ def _silent() -> Iterator[None]:
     """Holds back the exporter's known chatter, and nothing else."""
     chatter = (
         r".*isinstance\(treespec, LeafSpec\).*is deprecated.*",
+        r"The tensor attributes? .*_flat_weights.* assigned during export.*",  # of LSTM and GRU
         r"# The axis name: .* will not be used, since it shares the same shape constraints.*",
     )
     with warnings.catch_warnings(), quiet("torch.onnx._internal.exporter._registration"):
