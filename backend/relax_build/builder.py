@@ -53,7 +53,7 @@ class Builder(Dimensions):
             return self.materialise(value).expr
         assert value.host is not None
         if value.host.size <= _EMBEDDED:
-            return relax.const(np.ascontiguousarray(value.host), value.dtype)
+            return relax.const(np.asarray(value.host, order="C"), value.dtype)
         host = value.host
         return self.parameters.variable(value.name, host.shape, value.dtype, lambda: host)
 

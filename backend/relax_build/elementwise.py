@@ -23,6 +23,10 @@ def _divide(x: Any, y: Any) -> Any:
     return x / y if _is_float(x) else tirx.truncdiv(x, y)
 
 
+def _equal(x: Any, y: Any) -> Any:
+    return tirx.Select(x, y, tirx.Not(y)) if dtype_of(x) == "bool" else tirx.EQ(x, y)
+
+
 def _power(x: Any, y: Any) -> Any:
     if isinstance(y, tirx.FloatImm | tirx.IntImm):
         exponent = float(y.value)
@@ -99,7 +103,7 @@ _BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "Add": lambda x, y: x + y,
     "And": lambda x, y: tirx.all(x, y),
     "Div": _divide,
-    "Equal": lambda x, y: tirx.EQ(x, y),
+    "Equal": _equal,
     "Greater": lambda x, y: tirx.GT(x, y),
     "GreaterOrEqual": lambda x, y: tirx.GE(x, y),
     "Less": lambda x, y: tirx.LT(x, y),
@@ -109,7 +113,7 @@ _BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "PRelu": lambda x, slope: tirx.Select(x < like(0, x), x * slope, x),
     "Pow": _power,
     "Sub": lambda x, y: x - y,
-    "Xor": lambda x, y: tirx.NE(x, y),
+    "Xor": lambda x, y: tirx.Select(x, tirx.Not(y), y),
 }
 
 _FOLDED: dict[str, Callable[[Any, Any], Any]] = {

@@ -84,13 +84,21 @@ def _result_dtype(node: Node) -> str:
     return node[1 if node.node.op_type == "Where" else 0].dtype
 
 
-def _simplified(builder: Builder, array: NDArray[Any]) -> NDArray[Any]:
+def _simplified(builder: Builder, entries: Any) -> NDArray[Any]:
+    array = entries if isinstance(entries, np.ndarray) else _boxed(entries)
     if array.dtype != object:
         return array
     entries = [builder.simplify(entry) for entry in array.flat]
     result = np.empty(array.shape, dtype=object)
     result.reshape(-1)[:] = entries
     return result
+
+
+def _boxed(entry: Any) -> NDArray[Any]:
+    """An array without axes: numpy hands out its bare entry instead."""
+    array = np.empty((), dtype=object)
+    array[()] = entry
+    return array
 
 
 _Symbolic = Callable[[Builder, Node], "NDArray[Any] | list[NDArray[Any]] | None"]
@@ -106,7 +114,7 @@ def _entrywise(function: Callable[[Any, Any], Any]) -> _Symbolic:
             return None
         result, *rest = _arrays(node)
         for other in rest:
-            result = np.asarray(np.frompyfunc(function, 2, 1)(result, other), dtype=object)
+            result = np.frompyfunc(function, 2, 1)(result, other)
         return result
 
     return fold_node

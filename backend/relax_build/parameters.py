@@ -35,4 +35,4 @@ class Parameters:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays by name, in the order of `variables`."""
-        return {name: np.ascontiguousarray(make()) for name, make in self._makers.items()}
+        return {name: np.asarray(make(), order="C") for name, make in self._makers.items()}

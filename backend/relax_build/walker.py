@@ -86,14 +86,19 @@ class Walk:
         self.builder = Builder(block, _names(model.graph), bounds, _tied(model.graph))
         self.values: dict[ir.Value, Value] = {}
         variables = [self._input(value) for value in model.graph.inputs]
+        failure: LoweringError | None = None
         with block.function("main"):
             with block.dataflow():
-                for node in model.graph:
-                    self._node(node)
-                results = [self._output(value) for value in model.graph.outputs]
+                try:
+                    results = self._nodes(model.graph)
+                except LoweringError as error:
+                    # A builder that is left half-way complains on stderr: end it properly first.
+                    failure, results = error, []
                 bound = [block.emit_output(result) for result in results]
             parameters = self.builder.parameters.variables
             block.emit_func_output(relax.Tuple(bound), [*variables, *parameters])
+        if failure is not None:
+            raise failure
         self.module = block.get()
         self.inputs = [_signature(self.values[value], value) for value in model.graph.inputs]
         self.outputs = [_signature(self.values[value], value) for value in model.graph.outputs]
@@ -114,9 +119,15 @@ class Walk:
             return dim
         return self.builder.dimension(dim.value or f"{name}_{axis}")
 
+    def _nodes(self, graph: ir.Graph) -> list[Any]:
+        for node in graph:
+            self._node(node)
+        return [self.builder.tensor(self._read(value)) for value in graph.outputs]
+
     def _node(self, node: ir.Node) -> None:
         inputs = node.inputs[:1] if node.domain == DOMAIN else node.inputs
-        view = Node(node, tuple(map(self._read, inputs)), self.opset)
+        values = (None if value is None else self._read(value) for value in inputs)
+        view = Node(node, tuple(values), self.opset)
         try:
             results = fold(self.builder, view)
             if results is None:
@@ -129,9 +140,7 @@ class Walk:
             raise refusal(node, _first_line(error)) from error
         self.values.update(zip(node.outputs, results, strict=False))
 
-    def _read(self, value: ir.Value | None) -> Value | None:
-        if value is None:
-            return None
+    def _read(self, value: ir.Value) -> Value:
         if value not in self.values:
             self.values[value] = self._initializer(value)
         return self.values[value]
@@ -143,11 +152,6 @@ class Walk:
         if tensor.dtype not in SUPPORTED:
             raise LoweringError(f"{value.name}: type {tensor.dtype.name} is not covered; {WAY_OUT}")
         return known(tensor.numpy(), SUPPORTED[tensor.dtype], str(value.name))
-
-    def _output(self, value: ir.Value) -> Any:
-        result = self._read(value)
-        assert result is not None
-        return self.builder.tensor(result)
 
 
 def _first_line(error: Exception) -> str:
