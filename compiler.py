@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -106,6 +107,7 @@ def compile(
 
     with _destination(output) as folder:
         write_artifact(folder, fill)
+        gc.collect()  # graphs are cyclic: the dense weights would stay beside the new ones
         return load(folder)
 
 
