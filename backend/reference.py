@@ -9,6 +9,7 @@ do. The result has no error but that of the structures themselves.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,10 +19,39 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 
 from ..passes.errors import LoweringError
 from ..passes.nodes import read_node
 from ..passes.structures.base import DOMAIN
+
+
+class Erf(OpRun):
+    """`erf(x)` in the precision of x: onnx's own rounds to float32."""
+
+    op_domain = ""
+
+    def _run(self, x: NDArray[Any]) -> tuple[NDArray[Any]]:
+        return (_erf(x),)
+
+
+class Gelu(OpRun):
+    """`x Φ(x)` in the precision of x: onnx's own takes its constants in float32."""
+
+    op_domain = ""
+
+    def _run(self, x: NDArray[Any], approximate: str = "none") -> tuple[NDArray[Any]]:
+        if approximate == "tanh":
+            inner = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+        else:
+            inner = _erf(x / math.sqrt(2))
+        return ((0.5 * x * (1 + inner)).astype(x.dtype),)
+
+
+def _erf(x: NDArray[Any]) -> NDArray[Any]:
+    found: NDArray[Any] = np.vectorize(math.erf, otypes=[x.dtype])(x)
+    return found
+
 
 _FLOATS = {np.dtype(np.float16): 10, np.dtype(np.float32): 1, np.dtype(np.float64): 11}
 _FLOAT_TYPES = frozenset(_FLOATS.values()) | {onnx.TensorProto.BFLOAT16}
@@ -90,7 +120,7 @@ def _run(
         ],
     )
     try:
-        found = iter(ReferenceEvaluator(single).run(None, feeds))
+        found = iter(ReferenceEvaluator(single, new_ops=[Erf, Gelu]).run(None, feeds))
     except Exception as error:
         raise LoweringError(
             f"node {node.name!r}: {node.domain or 'ai.onnx'}.{node.op_type} has no numpy reference "

@@ -40,6 +40,7 @@ def _replaced(scheme: str, **weights: np.ndarray) -> ir.Model:
         ("y = LayerNormalization (x, s)", 20),
         ("y = Softmax <axis = -1> (x)", 20),
         ("y = Gelu (x)", 20),
+        ('y = Gelu <approximate = "tanh"> (x)', 20),
         ("c = Constant <value = float {0.3}> () y = Mul (x, c)", 20),
         ("c = Constant <value_float = 0.3> () y = Mul (x, c)", 20),
         ("d = Cast <to = 1> (x) y = Erf (d)", 20),
