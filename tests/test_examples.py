@@ -35,13 +35,11 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_an_onnx_file_is_a_build_step(build: Path) -> None:
     assert (build / "output.npz").is_file()
     assert (build / "model.undense" / "manifest.json").is_file()
 
 
-@pytest.mark.slow
 def test_an_artifact_runs_without_torch(build: Path) -> None:
     script = EXAMPLES / "run_without_torch.py"
     printed = _run(sys.executable, script, build / "model.undense", folder=build)
@@ -49,7 +47,6 @@ def test_an_artifact_runs_without_torch(build: Path) -> None:
     assert "imported of torch and onnx: none" in printed
 
 
-@pytest.mark.slow
 def test_a_pytorch_encoder_is_compiled_and_called(tmp_path: Path) -> None:
     printed = _run(sys.executable, EXAMPLES / "pytorch_encoder.py", folder=tmp_path)
     printed = printed.replace(",", "")
@@ -58,7 +55,6 @@ def test_a_pytorch_encoder_is_compiled_and_called(tmp_path: Path) -> None:
     assert "trit_planes{planes=3" in printed
 
 
-@pytest.mark.slow
 def test_a_plan_is_edited_and_replayed(tmp_path: Path) -> None:
     printed = _run(sys.executable, EXAMPLES / "edit_plan.py", folder=tmp_path)
     first, edited = (line for line in printed.splitlines() if "output error" in line)
