@@ -8,6 +8,7 @@ from typing import Any
 from tvm import te, tirx
 
 from .builder import Builder
+from .dimensions import extent
 from .elementwise import tanh
 from .indexing import wrap
 from .matmul import batched
@@ -135,7 +136,7 @@ def _rotated(builder: Builder, node: Node, value: Value, sequence_axis: int) -> 
         def entry(*index: Any) -> Any:
             batch, place, lane = index[0], index[sequence_axis], index[3]
             if interleaved:
-                pair, second = tirx.floordiv(lane, 2), tirx.EQ(tirx.floormod(lane, 2), 1)
+                pair, second = tirx.floordiv(lane, 2), tirx.EQ(tirx.floormod(lane, 2), extent(1))
                 partner = tirx.Select(second, lane - 1, lane + 1)
             else:
                 pair, second = tirx.floormod(lane, half), lane >= half

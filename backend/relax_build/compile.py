@@ -9,12 +9,10 @@ import onnx_ir as ir
 
 from ...passes.errors import MissingDependencyError
 from ..target import Target
+from .fusion import fuse
 from .module import TvmModule
-from .schedule import apply_schedules, is_scheduled
+from .schedule import apply_schedules
 from .walker import Walk
-
-_OPAQUE = 8
-"""Relax's operator pattern for what is not to be fused with anything."""
 
 
 def check_toolchain() -> None:
@@ -43,7 +41,7 @@ def build(model: ir.Model, target: Target) -> TvmModule:
     machine = target.tvm()
     with machine:
         walk = Walk(model)
-        module = apply_schedules(_fused(walk.module))
+        module = apply_schedules(fuse(walk.module))
         executable = tvm.compile(module, target=machine, relax_pipeline=_lower())
     builder = walk.builder
     return TvmModule(
@@ -53,27 +51,6 @@ def build(model: ir.Model, target: Target) -> TvmModule:
         outputs=walk.outputs,
         dimension_bounds=builder.bounds,
     )
-
-
-def _fused(module: Any) -> Any:
-    """Element-wise operators fused into their producers, one PrimFunc a group."""
-    import tvm
-    from tvm.relax import transform
-
-    # A reshape stays an operator: the virtual machine makes it a view, which a loop would copy.
-    module = transform.LegalizeOps({"relax.reshape": lambda _builder, call: call})(module)
-    for variable, function in module.functions.items():
-        if isinstance(function, tvm.tirx.PrimFunc) and is_scheduled(function):
-            # Fusing would tear the loops that a kernel has fixed.
-            module.update_func(variable, function.with_attr("op_pattern", _OPAQUE))
-    passes = (
-        transform.AnnotateTIROpPattern(),
-        transform.FoldConstant(),
-        transform.FuseOps(),
-        transform.FuseTIR(),
-        transform.DeadCodeElimination(),
-    )
-    return tvm.transform.Sequential(passes)(module)
 
 
 def _lower() -> Any:
