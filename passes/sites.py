@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from itertools import count
 
@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .constants import PATH_OPS, constant_tensor, read_tensor, static_values
+from .constants import FLOATS, PATH_OPS, constant_tensor, read_tensor, static_values
 from .refusals import refuse, refuse_functions
 from .uses import Match, UseForm, match_use
 
@@ -129,7 +129,23 @@ def find_sites(model: ir.Model) -> tuple[list[Site], list[Refusal]]:
             refused[str(value.name)] = reason
         else:
             sites += _sites(found_uses)
+    for name, reason in _others(model.graph, {value.name for value in matches}):
+        refused.setdefault(name, reason)
     return _in_order(sites, model.graph), [Refusal(*item) for item in refused.items()]
+
+
+def _others(graph: ir.Graph, matched: Collection[str | None]) -> Iterator[tuple[str, str]]:
+    """Matrices that no linear reads, such as a table of positions that is sliced."""
+    for value in graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None or tensor.dtype not in FLOATS or value.name in matched:
+            continue
+        nodes = [node for node, _ in value.uses()]
+        if any(node.domain for node in nodes):
+            continue  # scales of codes and the like: their operator says what they are
+        if len(tensor.shape) >= 2 and tensor.size >= SMALLEST_WEIGHT and nodes:
+            readers = sorted({node.op_type for node in nodes})
+            yield str(value.name), f"read by {' and '.join(readers)}, which is no linear"
 
 
 def _sites(matches: list[Match]) -> Iterator[Site]:

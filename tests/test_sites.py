@@ -162,6 +162,21 @@ def test_activations_are_no_weights() -> None:
     assert find_sites(graph(text)) == ([], [])
 
 
+def test_every_other_matrix_is_named() -> None:
+    text = """
+    agraph (float[n, 48] x, int64[1] length) => (float[n, 48] y) {
+        zero = Constant <value_ints = [0]> ()
+        rows = Slice (positions, zero, length, zero)
+        y = Add (x, rows)
+    }
+    """
+    sites, refusals = find_sites(graph(text, positions=normal(64, 48)))
+    assert not sites
+    assert [(refusal.name, refusal.reason) for refusal in refusals] == [
+        ("positions", "read by Slice, which is no linear")
+    ]
+
+
 def test_vectors_are_no_weights() -> None:
     text = "g (float[b,2048] x) => (float[b] y) { y = MatMul(x, w) }"
     assert find_sites(graph(text, w=normal(2048))) == ([], [])
