@@ -159,9 +159,12 @@ def _inspect(options: argparse.Namespace) -> int:
     from .runtime.report import print_report
 
     if options.diff:
-        texts = (graph_text(options.source), graph_text(options.diff))
-        lines = (text.splitlines(keepends=True) for text in texts)
-        print("".join(difflib.unified_diff(*lines, options.source, options.diff)), end="")
+        before, after = (
+            graph_text(source).splitlines(keepends=True)
+            for source in (options.source, options.diff)
+        )
+        changes = difflib.unified_diff(before, after, options.source, options.diff)
+        print("".join(changes), end="")
     elif options.graph:
         print(graph_text(options.source), end="")
     else:

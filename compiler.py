@@ -164,7 +164,8 @@ class _Job:
 
         sites, refusals = find_sites(model)
         notes = []
-        samples, held_out = None, []
+        samples: Samples | None = None
+        held_out: Iterable[Sample] = ()
         if dataset is not None:
             samples, held_out = read_samples(dataset, model).held_out(_VERIFY_SAMPLES)
         else:
@@ -265,7 +266,7 @@ class _Job:
             "sites": site_rows(decided.sites, choices, results),
             "refusals": refusal_rows(decided.refusals),
             "calibration": calibration,
-            "error_measure": "of weights" if samples is None else "of outputs, under calibration",
+            "error_measure": "weights" if samples is None else "outputs on the calibration data",
             "notes": decided.notes,
         }
 

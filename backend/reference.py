@@ -79,7 +79,7 @@ def run_reference(
     graph, wanted = model.graph, np.dtype(dtype)
     values: dict[str, Any] = {name: _as(array, wanted) for name, array in inputs.items()}
     remaining = Counter(name for node in graph for name in _reads(node))
-    remaining.update(value.name for value in graph.outputs)
+    remaining.update(str(value.name) for value in graph.outputs)
 
     def run(node: ir.Node) -> Sequence[Any]:
         if node.domain == DOMAIN:
@@ -196,6 +196,7 @@ def _convert_attributes(proto: onnx.NodeProto, dtype: np.dtype[Any]) -> None:
             for node in attribute.g.node:
                 _convert_attributes(node, dtype)
         elif proto.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
-            floats = attribute.f if attribute.name == "value_float" else list(attribute.floats)
-            tensor = onnx.numpy_helper.from_array(np.asarray(np.float32(floats), dtype))
+            single = attribute.name == "value_float"
+            floats = np.asarray(attribute.f if single else attribute.floats, np.float32)
+            tensor = onnx.numpy_helper.from_array(floats.astype(dtype))
             attribute.CopyFrom(onnx.helper.make_attribute("value", tensor))

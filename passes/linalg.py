@@ -260,7 +260,7 @@ def _cholesky(matrix: Matrix) -> Matrix:
     try:
         import torch
     except ImportError:
-        return np.linalg.cholesky(matrix)
+        return np.asarray(np.linalg.cholesky(matrix), np.float64)
     factor: Matrix = torch.linalg.cholesky(torch.from_numpy(matrix)).numpy()
     return factor
 

@@ -76,7 +76,7 @@ def summary(report: Mapping[str, Any]) -> list[str]:
     if sizes.get("folder") is not None:
         lines.append(f"the artifact's folder: {sizes['folder']:,} bytes")
     if report.get("error_measure"):
-        lines.append(f"error is relative, of the {report['error_measure']}")
+        lines.append(f"error is relative, of each layer's {report['error_measure']}")
     effect = report.get("activation_rounding_effect")
     if effect is not None:
         lines.append(f"rounding activations to int8 changes the outputs by {_percent(effect)}")

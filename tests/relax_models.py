@@ -18,6 +18,22 @@ from undense.backend import relax_build
 from undense.backend.target import Target
 
 Arrays = Mapping[str, NDArray[Any]]
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape: int) -> NDArray[np.float32]:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def ints(high: int, *shape: int, low: int = 0) -> NDArray[np.int64]:
+    return RNG.integers(low, high, shape)
+
+
+def lines(names: list[str], form: str) -> tuple[str, str]:
+    """Output list and body of a graph with one node an operator."""
+    outputs = ", ".join(f"float y{i}" for i in range(len(names)))
+    body = "\n".join(f"y{i} = {form.format(name)}" for i, name in enumerate(names))
+    return outputs, body
 
 
 def parse(graph: str, opset: int = 20) -> onnx.ModelProto:

@@ -52,7 +52,7 @@ def test_plain_table_is_whole(capsys):
         "not replaced: embedding<1>: too small to pay: 12×8",
         "bytes: 4,000 before, 1,000 after (25.0%)",
         "the artifact's folder: 1,500 bytes",
-        "error is relative, of the weights",
+        "error is relative, of each layer's weights",
         "rounding activations to int8 changes the outputs by 0.60%",
         "note: data-free: no calibration data was given",
         "warning: slower than dense",
