@@ -182,7 +182,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from .runtime.report import print_fields
+    from .runtime.report import print_verification
     from .runtime.session import load
     from .runtime.verify import verify
 
@@ -195,7 +195,7 @@ def _verify(options: argparse.Namespace) -> int:
         with _dense(options.against) as run:
             fresh = [(sample, run(sample)) for sample in inputs]
     found = verify(session, fresh)
-    _print(options, found.to_json(), print_fields)
+    _print(options, found.to_json(), print_verification)
     return EXIT_OK if found.holds else EXIT_DOES_NOT_HOLD
 
 

@@ -242,7 +242,10 @@ class _Job:
             "layer_execution_error": check_layers(model, folder, decided.held_out)
             if lowered.engine == "ort"
             else None,
-            "warnings": slow_forms(model, self.form) if lowered.engine == "ort" else [],
+            "warnings": [
+                *(slow_forms(model, self.form) if lowered.engine == "ort" else ()),
+                *expected.warnings(),
+            ],
         }
         self.progress(2, 2, "check")
         (folder / PLAN).write_text(decided.plan.to_json(), encoding="utf-8")

@@ -25,6 +25,8 @@ from .reference import run_reference
 SAFETY = 4.0
 EXACT = "4 x the distance between the float32 and the float64 run of the numpy reference"
 ROUNDED = "2 x the effect of rounding activations to int8, which is chaotic; layers are held apart"
+DROWNING = 0.25
+"""A rounding effect from which a bound of twice the effect hardly refuses anything."""
 FLOOR = 16 * float(np.finfo(np.float32).eps)
 """Below this bound an error says nothing: outputs themselves are rounded to float32."""
 
@@ -47,6 +49,16 @@ class Expected:
     tolerance: dict[str, float]
     derivation: str
     rounding_effect: float | None
+
+    def warnings(self) -> list[str]:
+        """A sentence if the rounding drowns what the whole-model check could find."""
+        if self.rounding_effect is None or self.rounding_effect < DROWNING:
+            return []
+        return [
+            f"rounding activations to int8 changes the checked outputs by "
+            f"{self.rounding_effect:.0%}, so `verify` can hardly tell a wrong engine there (layers "
+            "were checked one by one); give calibration data of real inputs, or activations=float"
+        ]
 
 
 def expected_outputs(model: ir.Model, samples: Sequence[Arrays]) -> Expected:

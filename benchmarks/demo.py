@@ -74,7 +74,7 @@ def _measure(sessions: Mapping[tuple[str, str], Session]) -> tuple[Table, bool]:
         caption=f"{machine()['cpu']}, {machine()['cores']} threads",
     )
     for heading in ("weights", "target", "MB", "WordSim353", "ms", "p10–p90", "verify"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     holds = True
     for (scheme, target), session in sessions.items():
         check = verify(session)

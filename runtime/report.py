@@ -14,6 +14,10 @@ from .artifact import REPORT, REPORT_HTML, Artifact
 from .report_html import report_html
 
 HEADINGS = ("site", "in", "out", "users", "scheme", "bits/weight", "error", "reason")
+VERIFY_HEADINGS = ("output", "execution error", "tolerance", "approximation error", "holds")
+_VERIFY_KEYS = ("execution_error", "tolerance", "approximation_error", "holds")
+_MOST = 12
+"""Outputs that are printed; a decoder with its cache has dozens."""
 _KEYS = ("name", "in_features", "out_features", "users", "scheme", "bits_per_weight")
 
 
@@ -45,6 +49,26 @@ def print_report(report: Mapping[str, Any]) -> None:
         print(f"not replaced: {refusal['name']}: {refusal['reason']}")
     for line in summary(report):
         print(line)
+
+
+def print_verification(found: Mapping[str, Any]) -> None:
+    """Prints the errors of each output, nearest to its tolerance first, then the verdict."""
+    outputs = sorted(found["outputs"].items(), key=lambda item: -_nearness(item[1]))
+    _print_rows(
+        VERIFY_HEADINGS,
+        [[name, *(_text(errors[key]) for key in _VERIFY_KEYS)] for name, errors in outputs[:_MOST]],
+    )
+    if len(outputs) > _MOST:
+        print(f"and {len(outputs) - _MOST} outputs that are farther from their tolerance")
+    if "fresh_approximation_error" in found:
+        print(f"on fresh samples, against dense: {_text(found['fresh_approximation_error'])}")
+    verdict = "holds" if found["holds"] else "does not hold"
+    print(f"{verdict}: {found['engine']}, stored samples: {found['samples']}")
+
+
+def _nearness(errors: Mapping[str, Any]) -> float:
+    error = errors["execution_error"]
+    return math.inf if error is None else float(error) / max(errors["tolerance"], 1e-300)
 
 
 def print_fields(values: Mapping[str, Any]) -> None:

@@ -7,19 +7,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from numpy.typing import NDArray
-from relax_models import check_case, compare, compile_model, parse, run
+from relax_models import RNG, check_case, compare, compile_model, normal, parse, run
 from undense.backend import relax_build
 from undense.backend.reference import run_reference
 from undense.passes.errors import LoweringError
 
-RNG = np.random.default_rng(1)
 SIZES = [(2, 3), (1, 1), (1, 19)]
 QKV = "float[b, 4, n, 8] q, float[b, {heads}, m, 8] k, float[b, {heads}, m, 8] v"
-
-
-def normal(*shape: int) -> NDArray[np.float32]:
-    return RNG.standard_normal(shape).astype(np.float32)
 
 
 def feeds(batch: int, queries: int, keys: int, heads: int = 4, past: int = 0) -> dict[str, Any]:

@@ -9,7 +9,13 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from undense.runtime.report import print_fields, print_report, report_json, write_report
+from undense.runtime.report import (
+    print_fields,
+    print_report,
+    print_verification,
+    report_json,
+    write_report,
+)
 
 HOSTILE = "<script>alert('x')</script>&[red]$name"
 
@@ -160,3 +166,24 @@ def test_sites_without_an_error_have_no_bar(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "<svg" not in page
     assert "No site was changed." in page
+
+
+def test_verification_shows_what_is_nearest_to_its_tolerance(capsys):
+    outputs = {
+        f"y{index}": {
+            "holds": True,
+            "execution_error": index * 1e-8,
+            "tolerance": 1e-6,
+            "approximation_error": 0.01,
+        }
+        for index in range(20)
+    }
+    outputs["lost"] = {**outputs["y3"], "holds": False, "execution_error": None}
+    print_verification({"holds": False, "engine": "ort", "samples": 2, "outputs": outputs})
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[1] == "lost – 1e-06 0.01 no"
+    assert lines[2] == "y19 1.9e-07 1e-06 0.01 yes"
+    assert lines[-2:] == [
+        "and 9 outputs that are farther from their tolerance",
+        "does not hold: ort, stored samples: 2",
+    ]
