@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from typing import Any
 
@@ -42,8 +43,13 @@ def check(model: ir.Model) -> None:
         LoweringError: an operator, attribute or type that the lowering does not cover; names the
             operators, the first node and the way out.
     """
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    closed = [t for t in tensors if isinstance(t, ir.ExternalTensor) and t.raw is None]
     with Target({"kind": "llvm"}):
         Walk(model)
+    gc.collect()  # the walk is cyclic, and a map of a file closes only when nobody looks into it
+    for tensor in closed:
+        tensor.release()
 
 
 def _check_names(graph: ir.Graph) -> None:
