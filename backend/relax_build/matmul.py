@@ -20,6 +20,14 @@ PRODUCT = "product"
 """Name of the block that sums the tiles, by which its schedule knows it."""
 
 
+PARTIAL = "partial"
+"""Name of the block that sums a stretch of the depth, where there is one."""
+
+_STRETCH = 64
+"""Products that are added one after the other at most: rounding grows with the length of a sum, so
+sums of sums are several times as exact at a cost of one addition in 64."""
+
+
 def pack_columns(weight: NDArray[Any]) -> NDArray[Any]:
     """`[in, out]` -> `[ceil(out/16), in, 16]`: panels of 16 columns, the last filled with zeros."""
     rows, columns = weight.shape
@@ -110,21 +118,35 @@ def _product(
 
     def compute(a: Any, b: Any, lead: list[Any], columns: Any) -> Any:
         rows, depth = a.shape[-2:]
-        k = te.reduce_axis((0, depth), "k")
+        stretch = _stretch(depth)
 
-        def accumulate(*index: Any) -> Any:
+        def products(index: tuple[Any, ...], start: Any, k: Any) -> Any:
             *batch, row_tile, panel, row, lane = index
             batch_a = read_first(batch, a.shape[:-2])
             batch_b = read_second(batch, b.shape[:-3])
             if group > 1:
                 batch_b[-1] = tirx.floordiv(batch[-1], group)
             source = te.min(row_tile * ROWS + row, rows - 1)
-            return te.sum(a(*batch_a, source, k) * b(*batch_b, panel, k, lane), axis=k)
+            return a(*batch_a, source, start + k) * b(*batch_b, panel, start + k, lane)
 
         leading = [extent(dim) for dim in lead]
         tiles = tirx.floordiv(rows - 1, ROWS) + 1
         shape = [*leading, tiles, b.shape[-3], extent(ROWS), extent(COLUMNS)]
-        sums = te.compute(shape, accumulate, name=PRODUCT)
+        k = te.reduce_axis((0, stretch), "k")
+        if stretch is depth:
+            sums = te.compute(
+                shape, lambda *index: te.sum(products(index, 0, k), axis=k), name=PRODUCT
+            )
+        else:
+            partial = te.compute(
+                [depth // stretch, *shape],
+                lambda s, *index: te.sum(products(index, s * stretch, k), axis=k),
+                name=PARTIAL,
+            )
+            s = te.reduce_axis((0, depth // stretch), "s")
+            sums = te.compute(
+                shape, lambda *index: te.sum(partial(s, *index), axis=s), name=PRODUCT
+            )
 
         def read(*index: Any) -> Any:
             *batch, row, column = index
@@ -135,6 +157,14 @@ def _product(
 
     attributes = {"op_pattern": OUT_ELEMENTWISE_FUSABLE}
     return builder.te(name, compute, first, panels, list(lead), columns, attributes=attributes)
+
+
+def _stretch(depth: Any) -> Any:
+    """The depth, or its largest divisor up to the stretch if that is worth another loop."""
+    if not isinstance(depth, tirx.IntImm) or int(depth) <= _STRETCH:
+        return depth
+    divisor = max(length for length in range(1, _STRETCH + 1) if int(depth) % length == 0)
+    return extent(divisor) if divisor >= _STRETCH // 4 else depth
 
 
 def _matmul(builder: Builder, node: Node) -> Value:

@@ -26,7 +26,11 @@ def reduce(
     combine: Combine = te.sum,
     keep: bool = True,
 ) -> Value:
-    """`before` of every entry, combined over axes."""
+    """`before` of every entry, combined over axes; float32 is added up in float64.
+
+    A running sum in float32 loses a digit over a row of a thousand.
+    """
+    widened = combine is te.sum and value.dtype == "float32"
     order = [axis for axis in range(value.rank) if axis not in axes]
 
     def compute(x: Any) -> Any:
@@ -40,11 +44,18 @@ def reduce(
         def entry(*index: Any) -> Any:
             kept = index if keep else dict(zip(order, index, strict=True))
             source = [reduced[a] if a in reduced else kept[a] for a in range(value.rank)]
-            return combine(before(x(*source)), axis=list(reduced.values()))
+            term = before(x(*source))
+            term = term.astype("float64") if widened else term
+            return combine(term, axis=list(reduced.values()))
 
-        return te.compute(shape, entry, name=name)
+        combined = te.compute(shape, entry, name=name)
+        return _narrowed(combined, value.dtype) if widened else combined
 
     return builder.te(name, compute, value)
+
+
+def _narrowed(tensor: Any, dtype: str) -> Any:
+    return te.compute(tensor.shape, lambda *index: tensor(*index).astype(dtype), name="narrowed")
 
 
 def mean(builder: Builder, value: Value, axes: Sequence[int], *, keep: bool = True) -> Value:
@@ -91,9 +102,13 @@ def softmax(builder: Builder, value: Value, axis: int, *, allow_empty: bool = Fa
 
         powers = te.compute(x.shape, shifted, name="powers")
         j = te.reduce_axis((0, x.shape[axis]), "j")
-        total = te.compute(
-            rest, lambda *i: te.sum(powers(*i[:axis], j, *i[axis:]), axis=j), name="total"
-        )
+        wide = "float64" if value.dtype == "float32" else value.dtype
+
+        def term(*index: Any) -> Any:
+            return powers(*index[:axis], j, *index[axis:]).astype(wide)
+
+        exact = te.compute(rest, lambda *index: te.sum(term(*index), axis=j), name="exact")
+        total = _narrowed(exact, value.dtype)
 
         def entry(*index: Any) -> Any:
             sum_ = total(*others(index))

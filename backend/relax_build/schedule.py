@@ -11,7 +11,7 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import ScheduleError
 
 from .convolution import CONVOLUTION
-from .matmul import COLUMNS, PRODUCT, ROWS
+from .matmul import COLUMNS, PARTIAL, PRODUCT, ROWS
 
 _REDUCTION = 2
 """`IterVar.CommReduce`: the kind of a loop that sums."""
@@ -72,6 +72,7 @@ def _inlined(schedule: Any, blocks: list[Any]) -> None:
 def _product(schedule: Any) -> Any:
     """A tiled product and its element-wise consumers: one tile at a time, in registers."""
     blocks = _blocks(schedule)
+    partial = blocks.pop(0) if _name(schedule, blocks[0]) == PARTIAL else None
     if _name(schedule, blocks[0]) != PRODUCT or any(
         _reduces(schedule, block) for block in blocks[1:]
     ):
@@ -88,12 +89,22 @@ def _product(schedule: Any) -> Any:
     schedule.vectorize(column)
     schedule.compute_at(product, outer)
     schedule.set_scope(product, 0, "local")
-    *_, row, column, depth = schedule.get_loops(product)
+    stretches = _tile(schedule, product)
+    if partial is not None:
+        schedule.compute_at(partial, stretches)
+        schedule.set_scope(partial, 0, "local")
+        schedule.decompose_reduction(partial, _tile(schedule, partial))
+    schedule.decompose_reduction(product, stretches)
+    return schedule
+
+
+def _tile(schedule: Any, block: Any) -> Any:
+    """Sums a tile in registers, its columns in lanes; the loop over the depth is given back."""
+    *_, row, column, depth = schedule.get_loops(block)
     schedule.reorder(depth, row, column)
     schedule.unroll(row)
     schedule.vectorize(column)
-    schedule.decompose_reduction(product, depth)
-    return schedule
+    return depth
 
 
 def _convolution(schedule: Any) -> Any:
