@@ -82,6 +82,7 @@ def compile(
     from .backend.package import check_toolchain, prepare
     from .backend.target import Target
     from .frontend.load import load as capture
+    from .passes.scheme import parse_scheme
     from .runtime.artifact import write_artifact
     from .runtime.session import load
 
@@ -93,6 +94,8 @@ def compile(
     parsed = Target.parse(target)
     if portable and parsed.engine != "ort":
         raise TargetError("portable is a form of model.onnx for --target ort-cpu; leave it out")
+    if isinstance(scheme, str):
+        parse_scheme(scheme)
     check_toolchain(parsed)
     form: Form = "portable" if portable else "fast"
     job = _Job(parsed, form, with_onnx, seed, progress)

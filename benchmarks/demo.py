@@ -46,7 +46,7 @@ def main() -> int:
         sessions: dict[tuple[str, str], Session] = {}
         for scheme, target in [("dense", "ort-cpu"), *itertools.product(SCHEMES, TARGETS)]:
             say(f"compiling {scheme} for {target}")
-            with progress_bar(quiet=not console.is_terminal) as progress:
+            with progress_bar(quiet=False) as progress:
                 sessions[scheme, target] = undense.compile(
                     model,
                     target=target,

@@ -33,8 +33,6 @@ class SmolLM2(Subject):
     """Blocks in each scheme, with the embedding and head dense, and in 8-bit codes."""
 
     name = "smollm2"
-    # A perplexity takes minutes, and both engines run the same weights: one is enough.
-    scored = ("ort",)
 
     def __init__(self, quick: bool) -> None:
         self._quick = quick

@@ -78,30 +78,23 @@ def render(folder: Path = FOLDER) -> str:
 def _model(title: str, columns: Sequence[Column], document: dict[str, Any]) -> str:
     rows: list[Row] = document["rows"]
     labels = list(rows[0]["milliseconds"])
-    scored = [engine for engine in ("ort", "tvm") if engine in rows[0]["metrics"]]
     headings = ["weights", "fit", "MB ORT", "MB TVM"]
-    headings += [f"{column.heading}{_of(scored)}" for column in columns]
+    headings += [f"{column.heading} ORT / TVM" for column in columns]
     for label in labels:
         headings += [f"{label}: dense ORT, ms", "ORT, ms", "TVM, ms"]
     lines = [_line(headings), _line(["---", "---", *["---:"] * (len(headings) - 2)])]
-    lines += [_line(_cells(row, columns, labels, scored)) for row in rows]
+    lines += [_line(_cells(row, columns, labels)) for row in rows]
     return f"### {title}\n\n" + "\n".join(lines) + f"\n\n{_origin(document)}"
 
 
-def _of(engines: Sequence[str]) -> str:
-    return " ORT / TVM" if len(engines) == 2 else ""
-
-
-def _cells(
-    row: Row, columns: Sequence[Column], labels: Sequence[str], scored: Sequence[str]
-) -> list[str]:
+def _cells(row: Row, columns: Sequence[Column], labels: Sequence[str]) -> list[str]:
     dense = row["scheme"] == "dense"
     weights = [f"`{row['scheme']}`", *(f"`{match}` as `{text}`" for match, text in row["rules"])]
     fit = "" if dense else "calibrated" if row["calibrated"] else "data-free"
     cells = [", ".join(weights), fit]
     cells += [f"{row['bytes'][engine] / 1e6:.1f}" for engine in ("ort", "tvm")]
     for column in columns:
-        values = (row["metrics"][engine].get(column.metric) for engine in scored)
+        values = (row["metrics"][engine].get(column.metric) for engine in ("ort", "tvm"))
         cells.append(" / ".join("–" if value is None else column.text(value) for value in values))
     for label in labels:
         times = row["milliseconds"][label]

@@ -55,3 +55,9 @@ class InputError(UndenseError):
 
 class MissingDependencyError(UndenseError):
     """A package or program that this call needs and that is not installed."""
+
+
+def cause_of(error: BaseException) -> str:
+    """What an error of a library says, in one line; a system's error without number and path."""
+    text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    return " ".join(text.split())

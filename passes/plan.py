@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .errors import PlanError, SchemeError
+from .errors import PlanError, SchemeError, cause_of
 from .scheme import parse_scheme
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def read_plan(path: str | Path) -> Plan:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(f"{path}: cannot be read as a plan: {error}") from None
+        raise PlanError(f"{path}: cannot be read as a plan: {cause_of(error)}") from None
     return Plan.from_json(text, path)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from .errors import SchemeError
+from .errors import SchemeError, cause_of
 from .scheme import Scheme, parse_scheme
 from .sites import Site
 
@@ -57,7 +57,7 @@ def read_rules(path: str | Path) -> list[dict[str, str]]:
     try:
         items = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SchemeError(f"{path}: cannot be read as YAML: {error}") from None
+        raise SchemeError(f"{path}: cannot be read as YAML: {cause_of(error)}") from None
     if not isinstance(items, list) or not items:
         raise SchemeError(
             f"{path}: holds no list of rules such as '- {{match: \"*\", scheme: auto}}'"

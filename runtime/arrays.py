@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..passes.errors import InputError
+from ..passes.errors import InputError, cause_of
 
 
 def write_npz(path: str | Path, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -48,4 +48,4 @@ def read_npz(path: str | Path) -> dict[str, NDArray[Any]]:
                 raise InputError(f"{path} holds an array without a name; use numpy.savez")
             return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} cannot be read as .npz: {error}") from error
+        raise InputError(f"{path} cannot be read as .npz: {cause_of(error)}") from error

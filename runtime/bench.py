@@ -18,7 +18,12 @@ __all__ = ["Timing", "bench", "interleaved", "machine"]
 
 Run = Callable[[Mapping[str, NDArray[Any]]], object]
 
-_PAUSE = 0.01  # seconds; the idle threads of an engine spin for some milliseconds after a call
+_PAUSE = 0.3
+"""Seconds: TVM's idle threads spin for over 100 ms after a call and would slow the next engine."""
+
+_WARM_UP = 2
+_IN_A_ROW = 5
+"""Calls that do not count after a pause, and samples that then follow."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,9 @@ def interleaved(
 ) -> dict[str, Timing]:
     """Times callables in turns, so that a change of the machine's pace hits all of them alike.
 
-    Every sample starts with a pause and one call that does not count: caches and cores then
-    belong to the callable that is timed, not to the one before.
+    A turn starts with a pause and calls that do not count: threads, caches and cores then belong
+    to the callable that is timed, not to the one before. Some samples follow, so that the pauses
+    do not take longer than the work.
 
     Args:
         callables: by name; each is first called once or more to warm up.
@@ -58,12 +64,13 @@ def interleaved(
         raise InputError(f"repeats must be at least 1, got {repeats}")
     calls = {name: _calls_for(call, min_time) for name, call in callables.items()}
     samples: dict[str, list[float]] = {name: [] for name in callables}
-    for turn in range(repeats):
-        order = list(callables) if turn % 2 == 0 else list(callables)[::-1]
+    for start in range(0, repeats, _IN_A_ROW):
+        order = list(callables) if start // _IN_A_ROW % 2 == 0 else list(callables)[::-1]
         for name in order:
             time.sleep(_PAUSE)
-            callables[name]()
-            samples[name].append(_seconds(callables[name], calls[name]) / calls[name])
+            _seconds(callables[name], _WARM_UP)
+            for _ in range(min(_IN_A_ROW, repeats - start)):
+                samples[name].append(_seconds(callables[name], calls[name]) / calls[name])
     return {name: _timing(samples[name], calls[name]) for name in callables}
 
 

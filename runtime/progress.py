@@ -1,4 +1,4 @@
-"""A progress bar on stderr with the time that remains, drawn by rich."""
+"""A progress bar on stderr, where that is a terminal, with the time that remains, drawn by rich."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def progress_bar(*, quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         tasks = {}
 
         def report(done: int, total: int, text: str) -> None:

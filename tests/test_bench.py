@@ -23,11 +23,11 @@ def path(tmp_path_factory):
 def test_callables_take_turns_and_change_their_order():
     calls: list[str] = []
     found = interleaved(
-        {name: lambda name=name: calls.append(name) for name in "ab"}, repeats=4, min_time=0
+        {name: lambda name=name: calls.append(name) for name in "ab"}, repeats=7, min_time=0
     )
-    # each is warmed up by one call and one count, then once untimed and once timed in each turn
-    assert "".join(calls) == "aabb" + "aabb" + "bbaa" + "aabb" + "bbaa"
-    assert (found["a"].samples, found["a"].calls) == (4, 1)
+    # each: one call and one count to warm up; a turn is two untimed calls and up to five samples
+    assert "".join(calls) == "aabb" + 7 * "a" + 7 * "b" + 4 * "b" + 4 * "a"
+    assert (found["a"].samples, found["a"].calls) == (7, 1)
 
 
 def test_a_sample_is_divided_by_its_calls():
