@@ -14,12 +14,16 @@ from ..passes.errors import LoweringError
 from ..passes.nodes import StructuredNode, structured_nodes
 from ..passes.structures.base import Form
 from ..passes.structures.int_codes import IntCodes
+from ..passes.structures.monarch import Monarch
 from ..passes.structures.trit_planes import TritPlanes
 
 MAX_OPSET = 26
 MAX_IR_VERSION = 13
 FUNCTION_IR_VERSION = 10
 """The first IR version whose files keep node metadata and 4-bit integers."""
+
+_MONARCH_SHARE = 0.6
+"""Of a dense weight's parameters; above it Monarch has been slower in every measurement."""
 
 _PORTABLE_OPSET = 21
 """The first opset with blocked DequantizeLinear."""
@@ -65,16 +69,50 @@ def slow_forms(model: ir.Model, form: Form) -> list[str]:
 
 
 def _slow(node: StructuredNode, form: Form) -> Iterator[str]:
-    structure = node.structure
-    if node.gathers or not isinstance(structure, IntCodes | TritPlanes):
+    if node.gathers:
         return
-    if structure.activations == "int8" or form == "portable":
-        return
-    for bits in sorted({term.bits for term in structure.terms} & {2, 8}):
+    if _moves_channels(node.node):
         yield (
-            f"{bits}-bit codes with float activations are dequantised whole at each call and "
-            "run slower than dense in ONNX Runtime; activations=int8 is the fast form"
+            "1×1 convolutions and W @ x become matmuls between Transposes, which take longer than "
+            "dense in ONNX Runtime; keep them dense where time matters more than size"
         )
+    match node.structure:
+        case IntCodes() | TritPlanes() as codes:
+            yield from _slow_codes(codes, form)
+        case Monarch() as monarch:
+            dense = node.out_features * node.in_features
+            if monarch.macs(node.out_features, node.in_features) > _MONARCH_SHARE * dense:
+                yield (
+                    f"Monarch with over {_MONARCH_SHARE:.0%} of the parameters takes longer than "
+                    "dense in ONNX Runtime, which moves the features between its two matmuls; "
+                    "choose a lower ratio"
+                )
+
+
+def _slow_codes(codes: IntCodes | TritPlanes, form: Form) -> Iterator[str]:
+    if form == "portable":
+        return
+    if codes.activations != "int8":
+        for bits in sorted({term.bits for term in codes.terms} & {2, 8}):
+            yield (
+                f"{bits}-bit codes with float activations are dequantised whole at each call and "
+                "run slower than dense in ONNX Runtime; activations=int8 is the fast form"
+            )
+    elif len(codes.terms) > 1:
+        yield (
+            f"{len(codes.terms)} sums of codes for one layer take longer than dense in ONNX "
+            "Runtime from a few rows on; two tied planes are one, as are int_codes"
+        )
+
+
+def _moves_channels(node: ir.Node) -> bool:
+    """Whether x comes from a Transpose that moves its features from the second axis to the last."""
+    x = node.inputs[0]
+    producer = None if x is None else x.producer()
+    if producer is None or producer.op_type != "Transpose" or "perm" not in producer.attributes:
+        return False
+    perm = list(producer.attributes["perm"].as_ints())
+    return len(perm) > 2 and perm == [0, *range(2, len(perm)), 1]
 
 
 def _some(names: list[str], most: int = 3) -> str:

@@ -1,4 +1,4 @@
-"""Writes the results in benchmarks/results into the README, between its two markers."""
+"""Writes docs/results.md from benchmarks/results, and a part of it into the README."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ from undense.passes.errors import InputError, UndenseError
 
 from .results import FOLDER, ROOT, Row
 
+_HEAD = """# Results
+
+Written by `make table` from `benchmarks/results`; [benchmarks.md](benchmarks.md) says how it was
+measured and how to read a row.
+"""
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
@@ -63,49 +68,57 @@ MODELS: dict[str, tuple[str, tuple[Column, ...]]] = {
 }
 
 
-def render(folder: Path = FOLDER) -> str:
-    """The tables of all models that have results, as Markdown."""
+def render(folder: Path = FOLDER, *, brief: bool = False) -> str:
+    """The tables of all models that have results, as Markdown.
+
+    A brief one has no data-free fits, only the first metric and the output error, and no spread.
+    """
     parts = []
     for name, (title, columns) in MODELS.items():
         path = folder / f"{name}.json"
         if path.exists():
-            parts.append(_model(title, columns, json.loads(path.read_text(encoding="utf-8"))))
+            document = json.loads(path.read_text(encoding="utf-8"))
+            parts.append(_model(title, columns, document, brief))
     if not parts:
         raise InputError(f"{folder} holds no results; run `make bench`")
     return "\n\n".join(parts)
 
 
-def _model(title: str, columns: Sequence[Column], document: dict[str, Any]) -> str:
+def _model(title: str, columns: Sequence[Column], document: dict[str, Any], brief: bool) -> str:
     rows: list[Row] = document["rows"]
+    if brief:
+        rows = [row for row in rows if row["calibrated"] or row["scheme"] == "dense"]
+        columns = [columns[0], ERROR]
     labels = list(rows[0]["milliseconds"])
-    headings = ["weights", "fit", "MB ORT", "MB TVM"]
+    headings = ["weights", *([] if brief else ["fit"]), "MB ORT", "MB TVM"]
     headings += [f"{column.heading} ORT / TVM" for column in columns]
     for label in labels:
         headings += [f"{label}: dense ORT, ms", "ORT, ms", "TVM, ms"]
-    lines = [_line(headings), _line(["---", "---", *["---:"] * (len(headings) - 2)])]
-    lines += [_line(_cells(row, columns, labels)) for row in rows]
+    texts = 1 if brief else 2
+    lines = [_line(headings), _line(["---"] * texts + ["---:"] * (len(headings) - texts))]
+    lines += [_line(_cells(row, columns, labels, brief)) for row in rows]
     return f"### {title}\n\n" + "\n".join(lines) + f"\n\n{_origin(document)}"
 
 
-def _cells(row: Row, columns: Sequence[Column], labels: Sequence[str]) -> list[str]:
+def _cells(row: Row, columns: Sequence[Column], labels: Sequence[str], brief: bool) -> list[str]:
     dense = row["scheme"] == "dense"
     weights = [f"`{row['scheme']}`", *(f"`{match}` as `{text}`" for match, text in row["rules"])]
     fit = "" if dense else "calibrated" if row["calibrated"] else "data-free"
-    cells = [", ".join(weights), fit]
+    cells = [", ".join(weights), *([] if brief else [fit])]
     cells += [f"{row['bytes'][engine] / 1e6:.1f}" for engine in ("ort", "tvm")]
     for column in columns:
         values = (row["metrics"][engine].get(column.metric) for engine in ("ort", "tvm"))
         cells.append(" / ".join("–" if value is None else column.text(value) for value in values))
     for label in labels:
         times = row["milliseconds"][label]
-        cells += [_time(times[engine]) for engine in ("dense", "ort", "tvm")]
+        cells += [_time(times[engine], brief) for engine in ("dense", "ort", "tvm")]
     return cells
 
 
-def _time(timing: dict[str, float]) -> str:
+def _time(timing: dict[str, float], brief: bool) -> str:
     """Three digits and the spread: `11.2 (10.9–12.4)`."""
     median, low, high = (f"{timing[key]:.3g}" for key in ("median_ms", "p10_ms", "p90_ms"))
-    return f"{median} ({low}–{high})"
+    return median if brief else f"{median} ({low}–{high})"
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -125,8 +138,8 @@ def _origin(document: dict[str, Any]) -> str:
         )
         machines += [text] if text not in machines else []
     return (
-        f"`{document['command']}` on {'; '.join(machines)}. Times are medians (10th–90th "
-        "percentile) of calls that take turns with dense ONNX Runtime."
+        f"`{document['command']}` on {'; '.join(machines)}. Times are medians of calls that take "
+        "turns with dense ONNX Runtime; a range is from the 10th to the 90th percentile."
     )
 
 
@@ -144,20 +157,24 @@ def updated(readme: str, tables: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Rewrites the README; with `--check` only says by the exit code whether it is up to date."""
+    """Rewrites both files; with `--check` only says by the exit code whether they are current."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__)
     parser.add_argument("--check", action="store_true", help="exit 1 if the README is out of date")
     options = parser.parse_args(arguments)
-    path = ROOT / "README.md"
-    readme = path.read_text(encoding="utf-8")
+    readme, full = ROOT / "README.md", ROOT / "docs" / "results.md"
     try:
-        wanted = updated(readme, render())
+        wanted = {
+            readme: updated(readme.read_text(encoding="utf-8"), render(brief=True)),
+            full: f"{_HEAD}\n{render()}\n",
+        }
     except UndenseError as error:
         print(error, file=sys.stderr)
         return 2
     if options.check:
-        return int(wanted != readme)
-    path.write_text(wanted, encoding="utf-8")
+        current = (path.exists() and path.read_text(encoding="utf-8") for path in wanted)
+        return int(list(current) != list(wanted.values()))
+    for path, text in wanted.items():
+        path.write_text(text, encoding="utf-8")
     return 0
 
 

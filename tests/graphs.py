@@ -8,8 +8,11 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
-from undense.passes.replace import Fitted
-from undense.passes.sites import Site
+from undense.passes.plan import Choice, Plan
+from undense.passes.replace import Fitted, ReplaceDense
+from undense.passes.scheme import parse_scheme
+from undense.passes.sites import Site, find_sites
+from undense.passes.structures.base import Structure
 from undense.passes.structures.low_rank import LowRank
 
 
@@ -50,6 +53,19 @@ def outputs(model: ir.Model, **feeds: NDArray[Any]) -> dict[str, NDArray[Any]]:
     )
     names = [value.name for value in session.get_outputs()]
     return dict(zip(names, session.run(None, feeds), strict=True))
+
+
+def replaced(model: ir.Model, scheme: str) -> ir.Model:
+    """The model with its one site fitted without data and rewritten, in place."""
+    structure = parse_scheme(scheme)
+    assert isinstance(structure, Structure)
+    (site,), _ = find_sites(model)
+    shape = site.out_features, site.in_features
+    structure = structure.resolve(*shape, site=site.name)
+    factors = structure.fit(site.weight(), None, seed=0, site=site.name)
+    plan = Plan((Choice(site.name, *shape[::-1], str(structure)),))
+    ReplaceDense(plan, {site.name: Fitted(structure, structure.pack(factors, "fast"))})(model)
+    return model
 
 
 def exact(site: Site) -> Fitted:

@@ -66,6 +66,17 @@ def test_a_table_holds_what_the_rows_hold(tmp_path: Path) -> None:
     assert lines[-1].startswith("`python -m benchmarks.minilm` on ")
 
 
+def test_a_brief_table_leaves_out_what_is_in_the_full_one(tmp_path: Path) -> None:
+    kept = Results("minilm", 2, tmp_path)
+    order = ["dense", "free", "codes"]
+    for name in order:
+        kept.put(name, _row("dense" if name == "dense" else "auto", name == "codes"), order)
+    lines = table.render(tmp_path, brief=True).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:6]]
+    assert cells[3] == ["`auto`", "23.5", "24.0", "0.729 / 0.730", "1.2 % / 1.0 %", *["11.2"] * 3]
+    assert len(cells[0]) == len(cells[1]) == len(cells[3])
+
+
 def test_only_what_is_between_the_markers_changes() -> None:
     readme = f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n"
     once = table.updated(readme, "new")

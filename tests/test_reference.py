@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphs import graph, normal, outputs
+from graphs import graph, normal, outputs, replaced
 from helpers import assert_close
 from undense.backend.expected import FLOOR, expected_outputs
 from undense.backend.layer_check import check_layers
@@ -21,17 +21,9 @@ from undense.passes.sites import find_sites
 from undense.passes.structures.base import Structure
 
 
-def _replaced(scheme: str, **weights: np.ndarray) -> ir.Model:
-    text = "agraph (float[n, 48] x) => (float[n, 40] y) {{ a = MatMul (x, w) y = Relu (a) }}"
-    model = graph(text.replace("{{", "{").replace("}}", "}"), w=normal(48, 40))
-    structure = parse_scheme(scheme)
-    assert isinstance(structure, Structure)
-    (site,), _ = find_sites(model)
-    structure = structure.resolve(40, 48, site="w")
-    tensors = structure.pack(structure.fit(site.weight(), None, seed=0, site="w"), "fast")
-    plan = Plan((Choice("w", 48, 40, str(structure)),))
-    ReplaceDense(plan, {"w": Fitted(structure, tensors)})(model)
-    return model
+def _replaced(scheme: str) -> ir.Model:
+    text = "agraph (float[n, 48] x) => (float[n, 40] y) { a = MatMul (x, w) y = Relu (a) }"
+    return replaced(graph(text, w=normal(48, 40)), scheme)
 
 
 @pytest.mark.parametrize(
