@@ -14,11 +14,6 @@ from undense.backend.layer_check import check_layers
 from undense.backend.onnx_runtime import save
 from undense.backend.reference import run_reference
 from undense.passes.errors import LoweringError
-from undense.passes.plan import Choice, Plan
-from undense.passes.replace import Fitted, ReplaceDense
-from undense.passes.scheme import parse_scheme
-from undense.passes.sites import find_sites
-from undense.passes.structures.base import Structure
 
 
 def _replaced(scheme: str) -> ir.Model:
