@@ -103,7 +103,10 @@ def summary(report: Mapping[str, Any]) -> list[str]:
         lines.append(f"error is relative, of each layer's {report['error_measure']}")
     effect = report.get("activation_rounding_effect")
     if effect is not None:
-        lines.append(f"rounding activations to int8 changes the outputs by {_percent(effect)}")
+        lines.append(
+            "rounding activations to int8 (accuracy_level 4) changes the outputs by "
+            f"{_percent(effect)}"
+        )
     lines += [f"note: {note}" for note in report.get("notes", ())]
     lines += [f"warning: {warning}" for warning in report.get("warnings", ())]
     return lines

@@ -59,7 +59,7 @@ def test_plain_table_is_whole(capsys):
         "bytes: 4,000 before, 1,000 after (25.0%)",
         "the artifact's folder: 1,500 bytes",
         "error is relative, of each layer's weights",
-        "rounding activations to int8 changes the outputs by 0.60%",
+        "rounding activations to int8 (accuracy_level 4) changes the outputs by 0.60%",
         "note: data-free: no calibration data was given",
         "warning: slower than dense",
     ]
