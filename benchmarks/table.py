@@ -133,7 +133,8 @@ def _origin(document: dict[str, Any]) -> str:
         machine = environment["machine"]
         versions = environment["versions"]
         text = (
-            f"{machine['cpu']}, {environment['threads']} threads, "
+            f"{machine['cpu']} ({', '.join(machine['flags'])}), "
+            f"{environment['threads']} threads, "
             f"ONNX Runtime {versions['onnxruntime']}, TVM {versions['apache-tvm']}"
         )
         machines += [text] if text not in machines else []
