@@ -33,7 +33,8 @@ TOKENS = 128
 
 def main() -> int:
     """Prints size, score and speed of each artifact; 1 if an engine is off its reference."""
-    console = Console(highlight=False)
+    # Where no terminal sets the width, the table is shown whole.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
     start = time.perf_counter()
 
     def say(text: str) -> None:
