@@ -23,6 +23,7 @@ SCARCE_DAMPING = 1e-1
 _REFIT_RIDGE = 1e-10
 _EIGENVALUE_FLOOR = 1e-10
 _BLOCK = 64
+_ERROR_ROWS = 8192
 
 
 def check_weight(weight: Array, site: str) -> Matrix:
@@ -279,15 +280,21 @@ def nearest_codes(
 
 def relative_error(weight: Array, approximation: Array, second_moment: Array | None) -> float:
     """`sqrt(tr(E C Eᵀ) / tr(W C Wᵀ))` with `E = W − Ŵ`; C is the identity if None, and 0/0 is 0."""
-    weight = np.asarray(weight, np.float64)
-    error = weight - approximation
-    lost, whole = (
-        float(np.vdot(matrix if second_moment is None else matrix @ second_moment, matrix))
-        for matrix in (error, weight)
-    )
+    lost = whole = 0.0
+    # A vocabulary in float64, several times, is a lot of memory.
+    for start in range(0, len(weight), _ERROR_ROWS):
+        rows = np.asarray(weight[start : start + _ERROR_ROWS], np.float64)
+        error = rows - approximation[start : start + _ERROR_ROWS]
+        lost += _quadratic(error, second_moment)
+        whole += _quadratic(rows, second_moment)
     if lost <= 0:
         return 0.0
     return float(np.sqrt(lost / whole)) if whole > 0 else float("inf")
+
+
+def _quadratic(matrix: Matrix, second_moment: Array | None) -> float:
+    """`tr(M C Mᵀ)`."""
+    return float(np.vdot(matrix if second_moment is None else matrix @ second_moment, matrix))
 
 
 def _split(weight: Matrix, in_blocks: int, out_blocks: int) -> Matrix:

@@ -166,8 +166,9 @@ class IntCodes(BlockQuantized):
 
     def dense(self, factors: Factors) -> NDArray[np.float64]:
         """Codes times the scale of their group."""
-        codes = factors["codes"].astype(np.float64)
-        return codes * spread(factors["scales"], self.group, codes.shape[1])
+        weight = factors["codes"].astype(np.float64)
+        weight *= spread(factors["scales"], self.group, weight.shape[1])
+        return weight
 
     def macs(self, out_features: int, in_features: int) -> int:
         """As many as the dense weight has."""
