@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
-from .passes.errors import InputError, UndenseError
+from .passes.errors import InputError, UndenseError, cause_of
 
 if TYPE_CHECKING:
     from .runtime.session import Session
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(options, str(error))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _fail(options, f"{where}{error.strerror or error}")
+        return _fail(options, f"{where}{cause_of(error)}")
     except KeyboardInterrupt:
         return _fail(options, "interrupted; nothing was written")
     except Exception as error:

@@ -6,7 +6,7 @@ All of them minimise `ℓ(Ŵ) = tr((W − Ŵ) C (W − Ŵ)ᵀ) = E‖x (W − Ŵ
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -23,7 +23,7 @@ SCARCE_DAMPING = 1e-1
 _REFIT_RIDGE = 1e-10
 _EIGENVALUE_FLOOR = 1e-10
 _BLOCK = 64
-_ERROR_ROWS = 8192
+_ROWS = 8192
 
 
 def check_weight(weight: Array, site: str) -> Matrix:
@@ -199,6 +199,9 @@ class Levels(Protocol):
     def nearest(self, values: Matrix) -> tuple[Codes, Matrix]:
         """Codes of the nearest levels, and these levels, for `values: [..., rows]`."""
 
+    def of_rows(self, rows: slice) -> Levels:
+        """The levels of some of the rows."""
+
 
 AnyLevels = TypeVar("AnyLevels", bound=Levels)
 
@@ -243,17 +246,30 @@ def compensate(
     reverse = order[::-1]
     factor = _cholesky(second_moment[np.ix_(reverse, reverse)])[::-1, ::-1]
     mixing = np.ascontiguousarray((factor / np.diagonal(factor)).T)
-    codes = np.empty((columns, rows), np.int16)
-    wanted = weight.T[order]
-    error = np.zeros((columns, rows))
-    for start in range(0, columns, _BLOCK):
-        stop = min(start + _BLOCK, columns)
+    codes = np.empty((rows, columns), np.int16)
+    for some in _row_blocks(rows):
+        wanted = weight[some].T[order]
+        ordered = [levels[column // group_size].of_rows(some) for column in order]
+        codes[some, order] = _rounded(wanted, ordered, mixing).T
+    return codes, levels
+
+
+def _rounded(wanted: Matrix, levels: Sequence[Levels], mixing: Matrix) -> Codes:
+    """Codes of the columns of W one after the other, `[n, rows]`, each to its own levels."""
+    codes, error = np.empty(wanted.shape, np.int16), np.zeros(wanted.shape)
+    for start in range(0, len(wanted), _BLOCK):
+        stop = min(start + _BLOCK, len(wanted))
         wanted_block = wanted[start:stop] + mixing[start:stop, :start] @ error[:start]
         for j in range(start, stop):
             target = wanted_block[j - start] + mixing[j, start:j] @ error[start:j]
-            codes[order[j]], value = levels[order[j] // group_size].nearest(target)
+            codes[j], value = levels[j].nearest(target)
             error[j] = wanted[j] - value
-    return np.ascontiguousarray(codes.T), levels
+    return codes
+
+
+def _row_blocks(rows: int) -> Iterator[slice]:
+    """Rows do not depend on each other, and a vocabulary in float64 is a lot of memory."""
+    yield from (slice(start, start + _ROWS) for start in range(0, rows, _ROWS))
 
 
 def _cholesky(matrix: Matrix) -> Matrix:
@@ -281,11 +297,9 @@ def nearest_codes(
 def relative_error(weight: Array, approximation: Array, second_moment: Array | None) -> float:
     """`sqrt(tr(E C Eᵀ) / tr(W C Wᵀ))` with `E = W − Ŵ`; C is the identity if None, and 0/0 is 0."""
     lost = whole = 0.0
-    # A vocabulary in float64, several times, is a lot of memory.
-    for start in range(0, len(weight), _ERROR_ROWS):
-        rows = np.asarray(weight[start : start + _ERROR_ROWS], np.float64)
-        error = rows - approximation[start : start + _ERROR_ROWS]
-        lost += _quadratic(error, second_moment)
+    for some in _row_blocks(len(weight)):
+        rows = np.asarray(weight[some], np.float64)
+        lost += _quadratic(rows - approximation[some], second_moment)
         whole += _quadratic(rows, second_moment)
     if lost <= 0:
         return 0.0

@@ -9,7 +9,7 @@ from undense.backend.onnx_runtime import slow_forms
 
 
 def warnings(form: str, scheme: str) -> list[str]:
-    """The sentences about a small model, without the names of its layers."""
+    """The sentences about a small model."""
     return slow_forms(replaced(FORMS[form].model(), scheme), "fast")
 
 

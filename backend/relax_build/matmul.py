@@ -19,7 +19,6 @@ ROWS, COLUMNS = 4, 16
 PRODUCT = "product"
 """Name of the block that sums the tiles, by which its schedule knows it."""
 
-
 PARTIAL = "partial"
 """Name of the block that sums a stretch of the depth, where there is one."""
 

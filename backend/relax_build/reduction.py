@@ -30,7 +30,6 @@ def reduce(
 
     A running sum in float32 loses a digit over a row of a thousand.
     """
-    widened = combine is te.sum and value.dtype == "float32"
     order = [axis for axis in range(value.rank) if axis not in axes]
 
     def compute(x: Any) -> Any:
@@ -44,18 +43,26 @@ def reduce(
         def entry(*index: Any) -> Any:
             kept = index if keep else dict(zip(order, index, strict=True))
             source = [reduced[a] if a in reduced else kept[a] for a in range(value.rank)]
-            term = before(x(*source))
-            term = term.astype("float64") if widened else term
-            return combine(term, axis=list(reduced.values()))
+            return before(x(*source))
 
-        combined = te.compute(shape, entry, name=name)
-        return _narrowed(combined, value.dtype) if widened else combined
+        over = list(reduced.values())
+        if combine is te.sum:
+            return _exact_sum(shape, entry, over, value.dtype, name)
+        return te.compute(shape, lambda *index: combine(entry(*index), axis=over), name=name)
 
     return builder.te(name, compute, value)
 
 
-def _narrowed(tensor: Any, dtype: str) -> Any:
-    return te.compute(tensor.shape, lambda *index: tensor(*index).astype(dtype), name="narrowed")
+def _exact_sum(
+    shape: Sequence[Any], term: Callable[..., Any], over: Sequence[Any], dtype: str, name: str
+) -> Any:
+    """Σ term, rounded once where it is float32."""
+    if dtype != "float32":
+        return te.compute(shape, lambda *index: te.sum(term(*index), axis=over), name=name)
+    total = te.compute(
+        shape, lambda *index: te.sum(term(*index).astype("float64"), axis=over), name=name
+    )
+    return te.compute(shape, lambda *index: total(*index).astype(dtype), name="narrowed")
 
 
 def mean(builder: Builder, value: Value, axes: Sequence[int], *, keep: bool = True) -> Value:
@@ -102,13 +109,11 @@ def softmax(builder: Builder, value: Value, axis: int, *, allow_empty: bool = Fa
 
         powers = te.compute(x.shape, shifted, name="powers")
         j = te.reduce_axis((0, x.shape[axis]), "j")
-        wide = "float64" if value.dtype == "float32" else value.dtype
 
-        def term(*index: Any) -> Any:
-            return powers(*index[:axis], j, *index[axis:]).astype(wide)
+        def power(*index: Any) -> Any:
+            return powers(*index[:axis], j, *index[axis:])
 
-        exact = te.compute(rest, lambda *index: te.sum(term(*index), axis=j), name="exact")
-        total = _narrowed(exact, value.dtype)
+        total = _exact_sum(rest, power, [j], value.dtype, "total")
 
         def entry(*index: Any) -> Any:
             sum_ = total(*others(index))

@@ -145,10 +145,11 @@ def group_count(in_features: int, group: int) -> int:
     return -(-in_features // group)
 
 
-def spread(scales: NDArray[np.generic], group: int, in_features: int) -> Matrix:
-    """Scales `[..., groups]` to one a column, `[..., in_features]`, in float64."""
-    columns: Matrix = np.repeat(scales.astype(np.float64), group, axis=-1)[..., :in_features]
-    return columns
+def scaled(codes: NDArray[np.generic], scales: NDArray[np.generic], group: int) -> Matrix:
+    """Codes `[..., in_features]` times the scales `[..., groups]` of their groups, in float64."""
+    weight: Matrix = codes.astype(np.float64)
+    weight *= np.repeat(scales.astype(np.float64), group, axis=-1)[..., : weight.shape[-1]]
+    return weight
 
 
 def largest_group(in_features: int) -> int:

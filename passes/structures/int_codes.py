@@ -24,7 +24,7 @@ from .block_quantized import (
     pack_codes,
     pack_portable,
     portable_function,
-    spread,
+    scaled,
     unpack_codes,
     unpack_portable,
 )
@@ -166,9 +166,7 @@ class IntCodes(BlockQuantized):
 
     def dense(self, factors: Factors) -> NDArray[np.float64]:
         """Codes times the scale of their group."""
-        weight = factors["codes"].astype(np.float64)
-        weight *= spread(factors["scales"], self.group, weight.shape[1])
-        return weight
+        return scaled(factors["codes"], factors["scales"], self.group)
 
     def macs(self, out_features: int, in_features: int) -> int:
         """As many as the dense weight has."""

@@ -6,20 +6,16 @@ squared error of a column; with statistics it is the diagonal of the second mome
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..linalg import AnyLevels, Codes, Matrix, compensate, nearest_codes
+from ..linalg import Codes, Matrix, compensate, nearest_codes
 
 Planes = NDArray[np.int8]
 Scales = NDArray[np.float32]
-
-_ROWS = 8192
-"""Rounded at a time."""
 
 _SWEEP_STEPS = 32
 _MAX_ALTERNATIONS = 50
@@ -41,6 +37,10 @@ class IntegerLevels:
     step: Matrix
     low: int
     high: int
+
+    def of_rows(self, rows: slice) -> IntegerLevels:
+        """The levels of some of the rows."""
+        return replace(self, step=self.step[rows])
 
     def nearest(self, values: Matrix) -> tuple[Codes, Matrix]:
         """Codes of the nearest levels, and these levels, for `values: [..., rows]`."""
@@ -117,6 +117,10 @@ class TritLevels:
     """
 
     scales: Matrix
+
+    def of_rows(self, rows: slice) -> TritLevels:
+        """The levels of some of the rows."""
+        return replace(self, scales=self.scales[:, rows])
 
     def nearest(self, values: Matrix) -> tuple[Codes, Matrix]:
         """Codes of the nearest levels, and these levels, for `values: [..., rows]`."""
@@ -226,12 +230,12 @@ def integer_codes(
 ) -> tuple[Planes, Scales]:
     """Codes `[m, n]` and steps `[m, groups]`: compensated, or nearest without a moment."""
     fit_levels = partial(fit_integer_levels, low=low, high=high)
-    codes, steps = [], []
-    for rows in _some_rows(weight):
-        found, groups = _rounded(rows, second_moment, fit_levels, group_size)
-        codes.append(found.astype(np.int8))
-        steps.append(np.stack([group.step for group in groups], axis=1).astype(np.float32))
-    return np.concatenate(codes), np.concatenate(steps)
+    if second_moment is None:
+        codes, groups = nearest_codes(weight, fit_levels, group_size)
+    else:
+        codes, groups = compensate(weight, second_moment, fit_levels, group_size)
+    steps = np.stack([group.step for group in groups], axis=1)
+    return codes.astype(np.int8), steps.astype(np.float32)
 
 
 def trit_codes(
@@ -239,25 +243,10 @@ def trit_codes(
 ) -> tuple[Planes, Scales]:
     """Trits `[K, m, n]` and scales `[K, m, groups]`, as `integer_codes`."""
     fit_levels = partial(fit_trit_levels, planes=planes)
-    trits, scales = [], []
-    for rows in _some_rows(weight):
-        codes, groups = _rounded(rows, second_moment, fit_levels, group_size)
-        trits.append(np.ascontiguousarray(np.moveaxis(trit_patterns(planes)[codes], -1, 0)))
-        scales.append(np.stack([group.scales for group in groups], axis=2).astype(np.float32))
-    return np.concatenate(trits, axis=1), np.concatenate(scales, axis=1)
-
-
-def _some_rows(weight: Matrix) -> Iterator[Matrix]:
-    """No row's codes depend on another's, and a vocabulary in float64 is a lot of memory."""
-    yield from (weight[start : start + _ROWS] for start in range(0, len(weight), _ROWS))
-
-
-def _rounded(
-    weight: Matrix,
-    second_moment: Matrix | None,
-    fit_levels: Callable[[Matrix, Matrix], AnyLevels],
-    group_size: int,
-) -> tuple[Codes, list[AnyLevels]]:
     if second_moment is None:
-        return nearest_codes(weight, fit_levels, group_size)
-    return compensate(weight, second_moment, fit_levels, group_size)
+        codes, groups = nearest_codes(weight, fit_levels, group_size)
+    else:
+        codes, groups = compensate(weight, second_moment, fit_levels, group_size)
+    trits = np.ascontiguousarray(np.moveaxis(trit_patterns(planes)[codes], -1, 0))
+    scales = np.stack([group.scales for group in groups], axis=2)
+    return trits, scales.astype(np.float32)

@@ -25,7 +25,7 @@ from .block_quantized import (
     pack_codes,
     pack_portable,
     portable_function,
-    spread,
+    scaled,
     unpack_codes,
     unpack_portable,
 )
@@ -133,8 +133,8 @@ class TritPlanes(BlockQuantized):
 
     def dense(self, factors: Factors) -> NDArray[np.float64]:
         """Codes, or planes, times the scales of their group."""
-        codes = factors["codes" if self.tied else "planes"].astype(np.float64)
-        weighted = codes * spread(factors["scales"], self.group, codes.shape[-1])
+        codes = factors["codes" if self.tied else "planes"]
+        weighted = scaled(codes, factors["scales"], self.group)
         return weighted if self.tied else weighted.sum(axis=0)
 
     def macs(self, out_features: int, in_features: int) -> int:
