@@ -15,6 +15,7 @@ from tvm import relax, tirx
 from tvm.target import Target
 from tvm.target.codegen import llvm_get_system_cpu, target_has_features
 from undense.backend.kernels import kernel_for
+from undense.backend.kernels.emit import emit
 from undense.passes.errors import SchemeError
 from undense.passes.structures import structures
 from undense.passes.structures.base import Factors, Structure
@@ -89,10 +90,17 @@ def lowered(
         for name, tensor in packed.items()
     }
     builder = relax.BlockBuilder()
-    lower = kernel.lower_gather if gather else kernel.lower
+    shapes = {name: tensor.shape for name, tensor in packed.items()}
     with Target(target or HOST), builder.function("main", [x, *parameters.values()]):
+        if gather:
+            steps = [kernel.gather(structure, *shape, shapes, gather)]
+        else:
+            steps = list(kernel.steps(structure, *shape, shapes))
         with builder.dataflow():
-            outputs = [lower(builder, structure, x, parameters, *shape) for _ in range(layers)]
+            outputs = [
+                emit(builder, steps, x, parameters, features=0 if gather else 1)
+                for _ in range(layers)
+            ]
             y = builder.emit_output(outputs[0] if layers == 1 else relax.Tuple(outputs))
         builder.emit_func_output(y)
     return builder.get(), packed

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
@@ -13,12 +14,41 @@ from ...passes.errors import LoweringError
 from ...passes.structures.base import Factors, Structure
 
 if TYPE_CHECKING:
-    from tvm import relax
+    from .tir import PrimFunc
 
 Packed = dict[str, NDArray[np.generic]]
-"""The stored tensors of one weight by suffix; `lower` takes them as Relax expressions."""
+"""The stored tensors of one weight by suffix."""
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Those of the stored tensors."""
 
 S = TypeVar("S", bound=Structure)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a step writes: `[rows, width]`."""
+
+    name: str
+    width: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call: `function(*inputs, *outputs)` over a symbolic number of rows.
+
+    Attributes:
+        name: hint for the name of the PrimFunc.
+        function: scheduled, for `Target.current()`.
+        inputs: `x`, suffixes of stored tensors and outputs of earlier steps.
+        outputs: the last step of a product writes `y`.
+    """
+
+    name: str
+    function: PrimFunc
+    inputs: tuple[str, ...]
+    outputs: tuple[Output, ...]
 
 
 class Kernel(ABC, Generic[S]):
@@ -28,38 +58,23 @@ class Kernel(ABC, Generic[S]):
     def pack(self, structure: S, factors: Factors) -> Packed:
         """The tensors that weights.safetensors stores; codes stay packed.
 
-        A structure that can be gathered is packed once: `lower` and `lower_gather` read the same
+        A structure that can be gathered is packed once: `steps` and `gather` read the same
         tensors.
         """
 
     @abstractmethod
-    def lower(
-        self,
-        builder: relax.BlockBuilder,
-        structure: S,
-        x: relax.Expr,
-        packed: Mapping[str, relax.Expr],
-        out_features: int,
-        in_features: int,
-    ) -> relax.Expr:
-        """`x Ŵᵀ`, `[..., out_features]` float32, for `x: [..., in_features]` float32.
+    def steps(
+        self, structure: S, out_features: int, in_features: int, stored: Shapes
+    ) -> Sequence[Step]:
+        """`y = x Ŵᵀ`, float32 `[rows, out_features]` for `x: [rows, in_features]` float32.
 
-        Call it inside a binding block of `builder`. `x` has any rank from 1, with symbolic
-        leading dimensions; the kernels see one flat, symbolic number of rows, so equal shapes
-        share one PrimFunc. `packed` holds expressions of the shapes and dtypes of `pack`.
-        The PrimFuncs carry `tirx.is_scheduled` and their schedule fits `Target.current()`.
+        Equal shapes give the same PrimFuncs. `stored` has the shapes of `pack`.
         """
 
-    def lower_gather(
-        self,
-        builder: relax.BlockBuilder,
-        structure: S,
-        indices: relax.Expr,
-        packed: Mapping[str, relax.Expr],
-        out_features: int,
-        in_features: int,
-    ) -> relax.Expr:
-        """`Ŵ[indices]`, `[*indices.shape, in_features]` float32; negative ones count from the end.
+    def gather(
+        self, structure: S, out_features: int, in_features: int, stored: Shapes, index_dtype: str
+    ) -> Step:
+        """`y = Ŵ[x]`, float32 `[rows, in_features]`; negative indices count from the end.
 
         Does not check bounds: an index outside `[-out_features, out_features)` is clamped, so that
         it reads some row of the table and never memory beyond it.

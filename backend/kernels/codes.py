@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from tvm import relax
 
 from ...passes.structures.base import Factors
 from ...passes.structures.block_quantized import BlockQuantized
-from .base import Kernel, Packed
-from .emit import Flat
-from .matmul import Matmul
+from .base import Kernel, Output, Packed, Shapes, Step
+from .matmul import Matmul, matmul
+from .rounding import round_activations, words_per_row
 from .sources import Codes
+from .targets import tiling
 
 Q = TypeVar("Q", bound=BlockQuantized)
 
@@ -41,18 +41,24 @@ class CodesKernel(Kernel[Q]):
         scales = np.repeat(scales, structure.group // structure.block, axis=-1)[..., :blocks]
         return self.source(structure).pack(cast(NDArray[np.int8], planes), scales)
 
-    def lower(
-        self,
-        builder: relax.BlockBuilder,
-        structure: Q,
-        x: relax.Expr,
-        packed: Mapping[str, relax.Expr],
-        out_features: int,
-        in_features: int,
-    ) -> relax.Expr:
+    def steps(
+        self, structure: Q, out_features: int, in_features: int, stored: Shapes
+    ) -> Sequence[Step]:
         """One kernel; before it one that rounds x, if activations are int8."""
-        rounded = structure.activations == "int8"
-        spec = Matmul(in_features, out_features, self.source(structure), rounded=rounded)
-        flat = Flat(builder, x)
-        y = flat.multiply(structure.kind, spec, flat.x, [packed["codes"], packed["scales"]])
-        return flat.restore(y, out_features)
+        source, rounded = self.source(structure), structure.activations == "int8"
+        spec = Matmul(in_features, out_features, source, rounded=rounded)
+        weights = ("codes", "scales")
+        y = (Output("y", out_features, "float32"),)
+        multiply = matmul(spec, tiling())
+        if not rounded:
+            return [Step(structure.kind, multiply, ("x", *weights), y)]
+        outputs = (
+            Output("x_codes", words_per_row(in_features, source.group), "int32"),
+            Output("x_scales", -(-in_features // source.group), "float32"),
+        )
+        return [
+            Step(
+                "round_activations", round_activations(in_features, source.group), ("x",), outputs
+            ),
+            Step(structure.kind, multiply, ("x_codes", "x_scales", *weights), y),
+        ]

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tvm import relax
-
 from ...passes.structures.int_codes import IntCodes
+from .base import Output, Shapes, Step
 from .codes import CodesKernel
-from .emit import Flat
 from .formats import EightBits, Format, FourBits, ThreeBits
 from .rows import gather_rows
 from .sources import Codes
@@ -28,19 +26,15 @@ class IntCodesKernel(CodesKernel[IntCodes]):
         """One plane, in groups as they were fitted."""
         return Codes(_FORMATS[structure.bits_], structure.block)
 
-    def lower_gather(
+    def gather(
         self,
-        builder: relax.BlockBuilder,
         structure: IntCodes,
-        indices: relax.Expr,
-        packed: Mapping[str, relax.Expr],
         out_features: int,
         in_features: int,
-    ) -> relax.Expr:
+        stored: Shapes,
+        index_dtype: str,
+    ) -> Step:
         """One kernel, which decodes the rows asked for and no others."""
-        dtype = str(indices.ty.dtype)
-        func = gather_rows(self.source(structure), out_features, in_features, dtype)
-        flat = Flat(builder, indices, keep=0)
-        arguments = [flat.x, packed["codes"], packed["scales"]]
-        rows = flat.call("int_codes_gather", func, arguments, (in_features, "float32"))
-        return flat.restore(rows, in_features)
+        function = gather_rows(self.source(structure), out_features, in_features, index_dtype)
+        y = Output("y", in_features, "float32")
+        return Step("int_codes_gather", function, ("x", "codes", "scales"), (y,))

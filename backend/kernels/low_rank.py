@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from tvm import relax
+from collections.abc import Sequence
 
 from ...passes.structures.base import Factors
 from ...passes.structures.low_rank import LowRank
-from .base import Kernel, Packed
+from .base import Kernel, Output, Packed, Shapes, Step
 from .blocks import interleave
-from .emit import Flat
-from .matmul import Matmul
+from .matmul import Matmul, matmul
 from .sources import Floats
+from .targets import tiling
 
 
 class LowRankKernel(Kernel[LowRank]):
@@ -22,20 +20,15 @@ class LowRankKernel(Kernel[LowRank]):
         """Both factors with their outputs in lanes."""
         return {name: interleave(factors[name].T[None]) for name in ("down", "up")}
 
-    def lower(
-        self,
-        builder: relax.BlockBuilder,
-        structure: LowRank,
-        x: relax.Expr,
-        packed: Mapping[str, relax.Expr],
-        out_features: int,
-        in_features: int,
-    ) -> relax.Expr:
+    def steps(
+        self, structure: LowRank, out_features: int, in_features: int, stored: Shapes
+    ) -> Sequence[Step]:
         """Two kernels."""
-        rank = int(packed["up"].ty.shape[2])
-        flat = Flat(builder, x)
-        down = Matmul(in_features, rank, Floats())
-        up = Matmul(rank, out_features, Floats())
-        latent = flat.multiply("low_rank_down", down, flat.x, [packed["down"]])
-        y = flat.multiply("low_rank_up", up, latent, [packed["up"]])
-        return flat.restore(y, out_features)
+        rank = stored["up"][2]
+        down = matmul(Matmul(in_features, rank, Floats()), tiling())
+        up = matmul(Matmul(rank, out_features, Floats()), tiling())
+        latent, y = Output("latent", rank, "float32"), Output("y", out_features, "float32")
+        return [
+            Step("low_rank_down", down, ("x", "down"), (latent,)),
+            Step("low_rank_up", up, ("latent", "up"), (y,)),
+        ]

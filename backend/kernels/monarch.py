@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from tvm import relax
+from collections.abc import Sequence
 
 from ...passes.structures.base import Factors
 from ...passes.structures.monarch import Monarch
-from .base import Kernel, Packed
+from .base import Kernel, Output, Packed, Shapes, Step
 from .blocks import interleave
-from .emit import Flat
-from .matmul import Matmul
+from .matmul import Matmul, matmul
 from .sources import Floats
+from .targets import tiling
 
 
 class MonarchKernel(Kernel[Monarch]):
@@ -25,22 +23,17 @@ class MonarchKernel(Kernel[Monarch]):
         """Both factors with their outputs in lanes."""
         return {name: interleave(factors[name].swapaxes(-1, -2)) for name in ("w1", "w2")}
 
-    def lower(
-        self,
-        builder: relax.BlockBuilder,
-        structure: Monarch,
-        x: relax.Expr,
-        packed: Mapping[str, relax.Expr],
-        out_features: int,
-        in_features: int,
-    ) -> relax.Expr:
+    def steps(
+        self, structure: Monarch, out_features: int, in_features: int, stored: Shapes
+    ) -> Sequence[Step]:
         """Two kernels; the transpose between them is in the columns that the first writes."""
-        in_blocks, out_blocks = (int(packed[name].ty.shape[0]) for name in ("w1", "w2"))
-        middle = int(packed["w2"].ty.shape[2])  # R·t
+        (in_blocks, *_), (out_blocks, _, middle, _) = stored["w1"], stored["w2"]  # middle = R·t
         rank = middle // in_blocks
         first = Matmul(in_features // in_blocks, out_blocks * rank, Floats(in_blocks), run=rank)
         second = Matmul(middle, out_features // out_blocks, Floats(out_blocks))
-        flat = Flat(builder, x)
-        hidden = flat.multiply("monarch_in", first, flat.x, [packed["w1"]])
-        y = flat.multiply("monarch_out", second, hidden, [packed["w2"]])
-        return flat.restore(y, out_features)
+        hidden = Output("hidden", in_blocks * out_blocks * rank, "float32")
+        y = Output("y", out_features, "float32")
+        return [
+            Step("monarch_in", matmul(first, tiling()), ("x", "w1"), (hidden,)),
+            Step("monarch_out", matmul(second, tiling()), ("hidden", "w2"), (y,)),
+        ]

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from ...passes.nodes import read_node
 from ..kernels import kernel_for
+from ..kernels.emit import emit
 from .builder import Builder
 from .node import Node
 from .parameters import Make
@@ -29,20 +30,18 @@ def lower_structured(builder: Builder, node: Node) -> Value:
             for suffix, array in arrays.items()
         }
         builder.packed[structured.site] = packed
-    x = node[0]
-    operand = x if structured.gathers else builder.cast(x, "float32")
-    lower = kernel.lower_gather if structured.gathers else kernel.lower
-    result = builder.emit(
-        lower(
-            builder.block,
-            structured.structure,
-            builder.tensor(operand),
-            packed,
-            structured.out_features,
-            structured.in_features,
-        )
-    )
-    return result if structured.gathers else builder.cast(result, x.dtype)
+    x, shapes = node[0], {suffix: _shape(expr) for suffix, expr in packed.items()}
+    features = (structured.out_features, structured.in_features)
+    if structured.gathers:
+        step = kernel.gather(structured.structure, *features, shapes, x.dtype)
+        return builder.emit(emit(builder.block, [step], builder.tensor(x), packed, features=0))
+    steps = kernel.steps(structured.structure, *features, shapes)
+    operand = builder.tensor(builder.cast(x, "float32"))
+    return builder.cast(builder.emit(emit(builder.block, steps, operand, packed)), x.dtype)
+
+
+def _shape(expr: Any) -> tuple[int, ...]:
+    return tuple(int(length) for length in expr.ty.shape)
 
 
 def _kept(array: NDArray[Any]) -> tuple[tuple[int, ...], str, Make]:
