@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -14,6 +14,7 @@ from ...passes.errors import LoweringError
 from ...passes.structures.base import Factors, Structure
 
 if TYPE_CHECKING:
+    from .finish import Finish
     from .tir import PrimFunc
 
 Packed = dict[str, NDArray[np.generic]]
@@ -40,15 +41,18 @@ class Step:
 
     Attributes:
         name: hint for the name of the PrimFunc.
-        function: scheduled, for `Target.current()`.
+        function: scheduled for the target that was current when the step was made.
         inputs: `x`, suffixes of stored tensors and outputs of earlier steps.
         outputs: the last step of a product writes `y`.
+        finish: the function that finishes its outputs before it stores them; it takes the buffers
+            of the finish between its inputs and `y`. None where there is none.
     """
 
     name: str
     function: PrimFunc
     inputs: tuple[str, ...]
     outputs: tuple[Output, ...]
+    finish: Callable[[Finish], PrimFunc] | None = None
 
 
 class Kernel(ABC, Generic[S]):

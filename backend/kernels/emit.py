@@ -17,6 +17,7 @@ def emit(
     packed: Mapping[str, relax.Expr],
     *,
     features: int = 1,
+    products: dict[str, Step] | None = None,
 ) -> relax.Expr:
     """The output of the last step for x of any rank, inside a binding block of `builder`.
 
@@ -28,6 +29,7 @@ def emit(
         x: `[..., in_features]`, or indices `[...]`.
         packed: the stored tensors by suffix.
         features: trailing dimensions of x that are no rows: 0 for indices.
+        products: is told the steps that take a finish, by the name of their PrimFunc.
     """
     shape = list(x.ty.shape)
     leading, rest = shape[: len(shape) - features], shape[len(shape) - features :]
@@ -37,6 +39,8 @@ def emit(
     for step in steps:
         types = [relax.TensorType((rows, item.width), item.dtype) for item in step.outputs]
         function = builder.add_func(step.function, step.name)
+        if step.finish is not None and products is not None:
+            products[function.name_hint] = step
         arguments = [values[name] for name in step.inputs]
         single = types[0] if len(types) == 1 else types
         result = builder.emit(relax.call_tir(function, arguments, out_ty=single))

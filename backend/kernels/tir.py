@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,11 @@ def parallel(extent: int | Expr) -> Any:
     return T.parallel(index(0), index(extent))
 
 
+def vectorized(extent: int) -> Any:
+    """The same, all iterations at once."""
+    return T.vectorized(index(0), index(extent))
+
+
 def when(condition: Expr, then: Callable[[], None], otherwise: Callable[[], None]) -> None:
     """`if condition: then() else: otherwise()` in the generated code."""
     with T.If(condition):
@@ -46,6 +52,19 @@ def when(condition: Expr, then: Callable[[], None], otherwise: Callable[[], None
             then()
         with T.Else():
             otherwise()
+
+
+def only_if(condition: Expr) -> Any:
+    """`if condition:` in the generated code, as a context manager."""
+    stack = ExitStack()
+    stack.enter_context(T.If(condition))
+    stack.enter_context(T.Then())
+    return stack
+
+
+def bind(value: Expr) -> Expr:
+    """`value`, computed once."""
+    return T.bind(value)
 
 
 def ramp(start: int | Expr, lanes: int) -> Expr:

@@ -7,9 +7,9 @@ from typing import Any
 
 from tvm import te, tirx
 
+from ..kernels.mathematics import tanh
 from .builder import Builder
 from .dimensions import extent
-from .elementwise import tanh
 from .indexing import wrap
 from .matmul import batched
 from .node import Lowering, Node

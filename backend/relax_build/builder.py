@@ -11,6 +11,8 @@ from tvm import relax, te, tirx
 from tvm.relax.expr import te_tensor
 from tvm.te import create_prim_func
 
+from ..kernels.base import Step
+from ..kernels.emit import emit
 from .dimensions import Dimensions, extent
 from .parameters import Make, Parameters
 from .values import Dim, Value, known
@@ -29,6 +31,7 @@ class Builder(Dimensions):
         block: the Relax builder, inside the dataflow block of `main`.
         parameters: what `main` takes behind its inputs.
         packed: the parameters of sites by suffix.
+        products: steps that take a finish, by the name of their PrimFunc.
         tied: names of weights that are gathered from and, transposed, multiplied with.
     """
 
@@ -43,6 +46,7 @@ class Builder(Dimensions):
         self.block = block
         self.parameters = Parameters()
         self.packed: dict[str, dict[str, Any]] = {}
+        self.products: dict[str, Step] = {}
         self.tied = tied
 
     def tensor(self, value: Value) -> Any:
@@ -61,6 +65,15 @@ class Builder(Dimensions):
         """The parameter of that name, made when the weights are."""
         variable = self.parameters.variable(name, shape, dtype, make)
         return Value(dtype, tuple(shape), expr=variable, name=name)
+
+    def steps(
+        self, steps: Sequence[Step], x: Value, packed: Mapping[str, Any], *, features: int = 1
+    ) -> Value:
+        """The output of the last step of a kernel."""
+        result = emit(
+            self.block, steps, self.tensor(x), packed, features=features, products=self.products
+        )
+        return self.emit(result)
 
     def materialise(self, value: Value) -> Value:
         """A host value of symbolic entries as a run-time tensor."""

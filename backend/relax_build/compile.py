@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from ...passes.errors import MissingDependencyError
 from ..target import Target
+from .finishing import finish_products
 from .fusion import fuse
 from .module import TvmModule
 from .schedule import apply_schedules
@@ -41,7 +42,8 @@ def build(model: ir.Model, target: Target) -> TvmModule:
     machine = target.tvm()
     with machine:
         walk = Walk(model)
-        module = apply_schedules(fuse(walk.module))
+        module = finish_products(fuse(walk.module), walk.builder.products)
+        module = apply_schedules(module)
         executable = tvm.compile(module, target=machine, relax_pipeline=_lower())
     builder = walk.builder
     return TvmModule(

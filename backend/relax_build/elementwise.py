@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from tvm import te, tirx
 
+from ..kernels.mathematics import erf, exp, tanh
 from .builder import Builder
 from .node import Lowering, Node
 from .values import SUPPORTED, Value, dtype_of, like
@@ -39,26 +40,13 @@ def _power(x: Any, y: Any) -> Any:
     return te.power(x.astype("float64"), y.astype("float64")).astype(dtype_of(x))
 
 
-def tanh(x: Any) -> Any:
-    """Tanh as ±(1 − e)/(1 + e) with e = exp(−2|x|), and its series near 0 where that cancels."""
-    size = te.abs(x)
-    e = te.exp(like(-2.0, x) * size)
-    large = (like(1.0, x) - e) / (like(1.0, x) + e)
-    square = x * x
-    series = like(62.0 / 2835.0, x)
-    for coefficient in (-17.0 / 315.0, 2.0 / 15.0, -1.0 / 3.0, 1.0):
-        series = series * square + like(coefficient, x)
-    signed = tirx.Select(x < like(0.0, x), -large, large)
-    return tirx.Select(size < like(0.25, x), x * series, signed)
-
-
 def _sigmoid(x: Any) -> Any:
-    return like(1.0, x) / (like(1.0, x) + te.exp(-x))
+    return like(1.0, x) / (like(1.0, x) + exp(-x))
 
 
 def _gelu(x: Any) -> Any:
     half, one = like(0.5, x), like(1.0, x)
-    return half * x * (one + te.erf(x * like(math.sqrt(0.5), x)))
+    return half * x * (one + erf(x * like(math.sqrt(0.5), x)))
 
 
 def _gelu_tanh(x: Any) -> Any:
@@ -68,7 +56,7 @@ def _gelu_tanh(x: Any) -> Any:
 
 def _softplus(x: Any) -> Any:
     zero = like(0.0, x)
-    return te.max(x, zero) + te.log(like(1.0, x) + te.exp(-te.abs(x)))
+    return te.max(x, zero) + te.log(like(1.0, x) + exp(-te.abs(x)))
 
 
 def _sign(x: Any) -> Any:
@@ -80,8 +68,8 @@ _UNARY: dict[str, Callable[[Any], Any]] = {
     "Abs": te.abs,
     "Ceil": te.ceil,
     "Cos": te.cos,
-    "Erf": te.erf,
-    "Exp": te.exp,
+    "Erf": erf,
+    "Exp": exp,
     "Floor": te.floor,
     "IsNaN": te.isnan,
     "Log": te.log,
@@ -219,7 +207,7 @@ def _leaky_relu(x: Any, alpha: float) -> Any:
 
 
 def _elu(x: Any, alpha: float) -> Any:
-    return tirx.Select(x < like(0.0, x), like(alpha, x) * (te.exp(x) - like(1.0, x)), x)
+    return tirx.Select(x < like(0.0, x), like(alpha, x) * (exp(x) - like(1.0, x)), x)
 
 
 def _hard_sigmoid(x: Any, alpha: float, beta: float) -> Any:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import te, tirx, topi
 
+from ..kernels.dense import dense_step
 from .builder import OUT_ELEMENTWISE_FUSABLE, Builder
 from .dimensions import extent
 from .node import Lowering, Node
@@ -60,7 +61,12 @@ def _with_vector(builder: Builder, first: Value, second: Value) -> Value:
 def linear(builder: Builder, x: Value, weight: Value) -> Value:
     """`x @ W`, x `[..., in]` of run time, W `[in, out]` constant and stored in panels."""
     builder.require_equal(x.shape[-1], weight.shape[0])
-    return _product(builder, "linear", x, stored_panels(builder, weight), weight.shape[1])
+    panels = stored_panels(builder, weight)
+    if weight.dtype not in ("float32", "float16"):
+        return _product(builder, "linear", x, panels, weight.shape[1])
+    step = dense_step(weight.shape[1], weight.shape[0], weight.dtype)
+    product = builder.steps([step], builder.cast(x, "float32"), {"weight": panels.expr})
+    return builder.cast(product, x.dtype)
 
 
 def stored_panels(builder: Builder, weight: Value) -> Value:

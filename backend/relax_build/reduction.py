@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
+from ..kernels.mathematics import exp
 from .builder import OUT_ELEMENTWISE_FUSABLE, Builder
 from .dimensions import extent, size
 from .node import Lowering, Node
@@ -105,7 +106,7 @@ def softmax(builder: Builder, value: Value, axis: int, *, allow_empty: bool = Fa
             top = peak(*others(index))
             if allow_empty:
                 top = tirx.Select(top <= te.min_value(dtype_of(x)), zero, top)
-            return te.exp(x(*index) - top)
+            return exp(x(*index) - top)
 
         powers = te.compute(x.shape, shifted, name="powers")
         j = te.reduce_axis((0, x.shape[axis]), "j")
@@ -168,7 +169,7 @@ def _log_sum_exp(builder: Builder, node: Node) -> Value:
     if axes is None:
         return node[0]
     peak = reduce(builder, "peak", node[0], axes, combine=te.max)
-    shifted = builder.elementwise("shifted", lambda x, m: te.exp(x - m), node[0], peak)
+    shifted = builder.elementwise("shifted", lambda x, m: exp(x - m), node[0], peak)
     keep = bool(node.attribute("keepdims", 1))
     total = reduce(builder, "sum", shifted, axes, keep=keep)
     peak = builder.reshape(peak, total.shape)
@@ -185,7 +186,7 @@ def _log_softmax(builder: Builder, node: Node) -> Value:
         total = reduce(
             builder,
             "total",
-            builder.elementwise("exp", lambda x, m: te.exp(x - m), value, peak),
+            builder.elementwise("exp", lambda x, m: exp(x - m), value, peak),
             [axis],
         )
         return builder.elementwise(

@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from ...passes.nodes import read_node
 from ..kernels import kernel_for
-from ..kernels.emit import emit
 from .builder import Builder
 from .node import Node
 from .parameters import Make
@@ -34,10 +33,9 @@ def lower_structured(builder: Builder, node: Node) -> Value:
     features = (structured.out_features, structured.in_features)
     if structured.gathers:
         step = kernel.gather(structured.structure, *features, shapes, x.dtype)
-        return builder.emit(emit(builder.block, [step], builder.tensor(x), packed, features=0))
+        return builder.steps([step], x, packed, features=0)
     steps = kernel.steps(structured.structure, *features, shapes)
-    operand = builder.tensor(builder.cast(x, "float32"))
-    return builder.cast(builder.emit(emit(builder.block, steps, operand, packed)), x.dtype)
+    return builder.cast(builder.steps(steps, builder.cast(x, "float32"), packed), x.dtype)
 
 
 def _shape(expr: Any) -> tuple[int, ...]:

@@ -10,6 +10,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from tvm import tirx
 
+from ..kernels.mathematics import dtype_of
+
 Dim = Any
 """A dimension: an int, or an int64 TVM expression of symbolic dimensions."""
 
@@ -78,12 +80,6 @@ def known(array: Any, dtype: str, name: str = "") -> Value:
 def plain(dim: Dim) -> Dim:
     """An int where the dimension is a constant."""
     return int(dim) if isinstance(dim, tirx.IntImm | int | np.integer) else dim
-
-
-def dtype_of(expression: Any) -> str:
-    """The dtype of a TE tensor or of a scalar expression."""
-    dtype = getattr(expression, "dtype", None)
-    return str(expression.ty.dtype if dtype is None else dtype)
 
 
 def like(number: float, expression: Any) -> Any:

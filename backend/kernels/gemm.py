@@ -1,0 +1,165 @@
+"""The register-tiled product of floats: `y[row, panel] = Σ_k x[row, k] · w[panel, k]`.
+
+    serial    tiles of rows, all of nearly the same height
+      serial    chunk of the depth: the rows of x and the panels of the chunk stay in the cache
+        unrolled  rows × panels of 16 outputs in registers
+
+A chunk's sums are added to those of the chunks before: a running sum of float32 loses digits with
+its length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from tvm import tirx
+
+from .blocks import LANES
+from .tir import (
+    Buffer,
+    Expr,
+    bind,
+    broadcast,
+    index,
+    load,
+    local,
+    only_if,
+    ramp,
+    serial,
+    store,
+    zeros,
+)
+
+
+@dataclass(frozen=True)
+class FloatTiling:
+    """How a product of floats is cut up.
+
+    Attributes:
+        panels: panels of 16 outputs that are summed at once, by the height of the tile: the entry
+            0 is for one row. Its length is the greatest height.
+        chains: independent sums of a single row, since an addition takes about four cycles.
+        group: panels that one task computes.
+        chunk: inputs that are added up before the sums are, at most.
+        unroll: inputs of one iteration.
+    """
+
+    panels: tuple[int, ...] = (4, 2, 1, 1)
+    chains: int = 2
+    group: int = 4
+    chunk: int = 384
+    unroll: int = 2
+
+
+XAt = Callable[[Expr, Expr], Expr]
+"""The number at a row and a depth."""
+
+WeightsAt = Callable[[int, Expr], Expr]
+"""The 16 weights of a panel at a depth."""
+
+Put = Callable[[Expr, int, Callable[[Expr], Expr]], None]
+"""Emits what becomes of the 16 sums of a row and a panel, given by lane."""
+
+
+def product(
+    tiling: FloatTiling,
+    rows: Expr,
+    panels: int,
+    depth: int,
+    x_at: XAt,
+    weights_at: WeightsAt,
+    put: Put,
+) -> None:
+    """Emits the sums of all rows with `panels` panels, which `put` takes."""
+    most = len(tiling.panels)
+    totals = local(most * panels * LANES, "float32")
+    steps = _steps(depth, tiling.chunk)
+    length = -(-depth // steps)
+    sums = _Sums(tiling, panels, x_at, weights_at, totals)
+    count = bind(tirx.floordiv(rows + (most - 1), index(most)))
+    lowest = bind(tirx.floordiv(rows, tirx.max(count, index(1))))
+    higher = bind(rows - lowest * count)
+    with serial(count) as number:
+        first = bind(number * lowest + tirx.min(number, higher))
+        height = bind(lowest + tirx.Cast("int64", number < higher))
+        if steps > 1:
+            with serial(height * panels) as i:
+                store(totals, zeros("float32", LANES), ramp(i * LANES, LANES))
+        with serial(steps) as step:
+            start = bind(step * length)
+            last = index(length) if depth % length == 0 else tirx.min(index(length), depth - start)
+            for tall in range(1, most + 1):
+                with only_if(tirx.EQ(height, index(tall))):
+                    sums.emit(tall, first, start, last, add=steps > 1)
+        with serial(height) as row:
+            for panel in range(panels):
+                start = (row * panels + panel) * LANES
+                put(first + row, panel, partial(_lane, totals, start))
+
+
+def _lane(totals: Buffer, start: Expr, lane: Expr) -> Expr:
+    return load(totals, start + lane)
+
+
+def _steps(depth: int, chunk: int) -> int:
+    """The number of chunks, equal ones if that does not take twice as many."""
+    least = max(-(-depth // chunk), 1)
+    return next((steps for steps in range(least, 2 * least) if depth % steps == 0), least)
+
+
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """Emits the sums of a few rows over a chunk of the depth.
+
+    Attributes:
+        totals: `[row, panel, 16]`, where the sums go.
+    """
+
+    tiling: FloatTiling
+    panels: int
+    x_at: XAt
+    weights_at: WeightsAt
+    totals: Buffer
+
+    def emit(self, rows: int, first: Expr, start: Expr, length: Expr, *, add: bool) -> None:
+        wide = min(self.tiling.panels[rows - 1], self.panels)
+        for left in range(0, self.panels, wide):
+            columns = range(left, min(left + wide, self.panels))
+            self._columns(rows, columns, first, start, length, add)
+
+    def _columns(
+        self, rows: int, panels: range, first: Expr, start: Expr, length: Expr, add: bool
+    ) -> None:
+        chains, unroll = self.tiling.chains if rows == 1 else 1, self.tiling.unroll
+        width = len(panels)
+        sums = local(rows * width * chains * LANES, "float32")
+
+        def place(row: int, panel: int, chain: int) -> Expr:
+            return ramp(((row * width + panel) * chains + chain) * LANES, LANES)
+
+        def step(k: Expr, chain: int) -> None:
+            weights = [self.weights_at(panel, k) for panel in panels]
+            for row in range(rows):
+                x = broadcast(self.x_at(first + row, k), LANES)
+                for panel, values in enumerate(weights):
+                    where = place(row, panel, chain)
+                    store(sums, load(sums, where) + x * values, where)
+
+        for entry in range(rows * width * chains):
+            store(sums, zeros("float32", LANES), ramp(entry * LANES, LANES))
+        whole = tirx.floordiv(length, index(unroll))
+        with serial(whole) as number:
+            for j in range(unroll):
+                step(start + number * unroll + j, j % chains)
+        with serial(length - whole * unroll) as k:
+            step(start + whole * unroll + k, 0)
+        for row in range(rows):
+            for i, panel in enumerate(panels):
+                total = sum(
+                    (load(sums, place(row, i, chain)) for chain in range(1, chains)),
+                    load(sums, place(row, i, 0)),
+                )
+                where = ramp((row * self.panels + panel) * LANES, LANES)
+                store(self.totals, load(self.totals, where) + total if add else total, where)
