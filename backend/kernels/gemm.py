@@ -67,16 +67,19 @@ def product(
     tiling: FloatTiling,
     rows: Expr,
     panels: int,
-    depth: int,
+    depth: int | Expr,
     x_at: XAt,
     weights_at: WeightsAt,
     put: Put,
 ) -> None:
-    """Emits the sums of all rows with `panels` panels, which `put` takes."""
+    """Emits the sums of all rows with `panels` panels, which `put` takes.
+
+    A symbolic depth is one chunk.
+    """
     most = len(tiling.panels)
     totals = local(most * panels * LANES, "float32")
-    steps = _steps(depth, tiling.chunk)
-    length = -(-depth // steps)
+    steps = _steps(depth, tiling.chunk) if isinstance(depth, int) else 1
+    length = -(-depth // steps) if isinstance(depth, int) else depth
     sums = _Sums(tiling, panels, x_at, weights_at, totals)
     count = bind(tirx.floordiv(rows + (most - 1), index(most)))
     lowest = bind(tirx.floordiv(rows, tirx.max(count, index(1))))
@@ -89,7 +92,9 @@ def product(
                 store(totals, zeros("float32", LANES), ramp(i * LANES, LANES))
         with serial(steps) as step:
             start = bind(step * length)
-            last = index(length) if depth % length == 0 else tirx.min(index(length), depth - start)
+            last: Expr = index(length)
+            if steps > 1 and depth % steps:
+                last = tirx.min(index(length), depth - start)
             for tall in range(1, most + 1):
                 with only_if(tirx.EQ(height, index(tall))):
                     sums.emit(tall, first, start, last, add=steps > 1)
@@ -134,21 +139,23 @@ class _Sums:
     ) -> None:
         chains, unroll = self.tiling.chains if rows == 1 else 1, self.tiling.unroll
         width = len(panels)
-        sums = local(rows * width * chains * LANES, "float32")
+        # A buffer for each row: TVM takes what is above 1 KB from its workspace, by a call.
+        sums = [local(width * chains * LANES, "float32") for _ in range(rows)]
 
-        def place(row: int, panel: int, chain: int) -> Expr:
-            return ramp(((row * width + panel) * chains + chain) * LANES, LANES)
+        def place(panel: int, chain: int) -> Expr:
+            return ramp((panel * chains + chain) * LANES, LANES)
 
         def step(k: Expr, chain: int) -> None:
             weights = [self.weights_at(panel, k) for panel in panels]
             for row in range(rows):
                 x = broadcast(self.x_at(first + row, k), LANES)
                 for panel, values in enumerate(weights):
-                    where = place(row, panel, chain)
-                    store(sums, load(sums, where) + x * values, where)
+                    where = place(panel, chain)
+                    store(sums[row], load(sums[row], where) + x * values, where)
 
-        for entry in range(rows * width * chains):
-            store(sums, zeros("float32", LANES), ramp(entry * LANES, LANES))
+        for row in range(rows):
+            for entry in range(width * chains):
+                store(sums[row], zeros("float32", LANES), ramp(entry * LANES, LANES))
         whole = tirx.floordiv(length, index(unroll))
         with serial(whole) as number:
             for j in range(unroll):
@@ -158,8 +165,8 @@ class _Sums:
         for row in range(rows):
             for i, panel in enumerate(panels):
                 total = sum(
-                    (load(sums, place(row, i, chain)) for chain in range(1, chains)),
-                    load(sums, place(row, i, 0)),
+                    (load(sums[row], place(i, chain)) for chain in range(1, chains)),
+                    load(sums[row], place(i, 0)),
                 )
                 where = ramp((row * self.panels + panel) * LANES, LANES)
                 store(self.totals, load(self.totals, where) + total if add else total, where)

@@ -63,8 +63,14 @@ def only_if(condition: Expr) -> Any:
 
 
 def bind(value: Expr) -> Expr:
-    """`value`, computed once."""
-    return T.bind(value)
+    """`value`, an int64, computed once.
+
+    In a variable of memory, which LLVM keeps in a register: TVM's simplifier would put the
+    expression of a let into every use again, and its time grows exponentially with their depth.
+    """
+    held = local(1, "int64")
+    store(held, value, 0)
+    return load(held, 0)
 
 
 def ramp(start: int | Expr, lanes: int) -> Expr:
@@ -111,9 +117,14 @@ def prim_func(
     `inputs(rows)` names the buffers; `body(rows, *buffers)` emits the statements.
     """
     rows = tirx.Var("rows", "int64")
+    return prim_func_of(inputs(rows), lambda *buffers: body(rows, *buffers))
+
+
+def prim_func_of(arguments: Sequence[Argument], body: Callable[..., None]) -> PrimFunc:
+    """The same over the symbols in the shapes of its arguments."""
     with IRBuilder() as builder, T.prim_func(private=True, s_tir=True):
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
-        buffers = [T.arg(item.name, T.buffer(item.shape, item.dtype)) for item in inputs(rows)]
+        buffers = [T.arg(item.name, T.buffer(item.shape, item.dtype)) for item in arguments]
         with T.sblock("root"):
-            body(rows, *buffers)
+            body(*buffers)
     return builder.get()
