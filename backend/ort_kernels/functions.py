@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...passes.errors import LoweringError
-from ..kernels.tir import PrimFunc
+
+if TYPE_CHECKING:
+    from ..kernels.tir import PrimFunc
 
 PROVIDED = frozenset(
     [
@@ -60,6 +62,6 @@ class Functions:
         if missing := sorted(wanted - PROVIDED):
             raise LoweringError(
                 f"kernels=tvm: the generated code needs {', '.join(missing)} of TVM's runtime, "
-                "which ONNX Runtime has no match for; compile with --target llvm, or without kernels"
+                "which ONNX Runtime has no match for; compile without kernels, or for target llvm"
             )
         module.write_to_file(str(path), "o")

@@ -53,7 +53,7 @@ def check_toolchain() -> None:
     _compiler()
 
 
-def build_library(model: ir.Model, path: Path) -> bool:
+def build(model: ir.Model, path: Path) -> bool:
     """Writes the kernels of all structured nodes of `model` to the library `path`.
 
     It depends on no TVM and on no file but itself.

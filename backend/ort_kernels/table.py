@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from itertools import accumulate
+from string import digits
 
 from .products import Form, Site
 
@@ -86,9 +86,9 @@ def _strides(shape: Sequence[int]) -> list[int]:
 
 
 def _dtype(name: str) -> str:
-    parts = re.fullmatch(r"([a-z]+)(\d*)", name)
-    assert parts is not None and parts[1] in _CODES, name
-    return f"{{{_CODES[parts[1]]}, {parts[2] or 8}, 1}}"
+    kind = name.rstrip(digits)
+    bits = name.removeprefix(kind) or "8"
+    return f"{{{_CODES[kind]}, {bits}, 1}}"
 
 
 def _text(text: str) -> str:
