@@ -307,6 +307,8 @@ def test_a_library_that_is_none_is_an_error_of_the_artifact(folder: Path, tmp_pa
 def test_bad_options_are_refused(target: str, kernels: str, message: str) -> None:
     with pytest.raises(TargetError, match=message):
         undense.compile("nothing.onnx", target=target, kernels=kernels)
+    options = ["-o", "nothing", "--target", target, "--kernels", kernels]
+    assert main(["compile", "nothing.onnx", *options]) == 2
 
 
 def test_without_a_compiler_nothing_is_begun(monkeypatch: Any, tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ class Form:
     """A product, or a gather, of one structure and shape.
 
     Attributes:
+        element_type: of x, its number in ONNX.
         dtype: of x.
         features: of x; 0 for indices, all of whose dimensions are rows.
         stored: packed tensors.
@@ -48,6 +49,7 @@ class Form:
         calls: in order.
     """
 
+    element_type: int
     dtype: str
     features: int
     stored: tuple[Stored, ...]
@@ -140,6 +142,7 @@ def _form(node: StructuredNode, stored: Mapping[str, Stored], functions: Functio
         names = [*step.inputs, *(output.name for output in step.outputs)]
         calls.append(Call(functions.name(step.function), tuple(numbers[name] for name in names)))
     return Form(
+        int(ir.DataType.from_numpy(np.dtype(dtype))),
         dtype,
         0 if node.gathers else node.in_features,
         tuple(stored.values()),

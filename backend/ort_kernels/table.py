@@ -42,12 +42,11 @@ def table_source(sites: Sequence[Site], functions: Sequence[str]) -> str:
     lines.append(f"const size_t kOperatorCount = {len(operators)};")
     lines.append("const Site kSites[] = {")
     for number, site in enumerate(sites):
-        element = f"static_cast<ONNXTensorElementDataType>({site.element_type})"
-        lines.append(
-            f"    {{{_text(site.operator)}, {_text(site.tensor)}, {element}, {site.elements}u, "
-            f"{len(site.start)}u, {_checksum(site.start)}u, &form{forms.index(site.form)}, "
-            f"offsets{number}}},"
-        )
+        constant = f"{_element(site.element_type)}, {site.elements}u"
+        start = f"{len(site.start)}u, {_checksum(site.start)}u"
+        form = f"&form{forms.index(site.form)}"
+        names = f"{_text(site.operator)}, {_text(site.tensor)}"
+        lines.append(f"    {{{names}, {constant}, {start}, {form}, offsets{number}}},")
     lines += ["};", f"const size_t kSiteCount = {len(sites)};", "}  // namespace undense", ""]
     return "\n".join(lines)
 
@@ -69,7 +68,8 @@ def _form(name: str, form: Form) -> list[str]:
     lines.append(f"constexpr Computed {name}_computed[] = {{{', '.join(computed)}}};")
     lines.append(f"constexpr Step {name}_steps[] = {{{', '.join(calls)}}};")
     lines.append(
-        f"constexpr Form {name} = {{{_dtype(form.dtype)}, {form.features}, "
+        f"constexpr Form {name} = {{{_element(form.element_type)}, {_dtype(form.dtype)}, "
+        f"{form.features}, "
         f"{len(stored)}, {name}_stored, {len(computed)}, {name}_computed, "
         f"{len(calls)}, {name}_steps}};"
     )
@@ -89,6 +89,10 @@ def _dtype(name: str) -> str:
     kind = name.rstrip(digits)
     bits = name.removeprefix(kind) or "8"
     return f"{{{_CODES[kind]}, {bits}, 1}}"
+
+
+def _element(number: int) -> str:
+    return f"static_cast<ONNXTensorElementDataType>({number})"
 
 
 def _text(text: str) -> str:

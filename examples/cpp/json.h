@@ -1,6 +1,7 @@
 // A reader of JSON: what the manifest and the headers of safetensors files are written in.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <stdexcept>
@@ -45,7 +46,7 @@ class JsonReader {
   }
 
   void Blank() {
-    while (at_ < text_.size() && std::string(" \t\r\n").find(text_[at_]) != std::string::npos) ++at_;
+    at_ = std::min(text_.find_first_not_of(" \t\r\n", at_), text_.size());
   }
 
   char Next() const { return at_ < text_.size() ? text_[at_] : '\0'; }
@@ -111,8 +112,7 @@ class JsonReader {
 
   void Number(Json* value) {
     const size_t start = at_;
-    while (at_ < text_.size() && std::string("+-.eE0123456789").find(text_[at_]) != std::string::npos)
-      ++at_;
+    at_ = std::min(text_.find_first_not_of("+-.eE0123456789", at_), text_.size());
     const std::string digits = text_.substr(start, at_ - start);
     try {
       size_t used = 0;
@@ -164,8 +164,8 @@ class JsonReader {
 
   uint32_t Hexadecimal() {
     const std::string digits = text_.substr(at_ + 1, 4);
-    if (digits.size() != 4 || digits.find_first_not_of("0123456789abcdefABCDEF") != std::string::npos)
-      Fail("no four hexadecimal digits");
+    const bool whole = digits.find_first_not_of("0123456789abcdefABCDEF") == std::string::npos;
+    if (digits.size() != 4 || !whole) Fail("no four hexadecimal digits");
     at_ += 4;
     return static_cast<uint32_t>(std::stoul(digits, nullptr, 16));
   }

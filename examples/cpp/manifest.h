@@ -27,6 +27,9 @@ struct Info {
   std::optional<Bounds> bounds;  // of the values of an input of indices
 };
 
+// Dtype and shape by name.
+using Types = std::map<std::string, std::pair<std::string, std::vector<int64_t>>>;
+
 struct Manifest {
   std::vector<Info> inputs;
   std::vector<Info> outputs;
@@ -47,7 +50,7 @@ struct Manifest {
 
   // Holds dtypes and shapes by name against the inputs; throws std::runtime_error that names the
   // input, what was expected and what was given.
-  void Check(const std::map<std::string, std::pair<std::string, std::vector<int64_t>>>& given) const {
+  void Check(const Types& given) const {
     Lengths lengths;
     for (const Info& info : inputs) {
       const auto found = given.find(info.name);
@@ -137,8 +140,8 @@ struct Manifest {
   [[noreturn]] static void Refuse(const Info& info, const std::vector<int64_t>& shape,
                                   const std::string& why) {
     std::string expected, got;
-    for (const std::string& length : info.shape) expected += (expected.empty() ? "" : ", ") + length;
-    for (const int64_t length : shape) got += (got.empty() ? "" : ", ") + std::to_string(length);
+    for (const auto& length : info.shape) expected += (expected.empty() ? "" : ", ") + length;
+    for (const auto length : shape) got += (got.empty() ? "" : ", ") + std::to_string(length);
     throw std::runtime_error(info.name + ": expected shape [" + expected + "], got [" + got + "]" +
                              (why.empty() ? "" : "; " + why));
   }

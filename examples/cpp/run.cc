@@ -55,7 +55,7 @@ void CheckIndices(const Info& info, const ffi::Tensor& tensor) {
 }
 
 std::vector<ffi::Tensor> LoadInputs(const Manifest& manifest, SafetensorsFile* file) {
-  std::map<std::string, std::pair<std::string, std::vector<int64_t>>> given;
+  Types given;
   for (const auto& [name, entry] : file->entries())
     given[name] = {entry.dtype->numpy, entry.shape};
   manifest.Check(given);

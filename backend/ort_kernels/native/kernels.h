@@ -38,6 +38,7 @@ struct Step {
 
 // One product or gather; sites of equal shapes share it. The last computed value is y.
 struct Form {
+  ONNXTensorElementDataType x_type;
   DLDataType x;
   int64_t features;  // of x; 0 for indices, all of whose dimensions are rows
   int32_t stored_count;

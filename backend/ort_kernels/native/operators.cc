@@ -177,6 +177,7 @@ class Kernel {
     const OrtValue* input = nullptr;
     Check(api->KernelContext_GetInput(context, 0, &input));
     Tensor x = Read(input);
+    if (x.type != form_->x_type) throw Failure(std::string(name_) + ": x has another type");
     if (form_->features != 0) {
       if (x.shape.empty() || x.shape.back() != form_->features) {
         throw Failure(std::string(name_) + ": the last dimension of x is not " +
