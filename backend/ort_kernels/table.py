@@ -44,9 +44,9 @@ def table_source(sites: Sequence[Site], functions: Sequence[str]) -> str:
     for number, site in enumerate(sites):
         constant = f"{_element(site.element_type)}, {site.elements}u"
         start = f"{len(site.start)}u, {_checksum(site.start)}u"
-        form = f"&form{forms.index(site.form)}"
+        shared = f"&form{forms.index(site.form)}"
         names = f"{_text(site.operator)}, {_text(site.tensor)}"
-        lines.append(f"    {{{names}, {constant}, {start}, {form}, offsets{number}}},")
+        lines.append(f"    {{{names}, {constant}, {start}, {shared}, offsets{number}}},")
     lines += ["};", f"const size_t kSiteCount = {len(sites)};", "}  // namespace undense", ""]
     return "\n".join(lines)
 
