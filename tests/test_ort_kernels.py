@@ -49,7 +49,7 @@ _LAUNCH = "__TVMBackendParallelLaunch"
 
 
 def _model(seed: int = 0) -> ir.Model:
-    """Every product of one x, and rows of a table that a product reads too."""
+    """Every product of one x, and rows of a table, by two types of index, that one reads too."""
     products = "\n".join(f"y_{name} = MatMul (x, {name})" for name in SCHEMES)
     outputs = ", ".join(f"float[batch, tokens, {OUT_FEATURES}] y_{name}" for name in SCHEMES)
     weights = {
@@ -59,9 +59,12 @@ def _model(seed: int = 0) -> ir.Model:
     return graph(
         f"""
         agraph (float[batch, tokens, {IN_FEATURES}] x, int32[batch, tokens] ids) =>
-            ({outputs}, float[batch, tokens, {WIDTH}] rows, float[batch, tokens, {ROWS}] scores) {{
+            ({outputs}, float[batch, tokens, {WIDTH}] rows,
+             float[batch, tokens, {WIDTH}] same_rows, float[batch, tokens, {ROWS}] scores) {{
             {products}
             rows = Gather <axis = 0> (table, ids)
+            wide = Cast <to = 7> (ids)
+            same_rows = Gather <axis = 0> (table, wide)
             turned = Transpose <perm = [1, 0]> (table)
             scores = MatMul (rows, turned)
         }}
@@ -159,7 +162,7 @@ def test_the_library_takes_the_place_of_the_functions(folder: Path, tmp_path: Pa
         )
         ran = onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph.node
         left = [node for node in ran if node.domain == "undense"]
-        assert len(left) == (len(SCHEMES) + 2 if libraries else 0)
+        assert len(left) == (len(SCHEMES) + 3 if libraries else 0)
 
 
 def test_onnx_runtime_needs_no_library(folder: Path, nodes: dict[str, StructuredNode]) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from ...passes.nodes import StructuredNode, structured_nodes
 from ..kernels import kernel_for
@@ -89,13 +88,14 @@ def collect(model: ir.Model, functions: Functions, weights: BinaryIO) -> list[Si
     Raises:
         LoweringError: a structure without TVM kernel.
     """
-    sites: dict[tuple[str, str], Site] = {}
+    sites: dict[tuple[str, str, str], Site] = {}
     stored: dict[str, dict[str, tuple[Stored, int]]] = {}
     for node in structured_nodes(model):
         value = node.node.inputs[1]
         if value is None or value.const_value is None or value.name is None:
             continue  # read_node has refused it
-        key = (node.node.op_type, value.name)
+        dtype = _index_dtype(node) if node.gathers else "float32"
+        key = (node.node.op_type, value.name, dtype)
         if key in sites:
             continue
         if node.site not in stored:
@@ -103,13 +103,14 @@ def collect(model: ir.Model, functions: Functions, weights: BinaryIO) -> list[Si
             packed = kernel.pack(node.structure, node.factors())
             stored[node.site] = dict(_write(packed, weights))
         tensor, places = value.const_value, stored[node.site]
+        tensors = {suffix: there for suffix, (there, _) in places.items()}
         sites[key] = Site(
             operator=node.node.op_type,
             tensor=value.name,
             element_type=int(tensor.dtype),
             elements=int(tensor.size),
             start=tensor.tobytes()[:CHECKED_BYTES],
-            form=_form(node, {name: there for name, (there, _) in places.items()}, functions),
+            form=_form(node, dtype, tensors, functions),
             offsets=tuple(offset for _, offset in places.values()),
         )
     return list(sites.values())
@@ -119,20 +120,20 @@ def _write(packed: Packed, weights: BinaryIO) -> Iterator[tuple[str, tuple[Store
     for suffix, array in packed.items():
         weights.write(bytes(-weights.tell() % ALIGNMENT))
         offset = weights.tell()
-        contiguous: NDArray[np.generic] = np.ascontiguousarray(array)
-        weights.write(contiguous.data.cast("B") if contiguous.size else b"")
+        weights.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         yield suffix, (Stored(str(array.dtype), array.shape), offset)
 
 
-def _form(node: StructuredNode, stored: Mapping[str, Stored], functions: Functions) -> Form:
+def _form(
+    node: StructuredNode, dtype: str, stored: Mapping[str, Stored], functions: Functions
+) -> Form:
     kernel, features = kernel_for(node.structure), (node.out_features, node.in_features)
     shapes = {suffix: tensor.shape for suffix, tensor in stored.items()}
-    dtype, steps = "float32", list[Step]()
+    steps: Sequence[Step]
     if node.gathers:
-        dtype = _index_dtype(node)
         steps = [kernel.gather(node.structure, *features, shapes, dtype)]
     else:
-        steps = list(kernel.steps(node.structure, *features, shapes))
+        steps = kernel.steps(node.structure, *features, shapes)
     numbers = {name: number for number, name in enumerate(["x", *stored])}
     computed, calls = list[tuple[str, int]](), list[Call]()
     for step in steps:

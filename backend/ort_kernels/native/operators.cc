@@ -79,6 +79,17 @@ uint64_t Count(const std::vector<int64_t>& shape) {
   return count;
 }
 
+ONNXTensorElementDataType XType(const OrtKernelInfo* info) {
+  OrtTypeInfo* raw = nullptr;
+  Check(api->KernelInfo_GetInputTypeInfo(info, 0, &raw));
+  const std::unique_ptr<OrtTypeInfo, void (*)(OrtTypeInfo*)> held(raw, api->ReleaseTypeInfo);
+  const OrtTensorTypeAndShapeInfo* tensor = nullptr;
+  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  Check(api->CastTypeInfoToTensorInfo(raw, &tensor));
+  Check(api->GetTensorElementType(tensor, &type));
+  return type;
+}
+
 bool IsConstantOf(const Site& site, const OrtKernelInfo* info) {
   int is_constant = 0;
   const OrtValue* value = nullptr;
@@ -149,9 +160,11 @@ class Kernel {
  public:
   Kernel(const Operator& self, const OrtKernelInfo* info) : threads_(self.threads) {
     const std::string tensor = InputName(info, 1);
+    const ONNXTensorElementDataType type = XType(info);
     const Site* end = kSites + kSiteCount;
     const Site* site = std::find_if(kSites, end, [&](const Site& candidate) {
-      return tensor == candidate.tensor && !std::strcmp(self.name, candidate.operator_type);
+      return tensor == candidate.tensor && type == candidate.form->x_type &&
+             !std::strcmp(self.name, candidate.operator_type);
     });
     if (site == end || !IsConstantOf(*site, info)) {
       throw Failure("this library holds no kernel for " + std::string(self.name) + " of " +
@@ -177,7 +190,6 @@ class Kernel {
     const OrtValue* input = nullptr;
     Check(api->KernelContext_GetInput(context, 0, &input));
     Tensor x = Read(input);
-    if (x.type != form_->x_type) throw Failure(std::string(name_) + ": x has another type");
     if (form_->features != 0) {
       if (x.shape.empty() || x.shape.back() != form_->features) {
         throw Failure(std::string(name_) + ": the last dimension of x is not " +
