@@ -92,6 +92,9 @@ def _parser() -> argparse.ArgumentParser:
         "--portable", action="store_true", help="write model.onnx with standard operators only"
     )
     compiling.add_argument(
+        "--kernels", metavar="tvm", help="for ort-cpu: kernels compiled by TVM for this CPU"
+    )
+    compiling.add_argument(
         "--no-onnx", action="store_true", help="for a TVM target: leave model.onnx out"
     )
 
@@ -146,6 +149,7 @@ def _compile(options: argparse.Namespace) -> int:
             plan=options.plan,
             seed=options.seed,
             portable=options.portable,
+            kernels=options.kernels,
             with_onnx=not options.no_onnx,
             output=options.output,
             progress=progress,

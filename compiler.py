@@ -48,6 +48,7 @@ def compile(
     plan: Plan | str | Path | None = None,
     seed: int = 0,
     portable: bool = False,
+    kernels: str | None = None,
     with_onnx: bool = True,
     output: str | Path | None = None,
     progress: Progress = silent,
@@ -69,6 +70,8 @@ def compile(
         plan: a plan, or the path of a `plan.json`, to carry out exactly.
         seed: of every fit.
         portable: write `model.onnx` with standard operators only.
+        kernels: `tvm` has TVM compile the structured layers for ONNX Runtime on this CPU, instead
+            of running them by its own operators; for target `ort-cpu`.
         with_onnx: for a TVM target, put `model.onnx` beside the compiled module.
         output: folder of the artifact; without it the artifact is temporary until `save`.
         progress: is told what is done; see `passes.progress`.
@@ -91,7 +94,7 @@ def compile(
             "budget: plans made by measurement are not there yet; name the schemes with scheme=, "
             "rules or plan="
         )
-    parsed = Target.parse(target)
+    parsed = Target.parse(target).with_kernels(kernels)
     if portable and parsed.engine != "ort":
         raise TargetError("portable is a form of model.onnx for --target ort-cpu; leave it out")
     if isinstance(scheme, str):
@@ -241,12 +244,17 @@ class _Job:
         self.progress(1, 2, "check")
         costs = {
             "bytes": {"before": before, "after": lowered.engine_bytes},
+            "kernels": lowered.kernels,
             "activation_rounding_effect": expected.rounding_effect,
             "layer_execution_error": check_layers(model, folder, decided.held_out)
             if lowered.engine == "ort"
             else None,
             "warnings": [
-                *(slow_forms(model, self.form) if lowered.engine == "ort" else ()),
+                *(
+                    slow_forms(model, self.form, own_kernels=lowered.kernels is not None)
+                    if lowered.engine == "ort"
+                    else ()
+                ),
                 *expected.warnings(),
             ],
         }
@@ -296,6 +304,7 @@ class _Job:
             dimension_bounds={**dimension_bounds(model), **lowered.dimension_bounds},
             parameters=lowered.parameters,
             cpu_features=lowered.cpu_features,
+            kernels=lowered.kernels,
             execution_tolerance={
                 name: Tolerance(bound, expected.derivation)
                 for name, bound in expected.tolerance.items()

@@ -1,11 +1,12 @@
 """What an engine must return: reference outputs of samples, and the bound of its error.
 
 The bound follows from the model, not from an engine. Where nothing is rounded it is four times the
-distance between the float64 and the float32 run of the numpy reference. Where activations are
-rounded to int8 this would say nothing: one float32 rounding tips a value over a boundary, every
-later layer multiplies such flips, and two correct runs differ by about what the rounding itself
-does. There the whole model is held to twice that effect, and `layer_check` holds each layer, given
-the engine's own input to it, to the rounding of float32.
+distance between the float64 and the float32 run of the numpy reference; a model that computes in
+float16 is as much further off as its ε is larger. Where activations are rounded to int8 this would
+say nothing: one float32 rounding tips a value over a boundary, every later layer multiplies such
+flips, and two correct runs differ by about what the rounding itself does. There the whole model is
+held to twice that effect, and `layer_check` holds each layer, given the engine's own input to it,
+to the rounding of float32.
 """
 
 from __future__ import annotations
@@ -27,8 +28,14 @@ EXACT = "4 x the distance between the float32 and the float64 run of the numpy r
 ROUNDED = "2 x the effect of rounding activations to int8, which is chaotic; layers are held apart"
 DROWNING = 0.25
 """A rounding effect from which a bound of twice the effect hardly refuses anything."""
+COARSE = "; times ε of {} over that of float32, to which errors are in proportion"
 FLOOR = 16 * float(np.finfo(np.float32).eps)
 """Below this bound an error says nothing: outputs themselves are rounded to float32."""
+_EPSILONS = {
+    ir.DataType.FLOAT: float(np.finfo(np.float32).eps),
+    ir.DataType.FLOAT16: 2.0**-10,
+    ir.DataType.BFLOAT16: 2.0**-7,
+}
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -67,6 +74,9 @@ def expected_outputs(model: ir.Model, samples: Sequence[Arrays]) -> Expected:
         getattr(node.structure, "activations", None) == "int8" and not node.gathers
         for node in structured_nodes(model)
     )
+    coarsest = _coarsest_type(model)
+    epsilon = _EPSILONS[coarsest]
+    safety = SAFETY * epsilon / _EPSILONS[ir.DataType.FLOAT]
     outputs = []
     tolerance: dict[str, float] = {}
     effect = 0.0
@@ -77,9 +87,18 @@ def expected_outputs(model: ir.Model, samples: Sequence[Arrays]) -> Expected:
         for name, value in exact.items():
             change = relative_error(value, unrounded[name])
             effect = max(effect, change)
-            bound = 2 * change if rounds else SAFETY * relative_error(single[name], value)
-            tolerance[name] = max(FLOOR, bound, tolerance.get(name, 0.0))
+            bound = 2 * change if rounds else safety * relative_error(single[name], value)
+            floor = max(FLOOR, SAFETY * epsilon)
+            tolerance[name] = max(floor, bound, tolerance.get(name, 0.0))
         outputs.append({name: value.astype(single[name].dtype) for name, value in exact.items()})
     if not rounds:
-        return Expected(outputs, tolerance, EXACT, None)
+        coarse = "" if coarsest == ir.DataType.FLOAT else COARSE.format(coarsest.name.lower())
+        return Expected(outputs, tolerance, EXACT + coarse, None)
     return Expected(outputs, tolerance, ROUNDED, effect)
+
+
+def _coarsest_type(model: ir.Model) -> ir.DataType:
+    """The floating type with the largest ε that the graph computes in, at least float32."""
+    values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
+    computed = {ir.DataType.FLOAT, *(value.dtype for value in values)}
+    return max((dtype for dtype in _EPSILONS if dtype in computed), key=_EPSILONS.__getitem__)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..passes.errors import LoweringError
 from ..passes.nodes import StructuredNode, structured_nodes
-from ..runtime.artifact import MODEL
+from ..runtime.artifact import KERNELS, MODEL
 from ..runtime.compare import relative_error
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -25,7 +25,7 @@ def check_layers(model: ir.Model, folder: Path, samples: Sequence[Arrays]) -> fl
 
     Args:
         model: the rewritten model whose file stands in `folder`.
-        folder: holds `model.onnx`.
+        folder: holds `model.onnx`, and `kernels.so` if it is to be run with it.
         samples: inputs of the model.
 
     Returns:
@@ -70,9 +70,14 @@ def _run(folder: Path, nodes: Sequence[StructuredNode], sample: Arrays) -> dict[
         if name not in graph_outputs
     )
     path = folder / f"layers.{MODEL}"  # beside the weights it refers to
+    options = onnxruntime.SessionOptions()
+    if (folder / KERNELS).exists():
+        options.register_custom_ops_library(str((folder / KERNELS).resolve()))
     try:
         onnx.save(proto, path)
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
         return {**sample, **dict(zip(names, session.run(names, dict(sample)), strict=True))}
     finally:
         path.unlink(missing_ok=True)

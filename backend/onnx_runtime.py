@@ -59,16 +59,22 @@ def save(model: ir.Model, folder: Path) -> None:
     ir.save(model, folder / "model.onnx", external_data="model.onnx.data")
 
 
-def slow_forms(model: ir.Model, form: Form) -> list[str]:
-    """One sentence for each kind of structured node that will run slower than dense here."""
+def slow_forms(model: ir.Model, form: Form, *, own_kernels: bool = False) -> list[str]:
+    """One sentence for each kind of structured node that will run slower than dense here.
+
+    Args:
+        model: the rewritten model.
+        form: of its functions.
+        own_kernels: whether a library takes the place of the functions.
+    """
     found: dict[str, list[str]] = {}
     for node in structured_nodes(model):
-        for reason in _slow(node, form):
+        for reason in _slow(node, form, own_kernels):
             found.setdefault(reason, []).append(node.site)
     return [f"{reason}: {_some(sites)}" for reason, sites in found.items()]
 
 
-def _slow(node: StructuredNode, form: Form) -> Iterator[str]:
+def _slow(node: StructuredNode, form: Form, own_kernels: bool) -> Iterator[str]:
     if node.gathers:
         return
     if _moves_channels(node.node):
@@ -76,6 +82,8 @@ def _slow(node: StructuredNode, form: Form) -> Iterator[str]:
             "1×1 convolutions and W @ x become matmuls between Transposes, which take longer than "
             "dense in ONNX Runtime; keep them dense where time matters more than size"
         )
+    if own_kernels:
+        return
     match node.structure:
         case IntCodes() | TritPlanes() as codes:
             yield from _slow_codes(codes, form)

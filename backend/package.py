@@ -12,7 +12,16 @@ import onnx_ir as ir
 from ..passes.duplicates import MergeDuplicateWeights
 from ..passes.errors import LoweringError
 from ..passes.structures.base import Form
-from ..runtime.artifact import MODEL, MODEL_DATA, MODULE, WEIGHTS, Engine, TensorInfo
+from ..runtime.artifact import (
+    KERNELS,
+    MODEL,
+    MODEL_DATA,
+    MODULE,
+    WEIGHTS,
+    Engine,
+    Kernels,
+    TensorInfo,
+)
 from . import onnx_runtime
 from .target import Target
 
@@ -53,6 +62,10 @@ def check_toolchain(target: Target) -> None:
         from . import relax_build
 
         relax_build.check_toolchain()
+    elif target.kernels:
+        from . import ort_kernels
+
+        ort_kernels.check_toolchain()
 
 
 def prepare(model: ir.Model, target: Target, form: Form, *, with_onnx: bool) -> None:
@@ -79,7 +92,8 @@ class Lowered:
         engine_bytes: what it loads from disk.
         parameters: names of the weights in the order of TVM's main; empty for ONNX Runtime.
         dimension_bounds: lengths of symbols that the engine relies on.
-        cpu_features: flags that `module.so` cannot run without.
+        cpu_features: flags that `module.so` or `kernels.so` cannot run without.
+        kernels: what made `kernels.so`; None without it.
     """
 
     engine: Engine
@@ -87,14 +101,15 @@ class Lowered:
     parameters: tuple[str, ...] = ()
     dimension_bounds: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     cpu_features: tuple[str, ...] = ()
+    kernels: Kernels | None = None
 
 
 def lower(model: ir.Model, target: Target, folder: Path, *, with_onnx: bool) -> Lowered:
-    """Writes `model.onnx`, and for a TVM target `module.so` and its weights, into `folder`."""
+    """Writes `model.onnx`, `kernels.so`, or `module.so` and its weights, into `folder`."""
     if target.engine == "ort" or with_onnx:
         onnx_runtime.save(model, folder)
     if target.engine == "ort":
-        return Lowered("ort", _bytes(folder, MODEL, MODEL_DATA))
+        return _lower_for_onnx_runtime(model, target, folder)
     from safetensors.numpy import save_file
 
     from .relax_build import build
@@ -112,6 +127,18 @@ def lower(model: ir.Model, target: Target, folder: Path, *, with_onnx: bool) -> 
         },
         target.cpu_features(),
     )
+
+
+def _lower_for_onnx_runtime(model: ir.Model, target: Target, folder: Path) -> Lowered:
+    """What `lower` does for ONNX Runtime behind `model.onnx`."""
+    if target.kernels:
+        from . import ort_kernels
+
+        if ort_kernels.build(model, folder / KERNELS):
+            size = _bytes(folder, MODEL, MODEL_DATA, KERNELS)
+            features = ort_kernels.HOST.cpu_features()
+            return Lowered("ort", size, cpu_features=features, kernels=target.kernels)
+    return Lowered("ort", _bytes(folder, MODEL, MODEL_DATA))
 
 
 def _bytes(folder: Path, *names: str) -> int:

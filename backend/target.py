@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ..passes.errors import MissingDependencyError, TargetError
+from ..runtime.artifact import Kernels
 
 _KNOWN = ("llvm", "llvm -mcpu=NAME", "ort-cpu")
 _CPU_FLAGS = {
@@ -30,10 +31,12 @@ class Target:
     Attributes:
         engine: `tvm` or `ort`.
         mcpu: LLVM's name of the CPU to generate code for; None is this machine's.
+        kernels: for `ort`, what makes the kernels of structured nodes; None is ONNX Runtime.
     """
 
     engine: Literal["tvm", "ort"]
     mcpu: str | None = None
+    kernels: Kernels | None = None
 
     @classmethod
     def parse(cls, text: str) -> Target:
@@ -54,6 +57,22 @@ class Target:
                 raise TargetError(f"target {text!r}: ort-cpu takes no options")
             return cls("ort")
         return cls("tvm", _mcpu(text, options))
+
+    def with_kernels(self, kernels: str | None) -> Target:
+        """The same target with its kernels named.
+
+        Raises:
+            TargetError: an unknown name, or a target that compiles all of its kernels anyway.
+        """
+        if kernels is None:
+            return self
+        if kernels != "tvm":
+            raise TargetError(f"kernels {kernels!r} is not known; there is 'tvm', or none")
+        if self.engine != "ort":
+            raise TargetError(
+                f"kernels is for target ort-cpu; {self} compiles all of its kernels, leave it out"
+            )
+        return replace(self, kernels="tvm")
 
     def __str__(self) -> str:
         if self.engine == "ort":

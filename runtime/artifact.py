@@ -17,6 +17,7 @@ from .manifest import (
     Dimension,
     Engine,
     FileEntry,
+    Kernels,
     Manifest,
     TensorInfo,
     Tolerance,
@@ -29,6 +30,7 @@ __all__ = [
     "Dimension",
     "Engine",
     "FileEntry",
+    "Kernels",
     "Manifest",
     "TensorInfo",
     "Tolerance",
@@ -45,6 +47,7 @@ REPORT_HTML = "report.html"
 MODEL = "model.onnx"
 MODEL_DATA = "model.onnx.data"
 MODULE = "module.so"
+KERNELS = "kernels.so"
 WEIGHTS = "weights.safetensors"
 EXAMPLES = "example_inputs.npz"
 REFERENCES = "reference_outputs.npz"

@@ -16,6 +16,7 @@ FORMAT = "undense artifact"
 FORMAT_VERSION = 1
 
 Engine = Literal["tvm", "ort"]
+Kernels = Literal["tvm"]
 Dimension = int | str | None
 
 DTYPES = frozenset(
@@ -103,7 +104,9 @@ class Manifest:
         inputs, outputs: in the order of positional arguments and of results.
         dimension_bounds: lowest and highest length of a symbol, both included.
         parameters: names in `weights.safetensors`, in the order in which TVM's main wants them.
-        cpu_features: flags of /proc/cpuinfo that `module.so` cannot run without.
+        cpu_features: flags of /proc/cpuinfo that `module.so` or `kernels.so` cannot run without.
+        kernels: what made `kernels.so`, which ONNX Runtime runs instead of the functions of
+            `model.onnx`; None without it.
         execution_tolerance: by name of the output.
         versions: of the packages that made the artifact.
         files: by name; filled by `write_artifact`.
@@ -116,6 +119,7 @@ class Manifest:
     dimension_bounds: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     parameters: tuple[str, ...] = ()
     cpu_features: tuple[str, ...] = ()
+    kernels: Kernels | None = None
     execution_tolerance: Mapping[str, Tolerance] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, FileEntry] = field(default_factory=dict)
@@ -123,6 +127,7 @@ class Manifest:
 
     def __post_init__(self) -> None:
         _expect(self.engine in ("tvm", "ort"), f"engine {self.engine!r} is not known")
+        _expect(self.kernels in (None, "tvm"), f"kernels {self.kernels!r} are not known")
         _expect(bool(self.outputs), "a module has at least one output")
         for group in (self.inputs, self.outputs):
             names = [info.name for info in group]
@@ -199,6 +204,7 @@ def _manifest(document: dict[str, Any]) -> Manifest:
         dimension_bounds={name: (low, high) for name, (low, high) in pairs},
         parameters=tuple(map(str, document["parameters"])),
         cpu_features=tuple(map(str, document["cpu_features"])),
+        kernels=document.get("kernels"),
         execution_tolerance={name: Tolerance(**item) for name, item in tolerances},
         versions=dict(document["versions"]),
         files={name: FileEntry(**item) for name, item in document["files"].items()},

@@ -1,4 +1,4 @@
-"""Runs the ONNX file of an artifact with stock ONNX Runtime."""
+"""Runs the ONNX file of an artifact with ONNX Runtime, and with the kernels beside it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,21 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from ..passes.errors import ArtifactError, TargetError, UndenseError
-from .artifact import MODEL, Artifact, Engine
+from .artifact import KERNELS, MODEL, Artifact, Engine
+from .library import check_processor, library_path
 from .session import Session
 
 _ERRORS_ONLY = 3
+THREADS_ENTRY = "undense.num_threads"
+"""How many threads `kernels.so` uses, which it reads when it is registered."""
 
 
 class OrtSession(Session):
-    """`model.onnx` on the CPU; external data is mapped into memory by ONNX Runtime."""
+    """`model.onnx` on the CPU; external data is mapped into memory by ONNX Runtime.
+
+    The operators of `kernels.so`, if the artifact has it, take the place of the functions that
+    `model.onnx` holds for them.
+    """
 
     engine: ClassVar[Engine] = "ort"
 
@@ -28,6 +35,8 @@ class OrtSession(Session):
         options.inter_op_num_threads = 1
         options.log_severity_level = _ERRORS_ONLY
         path = artifact.file(MODEL)
+        if artifact.manifest.kernels is not None:
+            _register(artifact, options)
         try:
             self._session = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
@@ -62,6 +71,21 @@ class OrtSession(Session):
         except Exception as error:  # its exceptions share no base but Exception
             raise UndenseError(f"{self.path}: onnxruntime failed: {_first(error)}") from error
         return results
+
+
+def _register(artifact: Artifact, options: Any) -> None:
+    check_processor(
+        artifact, f"compile the model again, or run {MODEL} in onnxruntime without {KERNELS}"
+    )
+    options.add_session_config_entry(THREADS_ENTRY, str(options.intra_op_num_threads))
+    try:
+        options.register_custom_ops_library(library_path(artifact, KERNELS))
+    except Exception as error:  # its exceptions share no base but Exception
+        raise ArtifactError(
+            f"{artifact.file(KERNELS)}: onnxruntime {onnxruntime.__version__} cannot load it "
+            f"({_first(error)}); the artifact was made with "
+            f"{artifact.manifest.versions.get('onnxruntime')}"
+        ) from error
 
 
 def _first(error: Exception) -> str:

@@ -6,16 +6,16 @@ import os
 import threading
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from ..passes.errors import ArtifactError, TargetError, UndenseError
+from ..passes.errors import ArtifactError, UndenseError
 from .artifact import MODULE, WEIGHTS, Artifact, Engine
-from .hardware import cpu_flags, usable_cores
+from .hardware import usable_cores
+from .library import check_processor, library_path
 from .session import Session
 
 # Else the first call pins the calling thread to one core, and so every thread to the same one.
@@ -45,7 +45,7 @@ class TvmSession(Session):
         path = artifact.file(MODULE)
         try:
             self._executable = tvm_ffi.load_module(
-                _spelled_by_hash(artifact, path), keep_module_alive=False
+                library_path(artifact, MODULE), keep_module_alive=False
             )
         except (OSError, RuntimeError, ValueError) as error:
             raise ArtifactError(f"{path} cannot be loaded ({_last(error)})") from error
@@ -77,17 +77,6 @@ class TvmSession(Session):
         ]
 
 
-def _spelled_by_hash(artifact: Artifact, path: Path) -> str:
-    """The path with its last separator written as `//` and `/./` after the bits of the hash.
-
-    The dynamic linker knows libraries by the spelling of their path: without this, an artifact
-    that replaced another one in its place would be given the code of the one before.
-    """
-    bits = f"{int(artifact.manifest.files[MODULE].sha256[:16], 16):064b}"
-    separator = "".join("/." if bit == "1" else "/" for bit in bits)
-    return f"{path.parent.resolve()}{separator}/{path.name}"
-
-
 def _use_threads(number: int) -> None:
     """Sets how many threads of its pool, which never grows, the calling thread uses."""
     if not hasattr(_pool, "threads"):
@@ -108,13 +97,7 @@ def _check_machine(artifact: Artifact) -> None:
     remedy = "compile the model again"
     if "ort" in artifact.engines:
         remedy += ", or load it with engine='ort'"
-    flags = cpu_flags()
-    missing = [] if flags is None else sorted(set(artifact.manifest.cpu_features) - flags)
-    if missing:
-        raise TargetError(
-            f"{artifact.path} was compiled for a processor with {', '.join(missing)}, which this "
-            f"one lacks: {remedy}"
-        )
+    check_processor(artifact, remedy)
     made_with = artifact.manifest.versions.get("apache-tvm", tvm.__version__)
     if made_with.split(".")[:2] != tvm.__version__.split(".")[:2]:
         raise ArtifactError(
