@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import onnx_ir as ir
 from tvm import te, tirx
 
+from ..kernels.attention import Attention, Layout, attention
 from ..kernels.mathematics import tanh
 from .builder import Builder
 from .dimensions import extent
@@ -52,30 +55,154 @@ def _attention(builder: Builder, node: Node) -> list[Value]:
     heads, shared = query.shape[1], key.shape[1]
     if not isinstance(heads, int) or not isinstance(shared, int) or heads % shared:
         raise node.refusal(f"{heads} heads cannot share {shared} key and value heads")
+    scale = _scale(node, query.shape[3])
+    plain = not node.attribute("softcap", 0.0) and not node.used(3)
+    if plain and node.attribute("softmax_precision") in (None, ir.DataType.FLOAT):
+        mask = _combined_mask(builder, node, query.shape[2], key.shape[2], past)
+        fused = fused_attention(builder, query, key, value, scale, mask, allow_empty=True)
+        if fused is not None:
+            return [_joined(builder, node, fused), key, value, fused]
     group = heads // shared
     raw = batched(builder, query, builder.transpose(key, [0, 1, 3, 2]), group=group)
     scores = _scored(builder, node, raw, query.shape[3], past)
     weights = softmax(builder, scores, 3, allow_empty=True)
     weights = builder.cast(weights, query.dtype)
     result = batched(builder, weights, value, group=group)
-    if node[0].rank == 3:
-        batch, _, sequence, size = result.shape
-        result = builder.transpose(result, [0, 2, 1, 3])
-        result = builder.reshape(result, [batch, sequence, heads * size])
-    return [result, key, value, weights if mode == _AFTER_SOFTMAX else raw]
+    weighted = weights if mode == _AFTER_SOFTMAX else raw
+    return [_joined(builder, node, result), key, value, weighted]
+
+
+def _joined(builder: Builder, node: Node, result: Value) -> Value:
+    """The heads side by side where the inputs have them so."""
+    if node[0].rank != 3:
+        return result
+    batch, heads, sequence, size = result.shape
+    result = builder.transpose(result, [0, 2, 1, 3])
+    return builder.reshape(result, [batch, sequence, heads * size])
+
+
+def _scale(node: Node, head_size: Dim) -> float:
+    scale = node.attribute("scale")
+    if scale is not None:
+        return float(scale)
+    if not isinstance(head_size, int):
+        raise node.refusal("the size of a head is symbolic")
+    return 1.0 / math.sqrt(head_size)
+
+
+def fused_attention(
+    builder: Builder,
+    query: Value,
+    key: Value,
+    value: Value,
+    scale: float,
+    mask: Value | None,
+    *,
+    allow_empty: bool,
+) -> Value | None:
+    """The attention of `[batch, heads, length, size]` by one kernel; None where it has none.
+
+    Args:
+        builder: of the call.
+        query: with a multiple of the heads of keys and values.
+        key: as many as values.
+        value: what is weighed.
+        scale: of the products.
+        mask: broadcast over the scores: true is kept, or added.
+        allow_empty: whether a row of nothing but −inf gives zeros.
+    """
+    tensors = (query, key, value)
+    heads, sizes = [v.shape[1] for v in tensors], [v.shape[3] for v in tensors]
+    if not all(isinstance(number, int) for number in (*heads, *sizes)):
+        return None
+    if any(v.rank != 4 or v.dtype not in ("float32", "float16") for v in tensors):
+        return None
+    joint = heads[1] == heads[2] and heads[0] % heads[1] == 0 and sizes[0] == sizes[1]
+    same_batch = all(builder.same(query.shape[0], v.shape[0]) for v in (key, value))
+    if not joint or not same_batch or not builder.same(key.shape[2], value.shape[2]):
+        return None
+    scores = (query.shape[0], heads[0], query.shape[2], key.shape[2])
+    axes = None if mask is None else _mask_axes(builder, mask, scores)
+    if mask is not None and (axes is None or mask.dtype not in ("bool", "float32")):
+        return None
+    places = [_place(builder.cast(v, "float32")) for v in tensors]
+    spec = Attention(
+        size=sizes[0],
+        value_size=sizes[2],
+        heads=heads[1],
+        group=heads[0] // heads[1],
+        scale=scale,
+        query=places[0][0],
+        key=places[1][0],
+        value=places[2][0],
+        mask=axes,
+        mask_dtype="float32" if mask is None else mask.dtype,
+        allow_empty=allow_empty,
+    )
+    if not spec.fits:
+        return None
+    given = [place[1] for place in places]
+    if mask is not None:
+        given.append(builder.reshape(mask, [*[1] * (4 - mask.rank), *mask.shape]))
+    shape = [scores[0], scores[2], heads[0], sizes[2]]
+    result = builder.call("attention", attention(spec), shape, *given)
+    return builder.cast(builder.transpose(result, [0, 2, 1, 3]), query.dtype)
+
+
+def _place(value: Value) -> tuple[Layout, Value]:
+    """The layout of a value, before its heads were brought forward if they were."""
+    if value.permuted is not None and value.permuted[1] == (0, 2, 1, 3):
+        return "rows", value.permuted[0]
+    return "heads", value
+
+
+def _mask_axes(
+    builder: Builder, mask: Value, scores: Sequence[Dim]
+) -> tuple[bool, bool, bool, bool] | None:
+    """Which axes of the scores the mask has."""
+    if mask.rank > 4:
+        return None
+    there = [False] * 4
+    for axis, dim in zip(range(4 - mask.rank, 4), mask.shape, strict=True):
+        if builder.same(dim, 1):
+            continue
+        if not builder.same(dim, scores[axis]):
+            return None
+        there[axis] = True
+    return there[0], there[1], there[2], there[3]
+
+
+def _combined_mask(
+    builder: Builder, node: Node, queries: Dim, keys: Dim, past: Dim
+) -> Value | None:
+    """The mask of the node and that of causality in one."""
+    mask = node.get(3)
+    if mask is not None:
+        builder.require_equal(mask.shape[-1], keys)
+    if not node.attribute("is_causal", 0):
+        return mask
+
+    def compute(queries: Any, keys: Any, past: Any) -> Any:
+        shape = [extent(queries), extent(keys)]
+        return te.compute(shape, lambda query, key: key <= query + past, name="causal")
+
+    causal = builder.te("causal_mask", compute, queries, keys, past)
+    if mask is None:
+        return causal
+    if mask.dtype == "bool":
+        return builder.elementwise("masks", lambda a, b: tirx.all(a, b), mask, causal)
+    return builder.elementwise(
+        "masks", lambda m, c: tirx.Select(c, m, te.min_value(dtype_of(m))), mask, causal
+    )
 
 
 def _scored(builder: Builder, node: Node, raw: Value, head_size: Dim, past: Dim) -> Value:
     """The products scaled, capped, masked and in the precision of the softmax."""
-    scale = node.attribute("scale")
-    if scale is None:
-        if not isinstance(head_size, int):
-            raise node.refusal("the size of a head is symbolic")
-        scale = 1.0 / math.sqrt(head_size)
+    scale = _scale(node, head_size)
     cap = float(node.attribute("softcap", 0.0))
 
     def scaled(x: Any) -> Any:
-        x = x * like(float(scale), x)
+        x = x * like(scale, x)
         return x if cap <= 0 else tanh(x / like(cap, x)) * like(cap, x)
 
     scores = builder.elementwise("scaled", scaled, raw)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,13 @@ class Builder(Dimensions):
         """The parameter of that name, made when the weights are."""
         variable = self.parameters.variable(name, shape, dtype, make)
         return Value(dtype, tuple(shape), expr=variable, name=name)
+
+    def call(self, name: str, function: Any, shape: Sequence[Dim], *values: Value) -> Value:
+        """The float32 output, of that shape, of a scheduled PrimFunc."""
+        out = relax.TensorType([extent(dim) for dim in shape], "float32")
+        arguments = [self.tensor(value) for value in values]
+        call = relax.call_tir(self.block.add_func(function, name), arguments, out)
+        return Value("float32", tuple(shape), expr=self.block.emit(call, name))
 
     def steps(
         self, steps: Sequence[Step], x: Value, packed: Mapping[str, Any], *, features: int = 1
@@ -221,7 +229,11 @@ class Builder(Dimensions):
         if value.host is not None:
             suffix = "transposed" if value.rank == 2 else "transposed." + "".join(map(str, axes))
             return known(np.transpose(value.host, axes), value.dtype, f"{value.name}.{suffix}")
-        return self.emit(relax.op.permute_dims(value.expr, list(axes)))
+        if value.permuted is not None:
+            base, before = value.permuted
+            return self.transpose(base, [before[axis] for axis in axes])
+        result = self.emit(relax.op.permute_dims(value.expr, list(axes)))
+        return replace(result, permuted=(value, tuple(axes)))
 
 
 def _substitute(expression: Any, mapping: dict[Any, Any]) -> Any:

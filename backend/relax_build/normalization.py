@@ -7,6 +7,7 @@ from typing import Any
 
 from tvm import te, tirx
 
+from ..kernels.norm import norm_step
 from .builder import Builder
 from .dimensions import size
 from .node import Lowering, Node
@@ -46,11 +47,24 @@ def _stash(node: Node, value: Value) -> str:
     return "float32" if wants_float and value.dtype == "float16" else value.dtype
 
 
+def normalised(builder: Builder, value: Value, epsilon: float, *, centered: bool) -> Value | None:
+    """LayerNorm or RMSNorm over the last axis by one kernel; None where that is symbolic."""
+    features = value.shape[-1]
+    if not isinstance(features, int) or value.dtype != "float32":
+        return None
+    return builder.steps([norm_step(features, epsilon, centered=centered)], value, {})
+
+
 def _layer_norm(builder: Builder, node: Node) -> list[Value]:
     value = builder.cast(node[0], _stash(node, node[0]))
     first = node.axis(node.attribute("axis", -1), value.rank)
     axes = list(range(first, value.rank))
     epsilon = float(node.attribute("epsilon", 1e-5))
+    if len(axes) == 1 and not node.used(1) and not node.used(2):
+        fused = normalised(builder, value, epsilon, centered=True)
+        if fused is not None:
+            result = builder.cast(fused, node[0].dtype)
+            return [_scaled(builder, result, node[1], node.get(2))]
     standard, center, inverse = _standardised(builder, value, axes, epsilon)
     result = builder.cast(standard, node[0].dtype)
     return [_scaled(builder, result, node[1], node.get(2)), center, inverse]
@@ -60,9 +74,13 @@ def _rms_norm(builder: Builder, node: Node) -> Value:
     value = builder.cast(node[0], _stash(node, node[0]))
     first = node.axis(node.attribute("axis", -1), value.rank)
     axes = list(range(first, value.rank))
+    epsilon = float(node.attribute("epsilon", 1e-5))
+    if len(axes) == 1:
+        fused = normalised(builder, value, epsilon, centered=False)
+        if fused is not None:
+            return _scaled(builder, builder.cast(fused, node[0].dtype), node[1], None)
     square = reduce(builder, "square", value, axes, before=lambda x: x * x)
     count = builder.simplify(size([value.shape[axis] for axis in axes]))
-    epsilon = float(node.attribute("epsilon", 1e-5))
     inverse = _inverse_root(builder, divide_by_count(builder, square, count), epsilon)
     standard = builder.elementwise("standard", lambda x, r: x * r, value, inverse)
     return _scaled(builder, builder.cast(standard, node[0].dtype), node[1], None)

@@ -43,6 +43,7 @@ class Value:
             entries are expressions of symbolic dimensions (always integers then).
         expr: the Relax expression that computes it, where it is not known.
         name: of the initializer or input, for parameters and messages; empty otherwise.
+        permuted: the value that this one is a transposition of, and its axes.
     """
 
     dtype: str
@@ -50,6 +51,7 @@ class Value:
     host: NDArray[Any] | None = None
     expr: Any = None
     name: str = ""
+    permuted: tuple[Value, tuple[int, ...]] | None = None
 
     @property
     def rank(self) -> int:

@@ -7,18 +7,22 @@ import json
 from typing import Any
 
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx_ir.passes.common import InlinePass
 from tvm import relax
 from tvm.target import Target
 
 from ...passes.errors import LoweringError
 from ...passes.structures.base import DOMAIN
+from .attention import fused_attention
 from .builder import Builder
 from .dimensions import extent
 from .fold import fold
 from .module import Signature
 from .node import WAY_OUT, Node, refusal
+from .normalization import normalised
 from .operators import operators
+from .patterns import ScaledAttention, root_mean_square, scaled_attention
 from .structured import lower_structured
 from .values import SUPPORTED, Dim, Value, known
 
@@ -135,7 +139,7 @@ class Walk:
         values = (None if value is None else self._read(value) for value in inputs)
         view = Node(node, tuple(values), self.opset)
         try:
-            results = fold(self.builder, view)
+            results = fold(self.builder, view) or self._pattern(node)
             if results is None:
                 lowering = lower_structured if node.domain else operators()[node.op_type]
                 lowered = lowering(self.builder, view)
@@ -145,6 +149,36 @@ class Walk:
         except Exception as error:
             raise refusal(node, _first_line(error)) from error
         self.values.update(zip(node.outputs, results, strict=False))
+
+    def _pattern(self, node: ir.Node) -> list[Value] | None:
+        """The output of a node that ends what one kernel computes."""
+        result: Value | None = None
+        if (norm := root_mean_square(node, self._constant)) is not None:
+            result = normalised(self.builder, self._read(norm.x), norm.epsilon, centered=False)
+        elif (found := scaled_attention(node, self._constant)) is not None:
+            query, key, value = (self._read(v) for v in (found.query, found.key, found.value))
+            mask = None if found.mask is None else self._read(found.mask)
+            if self._repeats(found, query, key):
+                result = fused_attention(
+                    self.builder, query, key, value, found.scale, mask, allow_empty=False
+                )
+        return None if result is None else [result]
+
+    def _repeats(self, found: ScaledAttention, query: Value, key: Value) -> bool:
+        """Whether keys and values have the heads of the query, each as often as it is repeated."""
+        if not found.repeats:
+            return self.builder.same(query.shape[1], key.shape[1])
+        shapes = [self._constant(shape) for shape in found.repeats]
+        return all(
+            shape is not None
+            and shape.size == 5
+            and self.builder.same(shape[1], key.shape[1])
+            and self.builder.same(shape[1] * shape[2], query.shape[1])
+            for shape in shapes
+        )
+
+    def _constant(self, value: ir.Value) -> NDArray[Any] | None:
+        return self._read(value).host
 
     def _read(self, value: ir.Value) -> Value:
         if value not in self.values:
