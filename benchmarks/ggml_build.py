@@ -41,8 +41,7 @@ def libraries() -> Path:
     Raises:
         MissingDependencyError: the sources cannot be downloaded, or they cannot be built.
     """
-    flags = hashlib.sha256(" ".join(sorted(cpu_flags() or ())).encode()).hexdigest()[:8]
-    root = cache_folder() / f"ggml-{PACKAGE.name}-{PACKAGE.version}-{flags}"
+    root = built_folder()
     if not root.is_dir():
         if not shutil.which("cmake"):
             raise MissingDependencyError(
@@ -55,6 +54,12 @@ def libraries() -> Path:
             built = _build(_unpacked(_downloaded(Path(scratch)), Path(scratch)), Path(scratch))
             built.rename(root)
     return root / "src"
+
+
+def built_folder() -> Path:
+    """Where the libraries are, or will be: each kind of CPU has its own."""
+    flags = hashlib.sha256(" ".join(sorted(cpu_flags() or ())).encode()).hexdigest()[:8]
+    return cache_folder() / f"ggml-{PACKAGE.name}-{PACKAGE.version}-{flags}"
 
 
 def _downloaded(folder: Path) -> Path:

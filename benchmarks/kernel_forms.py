@@ -90,6 +90,9 @@ class Weight:
             self._factors[fitted] = self._fit(fitted)
         factors = self._factors[fitted]
         checked = checked_outputs(self.out_features)
+        if isinstance(structure, BlockQuantized):
+            some = {name: np.take(factor, checked, axis=-2) for name, factor in factors.items()}
+            return Form(structure, factors, structure.dense(some))
         return Form(structure, factors, structure.dense(factors)[checked])
 
     def _fit(self, structure: Structure) -> Factors:

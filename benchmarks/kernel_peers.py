@@ -49,16 +49,17 @@ def ort_int8(weight: Weight) -> Layer:
         quantize_dynamic(plain, path, per_channel=True)
         model = onnx.load(path)
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    codes, scale = stored["weight_quantized"], stored["weight_scale"]
-    zero_point = stored["weight_zero_point"].astype(np.float64)
     kept = checked_outputs(weight.out_features)
-    decoded = (codes.astype(np.float64) - zero_point) * scale.astype(np.float64)
+    codes, scale, zero_point = (
+        stored[f"weight_{name}"][..., kept].astype(np.float64)
+        for name in ("quantized", "scale", "zero_point")
+    )
     return Layer(
         engine=ORT,
         scheme="dynamic int8",
         out_features=weight.out_features,
         in_features=weight.in_features,
-        weight=decoded.T[kept],
+        weight=((codes - zero_point) * scale).T,
         macs=weight.dense.size,
         stored_bytes=sum(tensor.nbytes for tensor in stored.values()),
         load=_ort(model),
@@ -140,7 +141,7 @@ def torch_int8(weight: Weight) -> Layer:
         scheme="dynamic int8",
         out_features=weight.out_features,
         in_features=weight.in_features,
-        weight=(quantized.int_repr().double() * scales[:, None]).numpy()[kept],
+        weight=(quantized.int_repr()[kept].double() * scales[kept, None]).numpy(),
         macs=weight.dense.size,
         stored_bytes=weight.dense.size + scales.numel() * 4,
         load=load,

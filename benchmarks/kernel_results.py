@@ -52,9 +52,13 @@ class KernelResults:
         self._write()
 
     def drop_older(self) -> None:
-        """Leaves only what this run measured, and writes the file."""
-        last = len(self._runs) - 1
-        self._rows = {key: row for key, row in self._rows.items() if row["run"] == last}
+        """Leaves what this run measured and rows of other numbers of threads; writes the file."""
+        last, threads = len(self._runs) - 1, set(map(int, self._run["peak"]))
+        self._rows = {
+            key: row
+            for key, row in self._rows.items()
+            if row["run"] == last or row["threads"] not in threads
+        }
         self._skipped = {key: row for key, row in self._skipped.items() if row["run"] == last}
         self._write()
 

@@ -25,19 +25,20 @@ the same shape, rows and threads; a time is the median of the calls. The file al
 the 90th percentile, the limit that each row meets, the ratio to the fastest 4-bit peer, and the
 errors: of the execution, against float64, and of rounding x to int8.
 
-A cell reads `milliseconds (times as fast as float32 in ONNX Runtime; times the limit)`. The limit is
-the time that the machine takes at least: the longer of reading weights, x and y once from where the
-weights lie, and of doing all multiplications and additions at the measured peak. Weights are taken
-to lie in the smallest level that holds them, since every call reads the same ones; a figure below
-one says that a smaller level held part of them. Under *weights from memory* copies of them take
-turns that are together {copies} times as large as the last cache.
+A cell reads `milliseconds (times as fast as float32 in ONNX Runtime; times the limit)`. The limit
+is the time that the machine takes at least: the longer of reading weights, x and y once from where
+the weights lie, and of doing all multiplications and additions at the measured peak. Weights are
+taken to lie in the smallest level that holds them, since every call reads the same ones; a figure
+below one says that a smaller level held part of them. Under *weights from memory* copies of them
+take turns that are together {copies} times as large as the last cache.
 
 Of ONNX Runtime's MatMulNBits (blocks of 32 and 128, accuracy levels 0 and 4) the fastest one is
 shown. Its low-rank and Monarch rows are the functions that undense writes into an ONNX file, in
 stock operators. undense's dense rows hold two microseconds of TVM's virtual machine.
 """
 _BEST_OF_ORT = "MatMulNBits, 4 bits, fastest"
-_DENSE = ("undense dense", "ORT float32", "torch float32")
+DENSE = ("undense dense", "ORT float32", "torch float32")
+"""Layers that are timed at more numbers of rows than all."""
 
 
 def render(folder: Path = FOLDER) -> str:
@@ -128,7 +129,7 @@ def _cell(row: Row | None) -> str:
 
 def _dense(rows: Sequence[Row]) -> list[str]:
     """Dense layers at every number of rows: undense's time over ONNX Runtime's."""
-    dense = [row for row in _where(rows, weights="cache") if _label(row) == _DENSE[0]]
+    dense = [row for row in _where(rows, weights="cache") if _label(row) == DENSE[0]]
     parts = []
     for (threads,) in _distinct(dense, "threads"):
         found = _where(dense, threads=threads)
@@ -146,7 +147,7 @@ def _dense(rows: Sequence[Row]) -> list[str]:
 
 def _full(rows: Sequence[Row]) -> list[Row]:
     """Those of numbers of rows at which more than dense layers were timed, if there are any."""
-    full = {row["rows"] for row in rows if _label(row) not in _DENSE}
+    full = {row["rows"] for row in rows if _label(row) not in DENSE}
     return [row for row in rows if row["rows"] in full] or list(rows)
 
 

@@ -15,8 +15,10 @@ from .kernel_limits import bytes_moved, limit
 from .peak import Peak
 from .results import Row
 
-_PAUSE = 0.2
-"""Seconds until the idle threads of any engine have gone to sleep: TVM's take 0.17."""
+_SETTLES = {"undense": 0.2}
+_OTHERS_SETTLE = 0.07
+"""Seconds until the idle threads of an engine have gone to sleep: TVM's take 0.17, ONNX Runtime's,
+of which each session has some, 0.05."""
 _MIN_TIME = 0.002
 _TIME_A_CELL = 6.0
 """Seconds that all samples of a cell take; it is 5 samples at least and 10 at most."""
@@ -87,7 +89,7 @@ def _in_turn(calls: Sequence[Call]) -> Call:
 
 
 def _timings(calls: Mapping[str, Call], threads: int, quick: bool) -> dict[str, Timing]:
-    time.sleep(_PAUSE)
+    time.sleep(max(_SETTLES.values()))
     seconds = 0.0
     for call in calls.values():
         call.run()
@@ -95,9 +97,19 @@ def _timings(calls: Mapping[str, Call], threads: int, quick: bool) -> dict[str, 
         call.run()
         seconds += max(_MIN_TIME, time.perf_counter() - start)
     repeats = 2 if quick else max(5, min(10, int(_TIME_A_CELL / seconds)))
-    pause = _PAUSE if threads > 1 else 0.0
+    pause = _settled if threads > 1 else 0.0
     runs = {name: call.run for name, call in calls.items()}
     return interleaved(runs, repeats, _MIN_TIME, pause=pause)
+
+
+def _settled(before: str | None, name: str) -> float:
+    """Seconds to wait between two layers; those of undense share their threads."""
+    if before is None:
+        return 0.0
+    engine = before.split()[0]
+    if engine in _SETTLES and name.startswith(engine):
+        return 0.0
+    return _SETTLES.get(engine, _OTHERS_SETTLE)
 
 
 def _row(

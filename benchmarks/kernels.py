@@ -25,6 +25,7 @@ from .kernel_forms import Weight
 from .kernel_layer import Layer
 from .kernel_peers import BASELINE
 from .kernel_results import KernelResults
+from .kernel_table import DENSE
 from .kernel_timing import Cell, time_cell
 from .peak import Peak, measure
 from .results import FOLDER, ROOT, Row
@@ -40,6 +41,8 @@ SHAPES: tuple[Shape, ...] = (
     *((1024, 1024), (2048, 2048)),
 )
 ROWS = (1, 8, 32, 128)
+_ROWS_OF_HEAD = 128
+"""Nobody asks for the logits of more positions at once."""
 DENSE_ROWS = (1, 2, 3, 4, 5, 7, 8, 13, 16, 17, 31, 32, 33, 64, 97, 127, 128, 200, 256, 512)
 CODES = (
     "int_codes{bits=8,activations=int8}",
@@ -63,36 +66,35 @@ _BITS_IN_ORT = {
 
 
 def makers() -> dict[str, Maker]:
-    """The layers of one shape by name, the one that others are compared with first."""
+    """The layers of one shape by name, engine by engine; all are compared with the first."""
     undense, ort = kernel_layers.ENGINE, kernel_peers.ORT
     found: dict[str, Maker] = {
         BASELINE: kernel_peers.ort_dense,
-        f"{undense} dense": kernel_layers.dense,
-        f"{kernel_peers.TORCH} float32": kernel_peers.torch_dense,
+        f"{ort} dynamic int8": kernel_peers.ort_int8,
     }
-    for scheme in (*CODES, *FACTORS):
-        found[f"{undense} {scheme}"] = partial(kernel_layers.structured, scheme=scheme)
-    for scheme in FACTORS:
-        found[f"{ort} {scheme}"] = partial(kernel_peers.ort_structured, scheme=scheme, name=scheme)
-    found[f"{ort} dynamic int8"] = kernel_peers.ort_int8
-    found[f"{kernel_peers.TORCH} dynamic int8"] = kernel_peers.torch_int8
     for name, scheme in _BITS_IN_ORT.items():
         found[f"{ort} {name}"] = partial(
             kernel_peers.ort_structured, scheme=scheme, name=name, four_bit=True
         )
+    for scheme in FACTORS:
+        found[f"{ort} {scheme}"] = partial(kernel_peers.ort_structured, scheme=scheme, name=scheme)
+    found[f"{kernel_peers.TORCH} float32"] = kernel_peers.torch_dense
+    found[f"{kernel_peers.TORCH} dynamic int8"] = kernel_peers.torch_int8
     for name in ggml.FORMATS:
         found[f"{ggml.ENGINE} {name}"] = partial(ggml.quantized, name=name)
+    found[f"{undense} dense"] = kernel_layers.dense
+    for scheme in (*CODES, *FACTORS):
+        found[f"{undense} {scheme}"] = partial(kernel_layers.structured, scheme=scheme)
     return found
-
-
-DENSE_LAYERS = tuple(itertools.islice(makers(), 3))
 
 
 def cells(shape: Shape, rows: Sequence[int], dense_rows: Sequence[int]) -> Iterator[Cell]:
     """What is timed of a shape."""
     if shape != BEYOND_CACHES:
         yield from (Cell(number) for number in rows)
-        yield from (Cell(number, dense_only=True) for number in dense_rows if number not in rows)
+        most = _ROWS_OF_HEAD if shape == HEAD else max(dense_rows)
+        more = (number for number in dense_rows if number not in rows and number <= most)
+        yield from (Cell(number, dense_only=True) for number in more)
     if shape in (HEAD, BEYOND_CACHES):
         yield Cell(1, cached=False)
 
@@ -170,7 +172,7 @@ def _shape_rows(
     x = generator.standard_normal((max(*rows, *dense_rows), shape[1]), np.float32)
     for threads, peak in peaks.items():
         for cell in cells(shape, rows, dense_rows):
-            timed = [layer for layer in layers if not cell.dense_only or layer.name in DENSE_LAYERS]
+            timed = [layer for layer in layers if not cell.dense_only or layer.name in DENSE]
             start = time.perf_counter()
             found = time_cell(timed, cell, x[: cell.rows], threads, peak, quick=quick)
             print(
