@@ -127,7 +127,7 @@ class _Library:
             registry, b"ggml_backend_dev_get_extra_bufts"
         )
         extra = ctypes.CFUNCTYPE(ctypes.POINTER(_Pointer), _Pointer)(address)(device)
-        found = []
+        found: list[int] = []
         while extra and extra[len(found)]:
             found.append(int(extra[len(found)]))
         return [*found, self.ggml_backend_cpu_buffer_type()]

@@ -35,7 +35,10 @@ def structured_model(form: Form, out_features: int, in_features: int) -> onnx.Mo
     function = structure.function("fast", _OPSET)
     tensors = [
         ir.Value(
-            name=name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(tensor.dtype)
+            name=name,
+            const_value=tensor,
+            shape=ir.Shape(tensor.shape.dims),
+            type=ir.TensorType(tensor.dtype),
         )
         for name, tensor in structure.pack(form.factors, "fast").items()
     ]
