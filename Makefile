@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all check format bench table ide wheel-test clean
+.PHONY: demo test test-all check format bench bench-kernels table ide wheel-test clean
 
 demo: $(READY)  ## compile MiniLM with calibration for both engines and compare with dense
 	$(BIN)/python -m benchmarks.demo
@@ -29,6 +29,9 @@ bench: $(READY)  ## run every benchmark that is missing or out of date, then ren
 	$(BIN)/python -m benchmarks.smollm2
 	$(BIN)/python -m benchmarks.efficientnet
 	$(BIN)/python -m benchmarks.table
+
+bench-kernels: $(READY)  ## time single layers beside their peers, for docs/kernels.md
+	$(BIN)/python -m benchmarks.kernels
 
 table: $(READY)  ## render the README's table from benchmarks/results
 	$(BIN)/python -m benchmarks.table

@@ -95,8 +95,8 @@ def _model(title: str, columns: Sequence[Column], document: dict[str, Any], brie
     for label in labels:
         headings += [f"{label}: dense ORT, ms", "ORT, ms", "TVM, ms"]
     texts = 1 if brief else 2
-    lines = [_line(headings), _line(["---"] * texts + ["---:"] * (len(headings) - texts))]
-    lines += [_line(_cells(row, columns, labels, brief)) for row in rows]
+    lines = [line(headings), line(["---"] * texts + ["---:"] * (len(headings) - texts))]
+    lines += [line(_cells(row, columns, labels, brief)) for row in rows]
     return f"### {title}\n\n" + "\n".join(lines) + f"\n\n{_origin(document)}"
 
 
@@ -121,7 +121,8 @@ def _time(timing: dict[str, float], brief: bool) -> str:
     return median if brief else f"{median} ({low}–{high})"
 
 
-def _line(cells: Sequence[str]) -> str:
+def line(cells: Sequence[str]) -> str:
+    """A row of a Markdown table."""
     return "| " + " | ".join(cells) + " |"
 
 

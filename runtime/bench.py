@@ -44,7 +44,11 @@ class Timing:
 
 
 def interleaved(
-    callables: Mapping[str, Callable[[], object]], repeats: int = 20, min_time: float = 0.005
+    callables: Mapping[str, Callable[[], object]],
+    repeats: int = 20,
+    min_time: float = 0.005,
+    *,
+    pause: float | Callable[[str | None, str], float] = _PAUSE,
 ) -> dict[str, Timing]:
     """Times callables in turns, so that a change of the machine's pace hits all of them alike.
 
@@ -56,6 +60,8 @@ def interleaved(
         callables: by name; each is first called once or more to warm up.
         repeats: samples of each.
         min_time: seconds that a sample lasts at least, by repeating calls.
+        pause: seconds before each turn, or a function of the name before, None at first, and of
+            the next one.
 
     Raises:
         InputError: `repeats` below one.
@@ -64,10 +70,12 @@ def interleaved(
         raise InputError(f"repeats must be at least 1, got {repeats}")
     calls = {name: _calls_for(call, min_time) for name, call in callables.items()}
     samples: dict[str, list[float]] = {name: [] for name in callables}
+    before = None
     for start in range(0, repeats, _IN_A_ROW):
         order = list(callables) if start // _IN_A_ROW % 2 == 0 else list(callables)[::-1]
         for name in order:
-            time.sleep(_PAUSE)
+            time.sleep(pause(before, name) if callable(pause) else pause)
+            before = name
             _seconds(callables[name], _WARM_UP)
             for _ in range(min(_IN_A_ROW, repeats - start)):
                 samples[name].append(_seconds(callables[name], calls[name]) / calls[name])
