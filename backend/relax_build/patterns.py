@@ -19,9 +19,10 @@ Constant = Callable[[ir.Value], NDArray[Any] | None]
 
 @dataclass(frozen=True, eq=False)
 class RootMeanSquare:
-    """`x / √(mean(x²) + ε)` over the last axis."""
+    """`x / √(mean(x²) + ε)` over an axis."""
 
     x: ir.Value
+    axis: int
     epsilon: float
 
 
@@ -57,10 +58,11 @@ def root_mean_square(node: ir.Node, constant: Constant) -> RootMeanSquare | None
         for mean, epsilon in _either(shifted):
             number = _scalar(epsilon, constant)
             reduced = _made_by(mean, "ReduceMean")
-            if number is None or reduced is None or not _over_last_axis(reduced, constant):
+            if number is None or reduced is None:
                 continue
-            if _square_of(_input(reduced, 0), constant) is x:
-                return RootMeanSquare(x, number)
+            axis = _kept_axis(reduced, constant)
+            if axis is not None and _square_of(_input(reduced, 0), constant) is x:
+                return RootMeanSquare(x, axis, number)
     return None
 
 
@@ -129,17 +131,19 @@ def _square_of(value: ir.Value | None, constant: Constant) -> ir.Value | None:
     return None
 
 
-def _over_last_axis(node: ir.Node, constant: Constant) -> bool:
-    given, second = node.attributes.get("axes"), _input(node, 1)
+def _kept_axis(node: ir.Node, constant: Constant) -> int | None:
+    """The only axis of a reduction that keeps it with length one."""
+    given, second, keeps = (
+        node.attributes.get("axes"),
+        _input(node, 1),
+        node.attributes.get("keepdims"),
+    )
     axes: Any = None if second is None else constant(second)
     if given is not None:
         axes = list(given.as_ints())
-    keeps = node.attributes.get("keepdims")
-    return (
-        axes is not None
-        and [int(axis) for axis in np.reshape(axes, -1)] == [-1]
-        and (keeps is None or bool(keeps.value))
-    )
+    if axes is None or np.size(axes) != 1 or (keeps is not None and not keeps.value):
+        return None
+    return int(np.reshape(axes, -1)[0])
 
 
 def _last_axis(node: ir.Node, rank: int) -> bool:

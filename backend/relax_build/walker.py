@@ -154,7 +154,9 @@ class Walk:
         """The output of a node that ends what one kernel computes."""
         result: Value | None = None
         if (norm := root_mean_square(node, self._constant)) is not None:
-            result = normalised(self.builder, self._read(norm.x), norm.epsilon, centered=False)
+            x = self._read(norm.x)
+            if norm.axis in (-1, x.rank - 1):
+                result = normalised(self.builder, x, norm.epsilon, centered=False)
         elif (found := scaled_attention(node, self._constant)) is not None:
             query, key, value = (self._read(v) for v in (found.query, found.key, found.value))
             mask = None if found.mask is None else self._read(found.mask)
@@ -168,14 +170,19 @@ class Walk:
         """Whether keys and values have the heads of the query, each as often as it is repeated."""
         if not found.repeats:
             return self.builder.same(query.shape[1], key.shape[1])
-        shapes = [self._constant(shape) for shape in found.repeats]
-        return all(
-            shape is not None
-            and shape.size == 5
-            and self.builder.same(shape[1], key.shape[1])
-            and self.builder.same(shape[1] * shape[2], query.shape[1])
-            for shape in shapes
-        )
+        batch, heads, *rest = key.shape
+        kept = [batch, heads, None, *rest]
+        for shape in map(self._constant, found.repeats):
+            if shape is None or shape.size != 5:
+                return False
+            if not all(
+                dim is None or self.builder.same(length, 1) or self.builder.same(length, dim)
+                for length, dim in zip(shape, kept, strict=True)
+            ):
+                return False
+            if not self.builder.same(heads * shape[2], query.shape[1]):
+                return False
+        return True
 
     def _constant(self, value: ir.Value) -> NDArray[Any] | None:
         return self._read(value).host
