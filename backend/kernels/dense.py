@@ -15,12 +15,14 @@ from .base import Output, Step
 from .blocks import LANES, block_count
 from .finish import Finish, outputs, put
 from .gemm import FloatTiling, product
-from .targets import float_tiling
+from .targets import Choices, float_choices
 from .tir import (
     Argument,
     Buffer,
     Expr,
     PrimFunc,
+    bind,
+    by_rows,
     convert,
     index,
     load,
@@ -32,7 +34,8 @@ from .tir import (
 
 def dense_step(out_features: int, in_features: int, dtype: str = "float32") -> Step:
     """`(x, weight) -> y`, float32 but for the weight, which may be float16."""
-    make = partial(dense, out_features, in_features, dtype, float_tiling())
+    tilings = float_choices("dense", out_features, in_features)
+    make = partial(dense, out_features, in_features, dtype, tilings)
     y = Output("y", out_features, "float32")
     return Step("dense", make(), ("x", "weight"), (y,), make)
 
@@ -42,12 +45,11 @@ def dense(
     out_features: int,
     in_features: int,
     dtype: str,
-    tiling: FloatTiling,
+    tilings: Choices[FloatTiling],
     finish: Finish | None = None,
 ) -> PrimFunc:
     """The PrimFunc `(x, weight, *finish, y)`."""
     panels = block_count(out_features)
-    group = min(tiling.group, panels)
 
     def arguments(rows: Expr) -> Sequence[Argument]:
         return [
@@ -57,27 +59,31 @@ def dense(
         ]
 
     def body(rows: Expr, x: Buffer, weight: Buffer, *stored: Buffer) -> None:
-        with parallel(-(-panels // group)) as number:
-            # The last group overlaps the one before instead of being narrower.
-            left = tirx.min(number * group, index(panels - group))
+        def emit(tiling: FloatTiling) -> None:
+            group = min(tiling.group, panels)
+            with parallel(-(-panels // group)) as number:
+                # The last group overlaps the one before instead of being narrower.
+                left = bind(tirx.min(number * group, index(panels - group)))
 
-            def weights_at(panel: int, k: Expr) -> Expr:
-                weights = load(weight, left + panel, k, ramp(0, LANES))
-                return weights if dtype == "float32" else convert(weights, "float32", LANES)
+                def weights_at(panel: int, k: Expr) -> Expr:
+                    weights = load(weight, left + panel, k, ramp(0, LANES))
+                    return weights if dtype == "float32" else convert(weights, "float32", LANES)
 
-            def finished(row: Expr, panel: int, value: Expr) -> None:
-                column = (left + panel) * LANES
-                missing = out_features - column if out_features % LANES else None
-                put(stored, finish, row, column, LANES, value, missing)
+                def finished(row: Expr, panel: int, value: Expr) -> None:
+                    column = (left + panel) * LANES
+                    missing = out_features - column if out_features % LANES else None
+                    put(stored, finish, row, column, LANES, value, missing)
 
-            product(
-                tiling,
-                rows,
-                group,
-                in_features,
-                lambda row, k: load(x, row, k),
-                weights_at,
-                finished,
-            )
+                product(
+                    tiling,
+                    rows,
+                    group,
+                    in_features,
+                    lambda row, k: load(x, row, k),
+                    weights_at,
+                    finished,
+                )
+
+        by_rows(rows, tilings, emit)
 
     return prim_func(arguments, body)

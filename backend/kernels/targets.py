@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+from typing import Any, TypeVar
+
 from tvm.target import Target
 from tvm.target.codegen import target_has_features
 
 from ...passes.errors import LoweringError
 from .dots import Tiling
 from .gemm import FloatTiling
+
+T = TypeVar("T")
 
 
 def avx512(target: Target) -> Tiling | None:
@@ -70,10 +78,53 @@ def float_any(target: Target) -> FloatTiling | None:
 
 FLOAT_RULES = (float_avx512, float_avx2, float_any)
 
+ROWS = (1, 8, 32, 128)
+"""Numbers of rows that a tiling is chosen for: it serves up to that many, the last one all."""
+
+Key = tuple[str, int, int, int]
+"""Kind of the kernel, outputs, inputs, and one of `ROWS`."""
+
+Records = Mapping[Key, Mapping[str, Any]]
+"""Fields of tilings that were found by measuring on the target."""
+
+_records: ContextVar[Records] = ContextVar("records", default={})  # noqa: B039 (never written to)
+
+
+@contextmanager
+def tuned(records: Records) -> Iterator[None]:
+    """Kernels that are made meanwhile take these fields instead of the rule's."""
+    token = _records.set(records)
+    try:
+        yield
+    finally:
+        _records.reset(token)
+
 
 def float_tiling() -> FloatTiling:
-    """The same for products of floats."""
+    """The tiling of a product of floats by the first rule that knows `Target.current()`."""
     target = Target.current(allow_none=True)
     if target is None:
         return FloatTiling()
     return next(found for rule in FLOAT_RULES if (found := rule(target)) is not None)
+
+
+Choices = tuple[tuple[int | None, T], ...]
+"""Tilings in order, each with the greatest number of rows that it serves; the last one all."""
+
+
+def float_choices(kind: str, out_features: int, in_features: int) -> Choices[FloatTiling]:
+    """The tilings of a kernel with the fields of its records."""
+    return choices(float_tiling(), kind, out_features, in_features)
+
+
+def choices(tiling: T, kind: str, out_features: int, in_features: int) -> Choices[T]:
+    """A tiling with the fields of the records for each number of rows, equal ones joined."""
+    records = _records.get()
+    found: list[tuple[int | None, T]] = []
+    for rows in ROWS:
+        fields = records.get((kind, out_features, in_features, rows), {})
+        own = replace(tiling, **fields)  # type: ignore[type-var]
+        if found and found[-1][1] == own:
+            found.pop()
+        found.append((rows, own))
+    return (*found[:-1], (None, found[-1][1]))

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
+
+Choice = TypeVar("Choice")
 
 Buffer = Any
 Expr = Any
@@ -60,6 +62,21 @@ def only_if(condition: Expr) -> Any:
     stack.enter_context(T.If(condition))
     stack.enter_context(T.Then())
     return stack
+
+
+def by_rows(
+    rows: Expr, choices: Sequence[tuple[int | None, Choice]], emit: Callable[[Choice], None]
+) -> None:
+    """Emits the code of each choice, of which the first one that serves so many rows runs."""
+    least = 0
+    for most, choice in choices:
+        if most is None and not least:
+            emit(choice)
+            continue
+        above = rows > least
+        with only_if(above if most is None else tirx.all(above, rows <= most)):
+            emit(choice)
+        least = most or 0
 
 
 def bind(value: Expr) -> Expr:

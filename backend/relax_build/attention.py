@@ -10,7 +10,7 @@ import onnx_ir as ir
 from tvm import te, tirx
 
 from ..kernels.attention import Attention, Layout, attention
-from ..kernels.mathematics import tanh
+from ..kernels.mathematics import dtype_of, tanh
 from .builder import Builder
 from .dimensions import extent
 from .indexing import wrap
@@ -18,7 +18,7 @@ from .matmul import batched
 from .node import Lowering, Node
 from .reduction import softmax
 from .shape import concatenate
-from .values import SUPPORTED, Dim, Value, dtype_of, like
+from .values import SUPPORTED, Dim, Value, like
 
 _RAW, _AFTER_SOFTMAX = 0, 3
 

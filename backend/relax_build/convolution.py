@@ -9,13 +9,14 @@ from typing import Any
 
 from tvm import te, tirx
 
+from ..kernels.mathematics import dtype_of
 from .builder import OUT_ELEMENTWISE_FUSABLE, Builder
 from .dimensions import extent, size
 from .matmul import batched
 from .node import Lowering, Node
 from .reduction import mean, reduce
 from .slicing import pad
-from .values import Dim, Value, dtype_of, like
+from .values import Dim, Value, like
 
 CONVOLUTION = "convolution"
 """Name of the block that sums the windows, by which its schedule knows it."""

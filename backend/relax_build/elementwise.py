@@ -10,10 +10,10 @@ import numpy as np
 import onnx_ir as ir
 from tvm import te, tirx
 
-from ..kernels.mathematics import erf, exp, tanh
+from ..kernels.mathematics import dtype_of, erf, exp, tanh
 from .builder import Builder
 from .node import Lowering, Node
-from .values import SUPPORTED, Value, dtype_of, like
+from .values import SUPPORTED, Value, like
 
 
 def _is_float(x: Any) -> bool:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
-from ..kernels.mathematics import exp
+from ..kernels.mathematics import dtype_of, exp
 from .builder import OUT_ELEMENTWISE_FUSABLE, Builder
 from .dimensions import extent, size
 from .node import Lowering, Node
-from .values import Dim, Value, dtype_of, like
+from .values import Dim, Value, like
 
 Combine = Callable[..., Any]
 
