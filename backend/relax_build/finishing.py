@@ -16,8 +16,8 @@ from tvm.s_tir.schedule import ScheduleError
 
 from ..kernels.base import Step
 from ..kernels.finish import Finish
+from ..kernels.lowering import is_scheduled
 from ..kernels.tir import Argument, load
-from .schedule import is_scheduled
 
 _CALL_TIR = tvm.ir.Op.get("relax.call_tir")
 _RESHAPE = tvm.ir.Op.get("relax.reshape")

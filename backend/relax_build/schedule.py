@@ -10,6 +10,7 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import ScheduleError
 
+from ..kernels.lowering import compacted, is_scheduled
 from .convolution import CONVOLUTION
 from .matmul import COLUMNS, PARTIAL, PRODUCT, ROWS
 
@@ -33,12 +34,7 @@ def apply_schedules(module: Any) -> Any:
             scheduled[variable] = _schedule(function)
     for variable, function in scheduled.items():
         module.update_func(variable, function)
-    return module
-
-
-def is_scheduled(function: Any) -> bool:
-    """Whether a kernel has fixed the loops of a function already."""
-    return bool(function.attrs.get("tirx.is_scheduled", False)) if function.attrs else False
+    return compacted(module, {str(variable.name_hint) for variable in scheduled})
 
 
 def _schedule(function: Any) -> Any:
