@@ -124,7 +124,7 @@ class ThreeBits(Format):
 
     def encode(self, stored: Octets) -> Octets:
         """Low bits of the first four quads, of the others, and the high bits of all."""
-        low, high = stored & 3, stored >> 2
+        low, high = stored & np.uint8(3), stored >> np.uint8(2)
         parts = [_fields(low[..., :4, :], 2), _fields(low[..., 4:, :], 2), _fields(high, 1)]
         return np.concatenate(parts, axis=-2)
 
@@ -210,12 +210,12 @@ class TiedTrits(Format):
     @property
     def offset(self) -> int:
         """All trits −1."""
-        return (3**self.planes - 1) // 2
+        return int(3**self.planes - 1) // 2
 
     @property
     def greatest(self) -> int:
         """All trits 1."""
-        return 3**self.planes - 1
+        return int(3**self.planes) - 1
 
     def encode(self, stored: Octets) -> Octets:
         """The trits of each plane, encoded one behind the other."""

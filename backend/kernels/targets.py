@@ -81,13 +81,13 @@ def code_avx512(target: Target) -> CodeTiling | None:
 
 def _code_avx512(target: Target, dots: Dots) -> CodeTiling | None:
     floats = float_avx512(target)
-    return floats and CodeTiling(dots, floats, panels=(4, 4, 4, 4, 4, 4))
+    return None if floats is None else CodeTiling(dots, floats, panels=(4, 4, 4, 4, 4, 4))
 
 
 def code_avx2(target: Target) -> CodeTiling | None:
     """16 registers of 8 int32: 8 sums."""
     floats = float_avx2(target)
-    return floats and CodeTiling(Dots("madd", 8), floats, panels=(4, 2, 1, 1))
+    return None if floats is None else CodeTiling(Dots("madd", 8), floats, panels=(4, 2, 1, 1))
 
 
 def code_any(target: Target) -> CodeTiling | None:
