@@ -29,6 +29,7 @@ from .tir import (
     PrimFunc,
     bind,
     broadcast,
+    fold,
     index,
     load,
     local,
@@ -250,7 +251,7 @@ class _Block:
         for panel in panels:
             found = load(scores, ramp(first + panel, LANES))
             store(peak, tirx.max(load(peak, lanes), found), lanes)
-        _fold(peak, tirx.max)
+        fold(peak, tirx.max)
         store(peaks, load(peak, 0), row)
         store(total, zeros("float32", LANES), lanes)
         for panel in panels:
@@ -259,7 +260,7 @@ class _Block:
                 place = first + panel + lane
                 store(scores, exp(load(scores, place) - load(peak, 0)), place)
             store(total, load(total, lanes) + load(scores, where), lanes)
-        _fold(total, lambda one, other: one + other)
+        fold(total, lambda one, other: one + other)
         store(factor, exp(load(old, 0) - load(peak, 0)), 0)
         store(totals, load(totals, row) * load(factor, 0) + load(total, 0), row)
         for column in range(0, spec.value_size, LANES):
@@ -312,12 +313,3 @@ class _Block:
             value = load(sums, ramp(row * spec.value_size + column, LANES))
             where = (self.batch, position, head, ramp(column, LANES))
             store(self.y, value * broadcast(load(inverse, 0), LANES), *where)
-
-
-def _fold(buffer: Buffer, combine: Any) -> None:
-    """Combines 16 lanes in the first one."""
-    width = LANES // 2
-    while width:
-        one, other = load(buffer, ramp(0, width)), load(buffer, ramp(width, width))
-        store(buffer, combine(one, other), ramp(0, width))
-        width //= 2

@@ -10,6 +10,8 @@ No dense weight is ever in memory. With rounded activations the sums of a group 
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -35,6 +37,7 @@ from .tir import (
     index,
     load,
     local,
+    only_if,
     parallel,
     prim_func,
     ramp,
@@ -42,6 +45,12 @@ from .tir import (
     store,
     zeros,
 )
+
+_FEW = (1, 2, 4, 8)
+"""Rows of x whose sums stay in registers while the codes pass by once."""
+
+_FEW_FLOATS = (1, 2)
+"""The same of x in floats; of more rows a decoded tile is as fast."""
 
 _QUADS = 4
 """Of an iteration of the loop over a decoded tile."""
@@ -53,6 +62,8 @@ class CodeTiling:
 
     Attributes:
         dots: multiplies quads.
+        table: the LLVM intrinsic that looks 16 floats up by the low four bits of 16 int32, where
+            there is one.
         floats: of the product with decoded floats.
         group: panels that one task computes.
         panels: panels that are summed at once by the height of a tile of rounded rows.
@@ -65,7 +76,8 @@ class CodeTiling:
     group: int = 4
     panels: tuple[int, ...] = (2, 1, 1, 1)
     chains: int = 2
-    block: int = 64
+    block: int = 128
+    table: str | None = None
 
 
 @dataclass(frozen=True)
@@ -80,13 +92,6 @@ class CodeProduct:
     in_features: int
     source: Codes
     rounded: bool
-
-    @property
-    def groups(self) -> list[tuple[int, int, int]]:
-        """First group, number of groups and inputs of each: the whole ones and the rest."""
-        full, rest = divmod(self.in_features, self.source.group)
-        parts = [(0, full, self.source.group), (full, 1, rest)]
-        return [(first, count, length) for first, count, length in parts if count and length]
 
 
 @cache
@@ -110,7 +115,7 @@ def code_product(
         given = _Given(spec, buffers[:count], *buffers[count : count + 2])
         stored = buffers[count + 2 :]
 
-        def emit(tiling: CodeTiling, *, single: bool) -> None:
+        def emit(tiling: CodeTiling, few: int | None) -> None:
             group = even_group(panels, tiling.group)
             with parallel(-(-panels // group)) as number:
                 # The last group overlaps the one before instead of being narrower.
@@ -122,23 +127,29 @@ def code_product(
                     put(stored, finish, row, column, LANES, value, missing)
 
                 task = _Task(given, tiling, group, left, finished)
-                if single:
-                    task.one_row()
-                else:
+                if few is None:
                     task.blocks_of_rows(rows)
+                else:
+                    task.few_rows(rows, few)
 
-        single = not spec.source.format.continuous
-        choices: list[tuple[int | None, Callable[[], None]]] = []
-        if single:
-            choices.append((1, partial(emit, tilings[0][1], single=True)))
-        choices += [
-            (most, partial(emit, tiling, single=False))
+        heights: tuple[int, ...] = _FEW if spec.rounded else _FEW_FLOATS
+        if spec.source.format.continuous:
+            heights = ()
+        most_of_few = max(heights, default=0)
+        choices = [
+            (height, partial(emit, _serving(tilings, height), height)) for height in heights
+        ] + [
+            (most, partial(emit, tiling, None))
             for most, tiling in tilings
-            if not (single and most == 1)
+            if most is None or most > most_of_few
         ]
         by_rows(rows, choices, lambda choice: choice())
 
     return prim_func(arguments, body)
+
+
+def _serving(tilings: Sequence[tuple[int | None, CodeTiling]], rows: int) -> CodeTiling:
+    return next(tiling for most, tiling in tilings if most is None or rows <= most)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +160,12 @@ class _Given:
     x: Sequence[Buffer]
     codes: Buffer
     scales: Buffer
+
+
+Length = int | Expr
+
+_Totals = dict[tuple[int, int], Buffer]
+"""The sums of a row and a panel."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,117 +182,150 @@ class _Task:
     def source(self) -> Codes:
         return self.given.spec.source
 
-    def _over_groups(self, emit: Callable[[Expr, int], None]) -> None:
-        for first, count, length in self.given.spec.groups:
-            with serial(count) as number:
-                emit(bind(number + first), length)
+    def _over_groups(self, emit: Callable[[Expr, Length], None]) -> None:
+        """Calls `emit` with each group and its length, which is symbolic where one code suffices.
+
+        The last group, if it is not whole, needs code of its own only where it ends inside a unit.
+        """
+        spec, group = self.given.spec, self.source.group
+        full, rest = divmod(spec.in_features, group)
+        if rest and full and rest % math.lcm(self.source.format.codes, 4 * _QUADS) == 0:
+            with serial(full + 1) as number:
+                emit(number, bind(tirx.min(index(group), spec.in_features - number * group)))
+            return
+        if full:
+            with serial(full) as number:
+                emit(number, group)
+        if rest:
+            emit(index(full), rest)
 
     def _scale(self, plane: Expr | int, panel: int, group: Expr, lane: int, lanes: int) -> Expr:
         return load(self.given.scales, plane, self.left + panel, group, ramp(lane, lanes))
 
-    # One row.
+    # A few rows.
 
-    def one_row(self) -> None:
-        totals = [local(LANES, "float32") for _ in range(self.panels)]
-        for total in totals:
-            store(total, zeros("float32", LANES), ramp(0, LANES))
+    def few_rows(self, rows: Expr, height: int) -> None:
+        """All rows at once; what a tile has beyond the last row repeats that and is not stored."""
+        wide = max(self.panels // (max(height // 4, 1) * self.source.planes), 1)
         step = self._rounded_group if self.given.spec.rounded else self._float_group
-        self._over_groups(lambda group, length: step(group, length, totals))
-        for panel, total in enumerate(totals):
-            self.finished(index(0), panel, partial(_lane, total, index(0)))
+        numbers = [bind(tirx.min(index(row), rows - 1)) for row in range(height)]
+        for start in range(0, self.panels, wide):
+            panels = range(start, min(start + wide, self.panels))
+            totals = {
+                (row, panel): local(LANES, "float32") for row in range(height) for panel in panels
+            }
+            for total in totals.values():
+                store(total, zeros("float32", LANES), ramp(0, LANES))
+            self._over_groups(partial(step, numbers, panels, totals))
+            for (row, panel), total in totals.items():
+                with only_if(rows > row):
+                    self.finished(index(row), panel, partial(_lane, total, index(0)))
 
-    def _units(self, group: Expr, length: int, emit: Callable[[Expr, Expr, int], None]) -> None:
+    def _units(self, group: Expr, length: Length, emit: Callable[[Expr, Expr, int], None]) -> None:
         """Calls `emit` with each unit of a group, its first code in the group and its codes."""
         first, _ = self.source.first_quad(group)
         first, each = bind(first), self.source.format.codes
-        whole, rest = divmod(length, each)
-        if whole:
-            with serial(whole) as number:
-                emit(first + number, number * each, each)
+        whole, rest = _parts(length, each)
+        with serial(whole) as number:
+            emit(first + number, number * each, each)
         if rest:
-            emit(first + whole, index(whole * each), rest)
+            emit(first + whole, index(length - rest), rest)
 
-    def _rounded_group(self, group: Expr, length: int, totals: list[Buffer]) -> None:
+    def _rounded_group(
+        self, rows: list[Expr], panels: range, totals: _Totals, group: Expr, length: Length
+    ) -> None:
         source, dots = self.source, self.tiling.dots
         codes, scales, sums = self.given.x
-        chains, lanes = self.tiling.chains, dots.lanes
-        parts = range(0, LANES, lanes)
+        chains, lanes = (self.tiling.chains if len(rows) == 1 else 1), dots.lanes
         every = ramp(0, lanes)
-        held = {
-            (plane, panel, part, chain): local(lanes, "int32")
+        places = [
+            (plane, panel, part)
             for plane in range(source.planes)
-            for panel in range(self.panels)
-            for part in parts
-            for chain in range(chains)
-        }
-        correction = -source.format.offset * load(sums, 0, group)
-        for (_, _, _, chain), total in held.items():
-            start = broadcast(correction, lanes) if chain == 0 else zeros("int32", lanes)
-            store(total, start, every)
+            for panel in panels
+            for part in range(0, LANES, lanes)
+        ]
+        held = [
+            {place: [local(lanes, "int32") for _ in range(chains)] for place in places}
+            for _ in rows
+        ]
+        for row, mine in zip(rows, held, strict=True):
+            correction = broadcast(-source.format.offset * load(sums, row, group), lanes)
+            for first, *others in mine.values():
+                store(first, correction, every)
+                for other in others:
+                    store(other, zeros("int32", lanes), every)
         word = bind(group * quads_of(source.group))
 
         def unit(number: Expr, code: Expr, count: int) -> None:
-            first = word + tirx.floordiv(code, index(4))
-            x = [broadcast(load(codes, 0, first + j), lanes) for j in range(quads_of(count))]
-            for plane in range(source.planes):
-                for panel in range(self.panels):
-                    for part in parts:
-                        quads = source.quads(
-                            self.given.codes, plane, self.left + panel, number, part, lanes
+            start, quads = word + tirx.floordiv(code, index(4)), range(quads_of(count))
+            for place in places:
+                plane, panel, part = place
+                weights = source.quads(
+                    self.given.codes, plane, self.left + panel, number, part, lanes
+                )
+                for row, mine in zip(rows, held, strict=True):
+                    x = [broadcast(load(codes, row, start + j), lanes) for j in quads]
+                    products = list(zip(weights, x, strict=False))
+                    for chain, total in enumerate(mine[place][: len(x)]):
+                        value = dots.add(
+                            load(total, every), products[chain::chains], source.format.greatest
                         )
-                        products = list(zip(quads, x, strict=False))
-                        for chain in range(min(chains, len(x))):
-                            total = held[plane, panel, part, chain]
-                            mine = products[chain::chains]
-                            value = dots.add(load(total, every), mine, source.format.greatest)
-                            store(total, value, every)
-
-        self._units(group, length, unit)
-        x_scale = load(scales, 0, group)
-        for plane in range(source.planes):
-            for panel in range(self.panels):
-                for part in parts:
-                    total = sum(
-                        (
-                            load(held[plane, panel, part, chain], every)
-                            for chain in range(1, chains)
-                        ),
-                        load(held[plane, panel, part, 0], every),
-                    )
-                    value = convert(total, "float32", lanes) * broadcast(x_scale, lanes)
-                    value = value * self._scale(plane, panel, group, part, lanes)
-                    where = ramp(part, lanes)
-                    store(totals[panel], load(totals[panel], where) + value, where)
-
-    def _float_group(self, group: Expr, length: int, totals: list[Buffer]) -> None:
-        source, (x,) = self.source, self.given.x
-        every = ramp(0, LANES)
-        held = {
-            (plane, panel, chain): local(LANES, "float32")
-            for plane in range(source.planes)
-            for panel in range(self.panels)
-            for chain in range(2)
-        }
-        for total in held.values():
-            store(total, zeros("float32", LANES), every)
-        start = bind(group * source.group)
-
-        def unit(number: Expr, code: Expr, count: int) -> None:
-            for plane in range(source.planes):
-                for panel in range(self.panels):
-                    quads = source.quads(self.given.codes, plane, self.left + panel, number)
-                    for j in range(count):
-                        total = held[plane, panel, j % 2]
-                        inputs = broadcast(load(x, 0, start + code + j), LANES)
-                        value = load(total, every) + inputs * _code(source, quads, j)
                         store(total, value, every)
 
         self._units(group, length, unit)
-        for plane in range(source.planes):
-            for panel in range(self.panels):
-                both = load(held[plane, panel, 0], every) + load(held[plane, panel, 1], every)
-                value = both * self._scale(plane, panel, group, 0, LANES)
-                store(totals[panel], load(totals[panel], every) + value, every)
+        for i, (row, mine) in enumerate(zip(rows, held, strict=True)):
+            x_scale = broadcast(load(scales, row, group), lanes)
+            for (plane, panel, part), (first, *others) in mine.items():
+                total = sum((load(other, every) for other in others), load(first, every))
+                value = convert(total, "float32", lanes) * x_scale
+                value = value * self._scale(plane, panel, group, part, lanes)
+                where = ramp(part, lanes)
+                store(totals[i, panel], load(totals[i, panel], where) + value, where)
+
+    def _float_group(
+        self, rows: list[Expr], panels: range, totals: _Totals, group: Expr, length: Length
+    ) -> None:
+        source, (x,) = self.source, self.given.x
+        every, chains = ramp(0, LANES), 2 if len(rows) == 1 else 1
+        places = [(plane, panel) for plane in range(source.planes) for panel in panels]
+        held = [
+            {place: [local(LANES, "float32") for _ in range(chains)] for place in places}
+            for _ in rows
+        ]
+        for mine in held:
+            for totals_of_place in mine.values():
+                for total in totals_of_place:
+                    store(total, zeros("float32", LANES), every)
+        start = bind(group * source.group)
+
+        def unit(number: Expr, code: Expr, count: int) -> None:
+            for place in places:
+                codes = self._floats(*place, number)
+                for j in range(count):
+                    for row, mine in zip(rows, held, strict=True):
+                        total = mine[place][j % chains]
+                        inputs = broadcast(load(x, row, start + code + j), LANES)
+                        store(total, load(total, every) + inputs * codes[j], every)
+
+        self._units(group, length, unit)
+        for i, mine in enumerate(held):
+            for (plane, panel), (first, *others) in mine.items():
+                value = sum((load(other, every) for other in others), load(first, every))
+                value = value * self._scale(plane, panel, group, 0, LANES)
+                store(totals[i, panel], load(totals[i, panel], every) + value, every)
+
+    def _floats(self, plane: Expr | int, panel: int, unit: Expr) -> list[Expr]:
+        """The codes of a unit as floats."""
+        source, intrinsic = self.source, self.tiling.table
+        words = source.words(self.given.codes, plane, self.left + panel, unit)
+        found = source.format.indices(words) if intrinsic else None
+        if found is None:
+            return [_code(source, quad, j) for quad in source.format.quads(words) for j in range(4)]
+        positions = tirx.Ramp(tirx.const(0, "int32"), tirx.const(1, "int32"), LANES)
+        table = convert(source.format.code_of(positions), "float32", LANES)
+        return [
+            tirx.call_llvm_pure_intrin("float32x16", intrinsic, table, number) for number in found
+        ]
 
     # Several rows.
 
@@ -287,10 +337,16 @@ class _Task:
             height = bind(tirx.min(index(block), rows - first))
             with serial(height * self.panels) as i:
                 store(totals, zeros("float32", LANES), ramp(i * LANES, LANES))
-            multiply = self._rounded_tile if self.given.spec.rounded else self._float_tile
-            with serial(source.planes) as plane:
+            if self.given.spec.rounded:
+                with serial(source.planes) as plane:
+                    self._over_groups(
+                        lambda group, length: self._rounded_tile(
+                            plane, group, length, first, height, totals
+                        )
+                    )
+            else:
                 self._over_groups(
-                    lambda group, length: multiply(plane, group, length, first, height, totals)
+                    lambda group, length: self._float_tile(group, length, first, height, totals)
                 )
             with serial(height) as row:
                 for panel in range(self.panels):
@@ -298,7 +354,7 @@ class _Task:
                     self.finished(first + row, panel, partial(_lane, totals, start))
 
     def _decode(
-        self, group: Expr, length: int, emit: Callable[[Expr, Expr], None]
+        self, group: Expr, length: Length, emit: Callable[[Expr, Expr], None]
     ) -> tuple[int, Expr]:
         """Calls `emit` with each unit of a group and its number.
 
@@ -309,38 +365,46 @@ class _Task:
         first, offset = source.first_quad(group)
         first, offset = bind(first), bind(offset)
         each = source.format.codes // 4
-        most = -(-quads_of(length) // each)
-        count: Expr = index(most)
+        quads = _quads(length)
+        count: Length = (quads + each - 1) // each
         if source.format.continuous:
-            most = -(-(quads_of(length) + each - 1) // each)
-            count = tirx.min(index(most), source.format.units(self.given.spec.in_features) - first)
+            count = tirx.min(
+                index((quads + 2 * each - 2) // each),
+                source.format.units(self.given.spec.in_features) - first,
+            )
         with serial(count) as number:
             emit(first + number, number)
-        return most, offset
+        return offset
+
+    def _units_of_tile(self) -> int:
+        """Units that a group may touch."""
+        codes = self.source.format.codes
+        return -(-self.source.group // codes) + self.source.format.continuous
 
     def _float_tile(
         self,
-        plane: Expr,
         group: Expr,
-        length: int,
+        length: Length,
         first: Expr,
         height: Expr,
         totals: Buffer,
     ) -> None:
         source, panels, (x,) = self.source, self.panels, self.given.x
         codes = source.format.codes
-        units = -(-length // codes) + source.format.continuous
-        tile = local(units * codes * panels * LANES, "float32")
+        tile = local(self._units_of_tile() * codes * panels * LANES, "float32")
 
         def decode(unit: Expr, number: Expr) -> None:
             for panel in range(panels):
-                scale = self._scale(plane, panel, group, 0, LANES)
-                quads = source.quads(self.given.codes, plane, self.left + panel, unit)
-                for j in range(codes):
+                weights: list[Expr] = []
+                for plane in range(source.planes):
+                    scale = self._scale(plane, panel, group, 0, LANES)
+                    found = [code * scale for code in self._floats(plane, panel, unit)]
+                    weights = list(map(operator.add, weights, found)) if weights else found
+                for j, weight in enumerate(weights):
                     where = ((number * codes + j) * panels + panel) * LANES
-                    store(tile, _code(source, quads, j) * scale, ramp(where, LANES))
+                    store(tile, weight, ramp(where, LANES))
 
-        _, offset = self._decode(group, length, decode)
+        offset = self._decode(group, length, decode)
         column, skipped = bind(group * source.group), bind(offset * 4)
         sums = Sums(
             self.tiling.floats,
@@ -361,15 +425,14 @@ class _Task:
         self,
         plane: Expr,
         group: Expr,
-        length: int,
+        length: Length,
         first: Expr,
         height: Expr,
         totals: Buffer,
     ) -> None:
         source, panels = self.source, self.panels
         each = source.format.codes // 4
-        units = -(-quads_of(length) // each) + source.format.continuous
-        tile = local(units * each * panels * LANES, "int32")
+        tile = local(self._units_of_tile() * each * panels * LANES, "int32")
 
         def decode(unit: Expr, number: Expr) -> None:
             for panel in range(panels):
@@ -378,7 +441,7 @@ class _Task:
                     where = ((number * each + j) * panels + panel) * LANES
                     store(tile, quad, ramp(where, LANES))
 
-        _, offset = self._decode(group, length, decode)
+        offset = self._decode(group, length, decode)
         most = len(self.tiling.panels)
 
         def emit(rows: int, row: Expr) -> None:
@@ -398,7 +461,7 @@ class _Task:
         columns: range,
         plane: Expr,
         group: Expr,
-        length: int,
+        length: Length,
         first: Expr,
         row: Expr,
         tile: Buffer,
@@ -438,12 +501,12 @@ class _Task:
                     value = dots.add(load(total, every), products, source.format.greatest)
                     store(total, value, every)
 
-        whole, rest = divmod(quads_of(length), _QUADS)
-        if whole:
-            with serial(whole) as number:
-                step(number * _QUADS, _QUADS)
+        quads = _quads(length)
+        whole, rest = _parts(quads, _QUADS)
+        with serial(whole) as number:
+            step(number * _QUADS, _QUADS)
         if rest:
-            step(index(whole * _QUADS), rest)
+            step(index(quads - rest), rest)
         for i in range(rows):
             x_scale = broadcast(load(scales, first + row + i, group), lanes)
             for total, (panel, part) in zip(held[i], places, strict=True):
@@ -453,10 +516,21 @@ class _Task:
                 store(totals, load(totals, where) + value, where)
 
 
-def _code(source: Codes, quads: list[Expr], j: int) -> Expr:
-    """The float of code j of a unit."""
-    stored = (quads[j // 4] >> (8 * (j % 4))) & 255
+def _code(source: Codes, quad: Expr, j: int) -> Expr:
+    """The float of code j of a quad."""
+    stored = (quad >> (8 * j)) & 255
     return convert(stored - source.format.offset, "float32", LANES)
+
+
+def _parts(length: Length, each: int) -> tuple[Length, int]:
+    """How many whole parts a length has, and what is left; nothing of a symbolic one."""
+    if isinstance(length, int):
+        return length // each, length % each
+    return length // each, 0
+
+
+def _quads(length: Length) -> Length:
+    return quads_of(length) if isinstance(length, int) else length // 4
 
 
 def _lane(totals: Buffer, start: Expr, lane: Expr) -> Expr:

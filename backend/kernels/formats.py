@@ -65,6 +65,14 @@ class Format(ABC):
     def quads(self, unit: list[Expr]) -> list[Expr]:
         """The quads of one unit."""
 
+    def indices(self, unit: list[Expr]) -> list[Expr] | None:
+        """For each code an int32 whose low four bits decide it; None where they do not."""
+        return None
+
+    def code_of(self, bits: Expr) -> Expr:
+        """The code that four bits stand for, where `indices` gives them."""
+        raise NotImplementedError
+
     def units(self, count: int) -> int:
         """Units that hold `count` codes."""
         return -(-count // self.codes)
@@ -115,6 +123,14 @@ class FourBits(Format):
         (word,) = unit
         return [_field(word, 4 * j, 15) for j in range(2)]
 
+    def indices(self, unit: list[Expr]) -> list[Expr] | None:
+        """Each nibble shifted down."""
+        return _shifted(unit[0], 4)
+
+    def code_of(self, bits: Expr) -> Expr:
+        """Without the offset."""
+        return bits - self.offset
+
 
 @dataclass(frozen=True)
 class ThreeBits(Format):
@@ -148,6 +164,14 @@ class TwoBitTrits(Format):
         """Shifts and masks."""
         (word,) = unit
         return [_field(word, 2 * j, 3) for j in range(4)]
+
+    def indices(self, unit: list[Expr]) -> list[Expr] | None:
+        """Each pair of bits shifted down."""
+        return _shifted(unit[0], 2)
+
+    def code_of(self, bits: Expr) -> Expr:
+        """The lower two bits without the offset."""
+        return (bits & 3) - self.offset
 
 
 @dataclass(frozen=True)
@@ -243,3 +267,8 @@ def _fields(stored: Octets, bits: int) -> Octets:
 def _field(word: Expr, shift: int, mask: int) -> Expr:
     shifted = word >> shift if shift else word
     return shifted & (mask * 0x01010101)
+
+
+def _shifted(word: Expr, bits: int) -> list[Expr]:
+    shifts = [8 * octet + bits * quad for quad in range(8 // bits) for octet in range(4)]
+    return [word >> shift if shift else word for shift in shifts]

@@ -23,6 +23,7 @@ from .tir import (
     PrimFunc,
     broadcast,
     convert,
+    fold,
     index,
     load,
     local,
@@ -107,11 +108,7 @@ def _group(
         store(peaks, tirx.max(load(peaks, every), magnitude(i * LANES, LANES)), every)
     with serial(length - whole * LANES) as k:
         store(peaks, tirx.max(load(peaks, 0), magnitude(k + whole * LANES, 1)), 0)
-    width = LANES // 2
-    while width:
-        one, other = load(peaks, ramp(0, width)), load(peaks, ramp(width, width))
-        store(peaks, tirx.max(one, other), ramp(0, width))
-        width //= 2
+    fold(peaks, tirx.max)
     levels, zero = tirx.const(127, "float32"), tirx.const(0, "float32")
     store(scales, load(peaks, 0) / levels, row, group)
     store(inverse, levels / load(peaks, 0), 0)
@@ -138,6 +135,5 @@ def _group(
             store(totals, load(totals, 0) + code, 0)
             value = value | ((code & 255) << (8 * j))
         store(codes, value, row, first_word + whole * quads + word)
-    for lane in range(1, LANES):
-        store(totals, load(totals, 0) + load(totals, lane), 0)
+    fold(totals, lambda one, other: one + other)
     store(sums, load(totals, 0), row, group)

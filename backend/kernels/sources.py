@@ -52,6 +52,20 @@ class Codes:
         quad = group * quads_of(self.group)
         return quad // each, quad % each
 
+    def words(
+        self,
+        codes: Buffer,
+        plane: int | Expr,
+        block: Expr,
+        unit: Expr,
+        lane: int | Expr = 0,
+        lanes: int = LANES,
+    ) -> list[Expr]:
+        """The words of one unit, of `lanes` outputs from `lane` on."""
+        first = unit * self.format.size
+        places = (first + j for j in range(self.format.size))
+        return [load(codes, plane, block, place, ramp(lane, lanes)) for place in places]
+
     def quads(
         self,
         codes: Buffer,
@@ -61,11 +75,5 @@ class Codes:
         lane: int | Expr = 0,
         lanes: int = LANES,
     ) -> list[Expr]:
-        """The quads of one unit, of `lanes` outputs from `lane` on."""
-        first = unit * self.format.size
-        return self.format.quads(
-            [
-                load(codes, plane, block, first + j, ramp(lane, lanes))
-                for j in range(self.format.size)
-            ]
-        )
+        """The quads of one unit."""
+        return self.format.quads(self.words(codes, plane, block, unit, lane, lanes))

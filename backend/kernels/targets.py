@@ -81,7 +81,10 @@ def code_avx512(target: Target) -> CodeTiling | None:
 
 def _code_avx512(target: Target, dots: Dots) -> CodeTiling | None:
     floats = float_avx512(target)
-    return None if floats is None else CodeTiling(dots, floats, panels=(4, 4, 4, 4, 4, 4))
+    if floats is None:
+        return None
+    table = "llvm.x86.avx512.permvar.sf.512"
+    return CodeTiling(dots, floats, panels=(4, 4, 4, 4, 4, 4), table=table)
 
 
 def code_avx2(target: Target) -> CodeTiling | None:

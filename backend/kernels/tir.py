@@ -125,6 +125,15 @@ def local(size: int, dtype: str) -> Buffer:
     return T.sblock_alloc_buffer((size,), dtype)
 
 
+def fold(buffer: Buffer, combine: Callable[[Expr, Expr], Expr], lanes: int = 16) -> None:
+    """Combines the first `lanes` entries of a buffer, a power of two, in its first one."""
+    width = lanes // 2
+    while width:
+        one, other = load(buffer, ramp(0, width)), load(buffer, ramp(width, width))
+        store(buffer, combine(one, other), ramp(0, width))
+        width //= 2
+
+
 def prim_func(
     inputs: Callable[[Expr], Sequence[Argument]],
     body: Callable[..., None],
