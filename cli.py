@@ -97,6 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     compiling.add_argument(
         "--no-onnx", action="store_true", help="for a TVM target: leave model.onnx out"
     )
+    compiling.add_argument(
+        "--no-tuned", action="store_true", help="use no tiling that was measured before"
+    )
 
     inspecting = verb("inspect", _inspect, "list the linears of a model or artifact, and why")
     inspecting.add_argument("source", metavar="OUT|MODEL")
@@ -151,6 +154,7 @@ def _compile(options: argparse.Namespace) -> int:
             portable=options.portable,
             kernels=options.kernels,
             with_onnx=not options.no_onnx,
+            tuned=not options.no_tuned,
             output=options.output,
             progress=progress,
         )

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +107,26 @@ def summary(report: Mapping[str, Any]) -> list[str]:
             "rounding activations to int8 (accuracy_level 4) changes the outputs by "
             f"{_percent(effect)}"
         )
+    lines += list(_code(report))
     lines += [f"note: {note}" for note in report.get("notes", ())]
     lines += [f"warning: {warning}" for warning in report.get("warnings", ())]
     return lines
+
+
+def _code(report: Mapping[str, Any]) -> Iterator[str]:
+    """What the report says of the generated code."""
+    tuning = report.get("tuning")
+    if tuning and tuning["tuned"]:
+        sources = sorted({record["source"] for record in tuning["records"]})
+        yield (
+            f"kernels with tuned tilings: {tuning['tuned']} of {len(tuning['kernels'])} "
+            f"({', '.join(sources)})"
+        )
+    generic = report.get("generic_functions")
+    if generic:
+        names = [function["name"] for function in generic]
+        rest = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
+        yield f"functions with no schedule of their own: {', '.join(names[:_MOST])}{rest}"
 
 
 def _print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -12,7 +12,7 @@ from ..target import Target
 from .finishing import finish_products
 from .fusion import fuse
 from .module import TvmModule
-from .schedule import apply_schedules
+from .schedule import GENERIC, apply_schedules
 from .walker import Walk
 
 
@@ -43,7 +43,7 @@ def build(model: ir.Model, target: Target) -> TvmModule:
     with machine:
         walk = Walk(model)
         module = finish_products(fuse(walk.module), walk.builder.products)
-        module = apply_schedules(module)
+        rules = apply_schedules(module)
         executable = tvm.compile(module, target=machine, relax_pipeline=_lower())
     builder = walk.builder
     return TvmModule(
@@ -52,6 +52,9 @@ def build(model: ir.Model, target: Target) -> TvmModule:
         inputs=walk.inputs,
         outputs=walk.outputs,
         dimension_bounds=builder.bounds,
+        generic_functions={
+            name: rule for name, rule in sorted(rules.items()) if rule in (GENERIC, None)
+        },
     )
 
 
