@@ -1,4 +1,4 @@
-"""`undense`: compile, inspect, run, verify, bench and doctor on the command line."""
+"""`undense`: compile, inspect, run, verify, bench, tune and doctor on the command line."""
 
 from __future__ import annotations
 
@@ -124,6 +124,22 @@ def _parser() -> argparse.ArgumentParser:
     timing.add_argument("--threads", type=int, metavar="N")
     timing.add_argument("--repeats", type=int, default=20)
 
+    tuning = verb("tune", _tune, "measure tilings of an artifact's kernels and build it with them")
+    tuning.add_argument("artifact", metavar="OUT", help="made for target llvm")
+    tuning.add_argument(
+        "--trials", type=int, default=32, metavar="N",
+        help="candidates of each kernel and number of rows at most (default 32, about a second "
+        "each); 0 measures nothing and builds with what was measured before",
+    )  # fmt: skip
+    tuning.add_argument(
+        "--rows", metavar="1,8,32,128", help="numbers of rows to tune for (default: these four)"
+    )
+    tuning.add_argument("--threads", type=int, metavar="N")
+    tuning.add_argument(
+        "--tracker", metavar="HOST:PORT",
+        help="measure on the servers that TVM's RPC tracker has for the target's CPU",
+    )  # fmt: skip
+
     checking = verb("doctor", _doctor, "what is installed and usable, and the traps of a model")
     checking.add_argument("model", metavar="MODEL.onnx", nargs="?")
     return parser
@@ -218,6 +234,31 @@ def _bench(options: argparse.Namespace) -> int:
         found = bench(session, run, inputs, repeats=options.repeats)
     _print(options, found, print_fields)
     return EXIT_OK
+
+
+def _tune(options: argparse.Namespace) -> int:
+    from .backend.tuning.artifact import tune
+    from .runtime.progress import progress_bar
+    from .runtime.report import print_tuning
+
+    with progress_bar(quiet=options.quiet) as progress:
+        found = tune(
+            options.artifact,
+            trials=options.trials,
+            rows=_numbers("--rows", options.rows) if options.rows else None,
+            threads=options.threads,
+            tracker=options.tracker,
+            progress=progress,
+        )
+    _print(options, found, print_tuning)
+    return EXIT_DOES_NOT_HOLD if found["holds"] is False else EXIT_OK
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{option} {text!r}: give numbers with commas between them") from None
 
 
 def _doctor(options: argparse.Namespace) -> int:

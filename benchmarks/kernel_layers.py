@@ -16,7 +16,7 @@ from tvm.runtime.vm import VirtualMachine
 from undense.backend.kernels import kernel_for
 from undense.backend.relax_build.compile import build
 from undense.backend.target import Target
-from undense.runtime.tvm_session import _use_threads
+from undense.runtime.tvm_session import use_threads
 
 from .kernel_forms import Weight
 from .kernel_layer import Array, Call, Layer
@@ -44,7 +44,7 @@ def structured(weight: Weight, scheme: str) -> Layer:
     compiled = [executable[step.name] for step in steps]
 
     def load(threads: int) -> Callable[[Array], Call]:
-        _use_threads(threads)
+        use_threads(threads)
         weights = {name: tvm.runtime.tensor(tensor) for name, tensor in packed.items()}
 
         def bind(x: Array) -> Call:
@@ -83,7 +83,7 @@ def dense(weight: Weight) -> Layer:
     module = build(ir.serde.deserialize_model(dense_model(weight.dense)), _TARGET)
 
     def load(threads: int) -> Callable[[Array], Call]:
-        _use_threads(threads)
+        use_threads(threads)
         weights = [tvm.runtime.tensor(tensor) for tensor in module.weights.values()]
         main = VirtualMachine(module.executable, tvm.cpu())["main"]
 

@@ -15,6 +15,9 @@ from .report_html import report_html
 
 HEADINGS = ("site", "in", "out", "users", "scheme", "bits/weight", "error", "reason")
 VERIFY_HEADINGS = ("output", "execution error", "tolerance", "approximation error", "holds")
+TUNING_HEADINGS = (
+    "kernel", "shape", "rows", "tried", "rule, µs", "best, µs", "speed-up", "spread", "chosen",
+)  # fmt: skip
 _VERIFY_KEYS = ("execution_error", "tolerance", "approximation_error", "holds")
 _MOST = 12
 """Outputs that are printed; a decoder with its cache has dozens."""
@@ -69,6 +72,37 @@ def print_verification(found: Mapping[str, Any]) -> None:
 def _nearness(errors: Mapping[str, Any]) -> float:
     error = errors["execution_error"]
     return math.inf if error is None else float(error) / max(errors["tolerance"], 1e-300)
+
+
+def print_tuning(found: Mapping[str, Any]) -> None:
+    """Prints what was measured of each kernel, then what became of it."""
+    if found["results"]:
+        _print_rows(TUNING_HEADINGS, [_tuning_row(result) for result in found["results"]])
+    for kernel in found["untunable"]:
+        print(f"no tilings to try: {kernel['kind']} {_shape(kernel)}")
+    print(f"database: {found['database']}")
+    for line in _code(found):
+        print(line)
+    if not found["rebuilt"]:
+        print("the artifact already holds these tilings")
+    elif found["holds"] is not None:
+        print(f"the artifact was built again and {'holds' if found['holds'] else 'does not hold'}")
+
+
+def _tuning_row(result: Mapping[str, Any]) -> list[str]:
+    fields = ", ".join(f"{name}={_text(value)}" for name, value in result["fields"].items())
+    numbers = (result["default_us"], result["median_us"], result["speedup"], result["spread"])
+    return [
+        result["kind"],
+        _shape(result),
+        *map(str, (result["rows"], result["tried"])),
+        *map(_text, numbers),
+        fields or "the rule's own",
+    ]
+
+
+def _shape(kernel: Mapping[str, Any]) -> str:
+    return f"{kernel['out_features']}x{kernel['in_features']}"
 
 
 def print_fields(values: Mapping[str, Any]) -> None:

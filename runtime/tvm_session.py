@@ -59,7 +59,7 @@ class TvmSession(Session):
             main = VirtualMachine(self._executable, tvm.cpu())["main"]
             self._local.main = main
         if getattr(_pool, "threads", None) != self.num_threads:
-            _use_threads(self.num_threads)
+            use_threads(self.num_threads)
         return main
 
     def _execute(self, arrays: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
@@ -77,7 +77,7 @@ class TvmSession(Session):
         ]
 
 
-def _use_threads(number: int) -> None:
+def use_threads(number: int) -> None:
     """Sets how many threads of its pool, which never grows, the calling thread uses."""
     if not hasattr(_pool, "threads"):
         largest = max(number, usable_cores())
