@@ -122,6 +122,9 @@ def _parser() -> argparse.ArgumentParser:
     timing.add_argument("--against", metavar="MODEL", help="the dense model, run by ONNX Runtime")
     timing.add_argument("--input", metavar="IN.npz", help="default: the first stored sample")
     timing.add_argument("--threads", type=int, metavar="N")
+    timing.add_argument(
+        "--profile", action="store_true", help="a table of the time in each function instead"
+    )
     timing.add_argument("--repeats", type=int, default=20)
 
     tuning = verb("tune", _tune, "measure tilings of an artifact's kernels and build it with them")
@@ -225,11 +228,17 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _bench(options: argparse.Namespace) -> int:
     from .runtime.bench import bench
-    from .runtime.report import print_fields
+    from .runtime.profile import profile
+    from .runtime.report import print_fields, print_profile
     from .runtime.session import load
 
+    if options.profile and options.against:
+        raise InputError("--profile looks into the artifact alone; leave --against out")
     session = load(options.artifact, num_threads=options.threads)
     inputs = _samples(session, options.input)[0]
+    if options.profile:
+        _print(options, profile(session, inputs, repeats=options.repeats), print_profile)
+        return EXIT_OK
     with _dense(options.against, session.num_threads) as run:
         found = bench(session, run, inputs, repeats=options.repeats)
     _print(options, found, print_fields)

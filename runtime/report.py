@@ -18,6 +18,7 @@ VERIFY_HEADINGS = ("output", "execution error", "tolerance", "approximation erro
 TUNING_HEADINGS = (
     "kernel", "shape", "rows", "tried", "rule, µs", "best, µs", "speed-up", "spread", "chosen",
 )  # fmt: skip
+PROFILE_HEADINGS = ("function", "calls", "ms a run", "share", "shapes")
 _VERIFY_KEYS = ("execution_error", "tolerance", "approximation_error", "holds")
 _MOST = 12
 """Outputs that are printed; a decoder with its cache has dozens."""
@@ -72,6 +73,29 @@ def print_verification(found: Mapping[str, Any]) -> None:
 def _nearness(errors: Mapping[str, Any]) -> float:
     error = errors["execution_error"]
     return math.inf if error is None else float(error) / max(errors["tolerance"], 1e-300)
+
+
+def print_profile(found: Mapping[str, Any]) -> None:
+    """Prints the functions that a run calls, the longest first, then what their sum leaves out."""
+    _print_rows(
+        PROFILE_HEADINGS,
+        [
+            [
+                function["name"],
+                f"{function['calls']:g}",
+                _text(function["ms"]),
+                f"{function['share']:.1%}",
+                function["workload"],
+            ]
+            for function in found["functions"]
+        ],
+    )
+    if found["engine"] == "tvm":
+        print(f"the virtual machine's own builtins: {found['builtin_share']:.1%}")
+    print(
+        f"a run: {_text(found['run_ms'])} ms, {_text(found['traced_ms'])} ms while it is looked "
+        f"into; {found['engine']}, {found['threads']} threads"
+    )
 
 
 def print_tuning(found: Mapping[str, Any]) -> None:

@@ -124,6 +124,25 @@ def test_the_user_s_records_win_over_shipped_ones(monkeypatch: pytest.MonkeyPatc
     assert [record["fields"] for record in report["records"]] == [{"unroll": 1}, mine.fields]
 
 
+def test_the_doctor_names_the_database_and_the_reason_of_a_pin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from undense.backend import doctor
+
+    add_records([dataclasses.replace(RECORD, cpu=cpu_name(Target("tvm"))), RECORD])
+    tuning = doctor.examine_machine()["tuning"]
+    assert tuning["database"] == str(database_path())
+    assert (tuning["records"], tuning["measured_here"]) == (2, 1)
+    database_path().write_text("{")
+    version = doctor._version
+    later = {"apache-tvm-ffi": "0.1.15"}
+    monkeypatch.setattr(doctor, "_version", lambda name: later.get(name) or version(name))
+    pin, damage = doctor.examine_machine()["problems"]
+    assert "crash in Schedule.tensorize" in pin
+    assert pin.endswith("pip install apache-tvm-ffi==0.1.14.post1")
+    assert "tuning.json is damaged" in damage
+
+
 def test_shipped_records_are_of_known_kernels_and_measured_ones_name_a_machine() -> None:
     assert {family.name for family in families()} == {"AVX2", "AVX-512 with VNNI"}
     for family in families():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,20 @@ class Comparison:
         return self.ratio + self.spread < 1
 
 
+@dataclass(frozen=True, eq=False)
+class _Function:
+    """A loaded function on its device."""
+
+    module: Any
+    name: str
+    cpu: Any
+
+    def seconds(self, tensors: Sequence[Any], calls: int) -> float:
+        """Of one call, in the mean of some."""
+        timer = self.module.time_evaluator(self.name, self.cpu, number=calls, repeat=1)
+        return float(timer(*tensors).mean)
+
+
 class Bench:
     """One kernel and number of rows on one device, its arguments in place."""
 
@@ -75,29 +89,20 @@ class Bench:
             float(median), float(default), float(np.median(ratios)), float(high - low)
         )
 
-    def _load(self, program: Program) -> list[tuple[Callable[..., Any], Callable[[int], Any]]]:
-        """For each function, itself and its timer for a number of calls."""
-        module, cpu = self._device.load(program.compile(self._target)), self._device.cpu
-        return [
-            (
-                module[name],
-                lambda calls, name=name: module.time_evaluator(name, cpu, number=calls, repeat=1),
-            )
-            for name in program.names
-        ]
+    def _load(self, program: Program) -> list[_Function]:
+        module = self._device.load(program.compile(self._target))
+        return [_Function(module, name, self._device.cpu) for name in program.names]
 
-    def _run(self, loaded: Any) -> list[NDArray[Any]]:
-        found = []
-        for (function, _), tensors in zip(loaded, self._arguments, strict=True):
-            function(*tensors)
-            found.append(tensors[-1].numpy())
-        return found
+    def _run(self, loaded: Sequence[_Function]) -> list[NDArray[Any]]:
+        for function, tensors in zip(loaded, self._arguments, strict=True):
+            function.module[function.name](*tensors)
+        return [tensors[-1].numpy() for tensors in self._arguments]
 
-    def _time(self, loaded: Any, calls: int) -> float:
+    def _time(self, loaded: Sequence[_Function], calls: int) -> float:
         """Seconds of one call of all functions."""
         return sum(
-            float(timer(calls)(*tensors).mean)
-            for (_, timer), tensors in zip(loaded, self._arguments, strict=True)
+            function.seconds(tensors, calls)
+            for function, tensors in zip(loaded, self._arguments, strict=True)
         )
 
     def _agrees(self, outputs: Sequence[NDArray[Any]]) -> bool:

@@ -63,7 +63,7 @@ def programs(
         return steps, tuple(tvm_ffi.structural_hash(step.function) for step in steps)
 
     own, code = make({})
-    different = {code: (own, {})}
+    different: dict[Any, tuple[Sequence[Step], dict[str, Any]]] = {code: (own, {})}
     for fields in tilings:
         steps, other = make(fields)
         different.setdefault(other, (steps, dict(fields)))
