@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from ..relax_build.walker import Walk
 from ..relax_build.work import Work
 from ..target import Target
 from .choose import choose_records
-from .database import add_records, database_path, read_records
+from .database import add_records, database_path
 from .device import Device, LocalDevice
 from .record import Record, cpu_name, versions
 from .search import Found, Search
@@ -57,8 +58,9 @@ def tune(
         trials: candidates of each kernel and number of rows at most, in a random order that the
             seed of the artifact's plan gives. With 0 nothing is measured.
         rows: those of `kernels.targets.ROWS` to tune for; None is all.
-        threads: that a kernel uses; None is one for each core.
-        tracker: `HOST:PORT` of TVM's RPC tracker, to measure on its servers instead of here.
+        threads: that a kernel uses; None is one for each core, or what a server is set to.
+        tracker: `HOST:PORT` of TVM's RPC tracker, to measure on its free servers for LLVM's name
+            of the target's processor instead of here.
         progress: is told what is done.
 
     Returns:
@@ -88,12 +90,9 @@ def tune(
     seed = read_plan(artifact.file(PLAN)).seed
     results: list[tuple[Record, Found]] = []
     if trials and tunable:
-        used = threads or usable_cores()
-        search = Search(_devices(target, used, tracker), machine, trials, seed)
-        results = _measure(search, tunable, wanted, cpu_name(target), used, progress)
-        add_records(record for record, _ in results)
-    else:
-        read_records()
+        with _devices(target, threads, tracker) as devices:
+            search = Search(devices, machine, trials, seed)
+            results = _measure(search, tunable, wanted, cpu_name(target), progress)
     rebuilt = _rebuild(artifact, model, target)
     return {
         "cpu": cpu_name(target),
@@ -112,14 +111,21 @@ def _rows(rows: Sequence[int] | None) -> list[int]:
     return sorted(set(rows or ROWS))
 
 
-def _devices(target: Target, threads: int, tracker: str | None) -> list[Device]:
+@contextlib.contextmanager
+def _devices(target: Target, threads: int | None, tracker: str | None) -> Iterator[list[Device]]:
+    if tracker is not None:
+        from .remote import remote_devices
+
+        with remote_devices(tracker, str(target.tvm().attrs["mcpu"]), threads) as devices:
+            yield devices
+        return
     missing = set(target.cpu_features()) - (cpu_flags() or set())
     if missing:
         raise TuningError(
             f"code for {target} needs {', '.join(sorted(missing))}, which this processor lacks; "
             "measure on one that has it, with --tracker HOST:PORT"
         )
-    return [LocalDevice(threads)]
+    yield [LocalDevice(threads or usable_cores())]
 
 
 def _measure(
@@ -127,7 +133,6 @@ def _measure(
     work: Mapping[Workload, Work],
     rows: Sequence[int],
     cpu: str,
-    threads: int,
     progress: Progress,
 ) -> list[tuple[Record, Found]]:
     total, done = len(work) * len(rows) * search.trials, 0
@@ -157,10 +162,12 @@ def _measure(
                 median_us=comparison.median_us,
                 default_us=comparison.default_us,
                 spread=comparison.spread,
-                threads=threads,
+                threads=search.devices[0].threads,
                 versions=versions(),
                 date=today,
             )
+            # At once: what stops the search later does not take it away.
+            add_records([record])
             found.append((record, outcome))
     return found
 

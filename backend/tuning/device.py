@@ -21,6 +21,11 @@ class Device(ABC):
     def cpu(self) -> Any:
         """Its processor, as TVM names it."""
 
+    @property
+    @abstractmethod
+    def threads(self) -> int:
+        """How many a kernel uses."""
+
     @abstractmethod
     def load(self, compiled: Any) -> Any:
         """The functions of what `tvm.compile` gave, there."""
@@ -37,11 +42,17 @@ class LocalDevice(Device):
 
     def __init__(self, threads: int) -> None:
         use_threads(threads)
+        self._threads = threads
 
     @property
     def cpu(self) -> Any:
         """That of this machine."""
         return tvm.cpu()
+
+    @property
+    def threads(self) -> int:
+        """As it was made with."""
+        return self._threads
 
     def load(self, compiled: Any) -> Any:
         """The functions by just-in-time linking."""
