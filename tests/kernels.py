@@ -16,6 +16,7 @@ from tvm.target import Target
 from tvm.target.codegen import llvm_get_system_cpu, target_has_features
 from undense.backend.kernels import kernel_for
 from undense.backend.kernels.emit import emit
+from undense.backend.kernels.lowering import without_compaction
 from undense.passes.errors import SchemeError
 from undense.passes.structures import structures
 from undense.passes.structures.base import Factors, Structure
@@ -118,7 +119,7 @@ def compiled(
     """The layer as a function of x, or of indices."""
     module, packed = lowered(structure, factors, shape, leading, target=target, gather=gather)
     machine = Target(target or HOST)
-    with machine:
+    with machine, without_compaction():
         executable = tvm.compile(module, target=machine)
     vm = relax.VirtualMachine(executable, tvm.cpu())
     weights = [tvm.runtime.tensor(tensor) for tensor in packed.values()]

@@ -20,6 +20,7 @@ from kernels import (
 )
 from tvm import tirx
 from undense.backend.kernels import kernel_for, kernels
+from undense.backend.kernels.lowering import without_compaction
 from undense.passes.errors import LoweringError
 from undense.passes.scheme import parse_scheme
 from undense.passes.structures import structures
@@ -97,7 +98,7 @@ def test_each_rule_computes_the_same(scheme: str, rule: str) -> None:
     structure = resolved(scheme, SMALL)
     factors = random_factors(structure, SMALL)
     if not host_has(feature):
-        with tvm.target.Target(target) as machine:
+        with tvm.target.Target(target) as machine, without_compaction():
             tvm.compile(lowered(structure, factors, SMALL, target=target)[0], target=machine)
         pytest.skip(f"this machine compiles but cannot run {feature}")
     run = compiled(structure, factors, SMALL, target=target)
@@ -146,7 +147,7 @@ def test_weights_are_never_dense_in_memory(scheme: str) -> None:
         for function in prim_funcs(module).values()
         for buffer in function.body.block.alloc_buffers
     ]
-    assert max(tiles) <= 16 * 1024
+    assert max(tiles) <= 4 * shape[0] * shape[1] / 8
     types = [
         part
         for block in module["main"].body.blocks

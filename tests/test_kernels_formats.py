@@ -40,9 +40,12 @@ STORED = [item for item in ALL if isinstance(kernel_for(item), CodesKernel)]
 
 def decoded(layout: Format, rows: np.ndarray, group: int, length: int) -> np.ndarray:
     """Codes `[..., length]` from rows of bytes, by the operations of the kernels."""
-    units = rows.astype(np.int32).reshape(*rows.shape[:-1], -1, layout.size)
-    codes = np.stack(layout.decode(list(np.moveaxis(units, -1, 0))), axis=-1)
-    codes = codes.reshape(*rows.shape[:-1], -1)
+    units = rows.reshape(*rows.shape[:-1], -1, layout.size)
+    quads = np.stack(layout.quads(list(np.moveaxis(units, -1, 0))), axis=-1)
+    octets = np.ascontiguousarray(quads.astype(np.int32)).view(np.uint8)
+    codes = octets.reshape(*rows.shape[:-1], -1).astype(np.int16) - layout.offset
+    if layout.continuous:
+        return codes[..., :length]
     stride = layout.units(group) * layout.codes
     starts = range(0, codes.shape[-1], stride)
     parts = [codes[..., start : start + min(stride, group)] for start in starts]
@@ -55,29 +58,34 @@ def test_every_unit_decodes_to_its_codes(layout: Format, low: int, high: int, bi
     random = rng.integers(low, high + 1, (500, layout.codes))
     constant = np.repeat(np.arange(low, high + 1)[:, None], layout.codes, axis=1)
     codes = np.concatenate([random, constant]).astype(np.int8)
-    octets = layout.encode(codes)
-    assert octets.dtype == layout.dtype
-    assert octets.shape == (len(codes), layout.size)
-    np.testing.assert_array_equal(decoded(layout, octets, layout.codes, layout.codes), codes)
-    assert 8 * layout.size / layout.codes == bits
+    words = layout.encode_groups(codes, layout.codes)
+    assert words.dtype == np.int32
+    assert words.shape == (len(codes), layout.size)
+    np.testing.assert_array_equal(decoded(layout, words, layout.codes, layout.codes), codes)
+    assert 32 * layout.size / layout.codes == bits
+    assert int(codes.min()) + layout.offset == 0
+    assert int(codes.max()) + layout.offset == layout.greatest
 
 
 def test_all_243_bytes_of_five_trits_decode_exactly() -> None:
     axes = np.meshgrid(*[np.arange(-1, 2)] * 5, indexing="ij")
-    codes = np.stack([axis.ravel() for axis in axes], axis=1).astype(np.int8)
-    octets = Base3Trits().encode(codes)
-    assert len(np.unique(octets)) == 243
-    np.testing.assert_array_equal(decoded(Base3Trits(), octets, 5, 5), codes)
+    digits = np.stack([axis.ravel() for axis in axes], axis=1).astype(np.int8)
+    codes = np.repeat(digits[:, :, None], 4, axis=2).reshape(243, 20)
+    words = Base3Trits().encode_groups(codes, 20)
+    assert len(np.unique(words)) == 243
+    np.testing.assert_array_equal(decoded(Base3Trits(), words, 20, 20), codes)
 
 
 @every_format
 @pytest.mark.parametrize(("length", "group"), [(300, 128), (7, 32), (64, 16), (33, 32), (1, 16)])
-def test_groups_start_at_a_fresh_unit(
+def test_groups_start_at_a_fresh_unit_or_run_on(
     layout: Format, low: int, high: int, bits: float, length: int, group: int
 ) -> None:
     codes = np.random.default_rng(1).integers(low, high + 1, (3, length)).astype(np.int8)
     rows = layout.encode_groups(codes, group)
     full, rest = divmod(length, group)
+    if layout.continuous:
+        full, rest = 0, length
     assert rows.shape[-1] == layout.size * (full * layout.units(group) + layout.units(rest))
     np.testing.assert_array_equal(decoded(layout, rows, group, length), codes)
 
@@ -124,9 +132,9 @@ def test_packed_tensors_hold_the_factors_exactly(structure: Structure) -> None:
         ("trit_planes{planes=2,pack=2bit}", 4),
         ("trit_planes{planes=3}", 6),
         ("trit_planes{planes=1}", 2),
-        # 26 bytes for 128 trits of a plane: each group starts at a fresh byte.
-        ("trit_planes{planes=2,pack=base3}", 2 * 26 * 8 / 128),
-        ("trit_planes{planes=3,pack=base3,tied=false}", 3 * 26 * 8 / 128),
+        # 13 words for 256 trits of a plane.
+        ("trit_planes{planes=2,pack=base3}", 2 * 13 * 32 / 256),
+        ("trit_planes{planes=3,pack=base3,tied=false}", 3 * 13 * 32 / 256),
         ("trit_planes{planes=2,tied=false}", 4),
     ],
 )

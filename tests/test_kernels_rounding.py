@@ -8,7 +8,8 @@ import tvm
 from kernels import HOST
 from numpy.typing import NDArray
 from tvm.target import Target
-from undense.backend.kernels.rounding import pairs, round_activations, words_per_row
+from undense.backend.kernels.formats import quads_of
+from undense.backend.kernels.rounding import round_activations, words_per_row
 from undense.passes.structures import block_quantized
 
 
@@ -21,16 +22,19 @@ def rounded(x: NDArray[np.float32], group: int) -> tuple[NDArray[np.int8], NDArr
         run = tvm.compile(function, target=machine)["main"]
     words = tvm.runtime.tensor(np.zeros((rows, words_per_row(length, group)), np.int32))
     scales = tvm.runtime.tensor(np.zeros((rows, -(-length // group)), np.float32))
-    run(tvm.runtime.tensor(x), words, scales)
-    halves = np.ascontiguousarray(words.numpy()).view(np.int16)
-    stride = 2 * pairs(group)
+    sums = tvm.runtime.tensor(np.zeros((rows, -(-length // group)), np.int32))
+    run(tvm.runtime.tensor(x), words, scales, sums)
+    octets = np.ascontiguousarray(words.numpy()).view(np.int8)
+    stride = 4 * quads_of(group)
     parts = [
-        halves[:, i * stride : i * stride + min(group, length - i * group)]
+        octets[:, i * stride : i * stride + min(group, length - i * group)]
         for i in range(scales.shape[1])
     ]
+    for i, part in enumerate(parts):
+        np.testing.assert_array_equal(part.astype(np.int64).sum(axis=1), sums.numpy()[:, i])
     codes = np.concatenate(parts, axis=1)
-    assert np.abs(codes).max(initial=0) <= 127
-    return codes.astype(np.int8), scales.numpy()
+    assert np.abs(codes.astype(np.int16)).max(initial=0) <= 127
+    return codes, scales.numpy()
 
 
 @pytest.mark.parametrize("group", [16, 32, 128, 256])

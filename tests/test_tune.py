@@ -13,7 +13,6 @@ import pytest
 import undense
 from graphs import graph, normal
 from undense.backend.kernels.gemm import FloatTiling
-from undense.backend.kernels.targets import tuned
 from undense.backend.relax_build.walker import Walk
 from undense.backend.target import Target
 from undense.backend.tuning import artifact as tuning
@@ -28,7 +27,7 @@ from undense.cli import main
 from undense.passes.errors import LoweringError
 
 TEXT = """
-agraph (float[batch, 64] x) => (float[batch, 40] y) {
+agraph (float[4, 64] x) => (float[4, 48] y) {
     a = MatMul (x, first)
     b = CumSum (a, axis)
     y = MatMul (b, second)
@@ -43,7 +42,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def model() -> ir.Model:
-    return graph(TEXT, first=normal(64, 48), second=normal(48, 40), axis=np.array(1))
+    return graph(TEXT, first=normal(64, 48), second=normal(48, 48), axis=np.array(1))
 
 
 @pytest.fixture
@@ -67,7 +66,7 @@ def test_tune_measures_and_the_module_still_holds(
     assert main([*command, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     shapes = [(row["kind"], row["out_features"], row["in_features"]) for row in result["results"]]
-    assert shapes == [("dense", 48, 64), ("dense", 40, 48)]
+    assert shapes == [("dense", 48, 64), ("dense", 48, 48)]
     assert all(row["tried"] == 2 and row["wrong"] == 0 for row in result["results"])
     assert result["holds"] in (True, None)
     assert len(read_records()) == 2
@@ -127,13 +126,14 @@ def test_a_record_that_fits_no_tiling_is_said(artifact: Path) -> None:
 
 def test_candidates_are_in_the_order_of_the_seed() -> None:
     tiling = FloatTiling()
-    some = candidates(tiling, 8, 5, seed=0)
-    assert some == candidates(tiling, 8, 5, seed=0) != candidates(tiling, 8, 5, seed=1)
+    some = candidates(tiling, "dense", 8, 5, seed=0)
+    assert some == candidates(tiling, "dense", 8, 5, seed=0)
+    assert some != candidates(tiling, "dense", 8, 5, seed=1)
     assert len(some) == 5
-    everything = candidates(tiling, 8, 10**6, seed=0)
+    everything = candidates(tiling, "dense", 8, 10**6, seed=0)
     assert everything[:5] == some
     assert {} not in everything
-    assert candidates("no tiling", 8, 5, seed=0) == []
+    assert candidates("no tiling", "dense", 8, 5, seed=0) == []
 
 
 def test_only_steps_that_a_tiling_decides_are_measured_and_wrong_ones_are_found() -> None:
@@ -156,13 +156,22 @@ def test_a_gain_within_the_spread_is_none() -> None:
     assert not Comparison(9, 10, ratio=0.9, spread=0.1).faster
 
 
-def test_structured_layers_name_their_work() -> None:
-    from undense.backend.kernels.targets import asked
-
-    machine = Target.parse("llvm").tvm()
-    with machine, tuned({}), asked() as kernels:
-        Walk(model())
-    assert sorted(kernels) == [("dense", 40, 48), ("dense", 48, 64)]
+@pytest.mark.parametrize(
+    ("scheme", "kind"),
+    [
+        ("int_codes{bits=4,group=32}", "FourBits"),
+        ("int_codes{bits=8,group=32,activations=int8}", "EightBits"),
+        ("low_rank{rank=16}", "low_rank"),
+        ("monarch{blocks=4,rank=4}", "monarch"),
+    ],
+)
+def test_structured_layers_are_tuned(scheme: str, kind: str, tmp_path: Path) -> None:
+    undense.compile(model(), scheme=scheme, output=tmp_path / "out")
+    result = tuning.tune(tmp_path / "out", trials=1, rows=[1], threads=1)
+    assert {row["kind"].split("(")[0] for row in result["results"]} == {kind}
+    assert all(row["tried"] and not row["wrong"] for row in result["results"])
+    assert result["holds"] is not False
+    assert not result["untunable"]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,12 @@ def block_count(rows: int) -> int:
     return -(-rows // LANES)
 
 
+def even_group(blocks: int, most: int) -> int:
+    """How many blocks, up to `most`, a task takes so that the tasks do the least in all."""
+    sizes = range(min(2, blocks), min(most, blocks) + 1)
+    return min(sizes, key=lambda size: (-(-blocks // size) * size, -size))
+
+
 def interleave(matrix: NDArray[Scalar]) -> NDArray[Scalar]:
     """`[..., rows, n]` to `[..., ceil(rows / 16), n, 16]`, rows padded with zeros."""
     *lead, rows, length = matrix.shape

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import TypeVar, cast
 
 import numpy as np
@@ -12,20 +13,20 @@ from numpy.typing import NDArray
 from ...passes.structures.base import Factors
 from ...passes.structures.block_quantized import BlockQuantized
 from .base import Kernel, Output, Packed, Shapes, Step
-from .matmul import Matmul, matmul
-from .rounding import round_activations, words_per_row
+from .code_products import CodeProduct, code_product
+from .rounding import round_step
 from .sources import Codes
-from .targets import tiling
+from .targets import code_choices
 
 Q = TypeVar("Q", bound=BlockQuantized)
 
 
 class CodesKernel(Kernel[Q]):
-    """Stores codes `[P, ceil(m / 16), bytes, 16]` and scales `[P, ceil(m / 16), groups, 16]`.
+    """Stores codes `[P, ceil(m / 16), words, 16]` and scales `[P, ceil(m / 16), groups, 16]`.
 
     P is the number of planes with scales of their own, else 1; lane l of block b is output
-    `16 b + l`. A row's bytes run along the inputs, group by group, each group from a fresh byte
-    on. Scales are float32, one for each block of the engine.
+    `16 b + l`. A row's int32 words run along the inputs, as `formats` says. Scales are float32, one
+    for each block of the engine.
     """
 
     @abstractmethod
@@ -46,19 +47,12 @@ class CodesKernel(Kernel[Q]):
     ) -> Sequence[Step]:
         """One kernel; before it one that rounds x, if activations are int8."""
         source, rounded = self.source(structure), structure.activations == "int8"
-        spec = Matmul(in_features, out_features, source, rounded=rounded)
-        weights = ("codes", "scales")
+        spec = CodeProduct(out_features, in_features, source, rounded)
+        kind = str(source.format) + ("_int8" if rounded else "")
+        make = partial(code_product, spec, code_choices(kind, out_features, in_features))
         y = (Output("y", out_features, "float32"),)
-        multiply = matmul(spec, tiling())
         if not rounded:
-            return [Step(structure.kind, multiply, ("x", *weights), y)]
-        outputs = (
-            Output("x_codes", words_per_row(in_features, source.group), "int32"),
-            Output("x_scales", -(-in_features // source.group), "float32"),
-        )
-        return [
-            Step(
-                "round_activations", round_activations(in_features, source.group), ("x",), outputs
-            ),
-            Step(structure.kind, multiply, ("x_codes", "x_scales", *weights), y),
-        ]
+            return [Step(structure.kind, make(), ("x", "codes", "scales"), y, make)]
+        rounding = round_step(in_features, source.group)
+        inputs = (*(output.name for output in rounding.outputs), "codes", "scales")
+        return [rounding, Step(structure.kind, make(), inputs, y, make)]

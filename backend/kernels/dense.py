@@ -12,7 +12,7 @@ from functools import cache, partial
 from tvm import tirx
 
 from .base import Output, Step
-from .blocks import LANES, block_count
+from .blocks import LANES, block_count, even_group
 from .finish import Finish, outputs, put
 from .gemm import FloatTiling, product
 from .targets import Choices, float_choices
@@ -60,7 +60,7 @@ def dense(
 
     def body(rows: Expr, x: Buffer, weight: Buffer, *stored: Buffer) -> None:
         def emit(tiling: FloatTiling) -> None:
-            group = min(tiling.group, panels)
+            group = even_group(panels, tiling.group)
             with parallel(-(-panels // group)) as number:
                 # The last group overlaps the one before instead of being narrower.
                 left = bind(tirx.min(number * group, index(panels - group)))

@@ -1,154 +1,92 @@
-"""The inner loops: decode a tile of weights, and multiply it with a few rows of x in registers."""
+"""`sums + Σ w · x` over quads: four unsigned bytes of w by four signed bytes of x in each int32."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from tvm import tirx
 
-from .blocks import LANES
-from .tir import Buffer, Expr, broadcast, convert, load, local, ramp, serial, store, zeros
+from .tir import broadcast
 
-_CHAINS = 4
-"""Independent sums where only one row of x is at hand: an addition takes about four cycles."""
+Expr = Any
+Instruction = Literal["vnni", "madd", "plain"]
 
-_STEP = 4
-"""Inputs that one iteration of the inner loop multiplies."""
+_LARGEST = 127
+"""Of the codes of x."""
 
 
 @dataclass(frozen=True)
-class Tiling:
-    """How a kernel is cut up for one family of CPUs.
+class Dots:
+    """The instructions of a family of CPUs; all are exact.
 
     Attributes:
-        rows: rows of x at a time, largest first, down to 1.
-        add_pairs: the LLVM intrinsic `int16 [2n], int16 [2n] -> int32 [n]` that adds the products
-            of neighbours, where there is one.
-        pair_lanes: its n.
+        instruction: `vnni` multiplies and adds a quad at once; `madd` multiplies pairs into int16,
+            which it adds as long as nothing can overflow; `plain` leaves it to LLVM.
+        lanes: int32 of a register.
     """
 
-    rows: tuple[int, ...] = (4, 1)
-    add_pairs: str | None = None
-    pair_lanes: int = LANES
+    instruction: Instruction = "plain"
+    lanes: int = 16
+
+    def add(self, sums: Expr, products: Sequence[tuple[Expr, Expr]], greatest: int) -> Expr:
+        """`sums` and the products of quads `(w, x)`, where no byte of w is above `greatest`."""
+        if self.instruction == "plain":
+            return sum((_plain(w, x) for w, x in products), sums)
+        if self.instruction == "vnni":
+            for w, x in products:
+                sums = self._call("vpdpbusd", "int32", self.lanes, sums, self._u8(w), self._s8(x))
+            return sums
+        together = 32767 // (2 * _LARGEST * greatest)
+        if not together:
+            for w, x in products:
+                sums = sums + self._wide(w, x)
+            return sums
+        ones = broadcast(tirx.const(1, "int16"), 2 * self.lanes)
+        for start in range(0, len(products), together):
+            pairs = [
+                self._call("pmaddubs", "int16", 2 * self.lanes, self._u8(w), self._s8(x))
+                for w, x in products[start : start + together]
+            ]
+            both = sum(pairs[1:], pairs[0])
+            sums = sums + self._call("pmaddw", "int32", self.lanes, both, ones)
+        return sums
+
+    def _wide(self, w: Expr, x: Expr) -> Expr:
+        """Bytes of any size: even and odd ones in int16."""
+        total = None
+        for shift in (0, 8):
+            halves = tirx.reinterpret(f"int16x{2 * self.lanes}", (w >> shift) & 0x00FF00FF)
+            signed = tirx.reinterpret(f"int16x{2 * self.lanes}", x << (8 - shift)) >> tirx.const(
+                8, f"int16x{2 * self.lanes}"
+            )
+            part = self._call("pmaddw", "int32", self.lanes, halves, signed)
+            total = part if total is None else total + part
+        return total
+
+    def _u8(self, quads: Expr) -> Expr:
+        return tirx.reinterpret(f"uint8x{4 * self.lanes}", quads)
+
+    def _s8(self, quads: Expr) -> Expr:
+        return tirx.reinterpret(f"int8x{4 * self.lanes}", quads)
+
+    def _call(self, name: str, dtype: str, lanes: int, *arguments: Expr) -> Expr:
+        intrinsic = _INTRINSICS[name, 32 * self.lanes]
+        return tirx.call_llvm_pure_intrin(f"{dtype}x{lanes}", intrinsic, *arguments)
 
 
-def float_tile(decode: Callable[[Expr], list[Expr]], units: int, codes: int) -> Buffer:
-    """Decodes `units` units of `codes` codes into floats `[units · codes, 16]`."""
-    tile = local(units * codes * LANES, "float32")
-    with serial(units) as unit:
-        for j, code in enumerate(decode(unit)):
-            value = convert(code, "float32", LANES)
-            store(tile, value, ramp((unit * codes + j) * LANES, LANES))
-    return tile
+_INTRINSICS = {
+    ("vpdpbusd", 512): "llvm.x86.avx512.vpdpbusd.512",
+    ("vpdpbusd", 256): "llvm.x86.avx512.vpdpbusd.256",
+    ("pmaddubs", 512): "llvm.x86.avx512.pmaddubs.w.512",
+    ("pmaddubs", 256): "llvm.x86.avx2.pmadd.ub.sw",
+    ("pmaddw", 512): "llvm.x86.avx512.pmaddw.d.512",
+    ("pmaddw", 256): "llvm.x86.avx2.pmadd.wd",
+}
+"""By width of the registers in bits."""
 
 
-def pair_tile(decode: Callable[[Expr], list[Expr]], units: int, codes: int) -> Buffer:
-    """Decodes units into int32 `[ceil(units · codes / 2), 16]`: two int16 codes in each word."""
-    together = 1 if codes % 2 == 0 else 2
-    words = together * codes // 2
-    tile = local(-(-units * codes // 2) * LANES, "int32")
-
-    def emit(step: Expr, decoded: list[Expr]) -> None:
-        decoded = decoded + [zeros("int32", LANES)] * (len(decoded) % 2)
-        for j, (even, odd) in enumerate(zip(decoded[::2], decoded[1::2], strict=True)):
-            store(tile, word(even, odd), ramp((step * words + j) * LANES, LANES))
-
-    with serial(units // together) as step:
-        emit(step, [code for j in range(together) for code in decode(step * together + j)])
-    if units % together:
-        last = tirx.const(units // together, "int64")
-        emit(last, decode(last * together))
-    return tile
-
-
-def word(even: Expr, odd: Expr) -> Expr:
-    """Two int32 of 16 bits in one: the even one in the low half."""
-    return (even & 0xFFFF) | (odd << 16)
-
-
-def dot_floats(
-    rows: int,
-    count: int,
-    x_at: Callable[[int, Expr], Expr],
-    weights_at: Callable[[Expr], Expr],
-) -> list[Expr]:
-    """`Σ_k x[row, k] · w[k, 16]` for each of `rows` rows."""
-
-    def multiply_add(total: Expr, row: int, k: Expr, weights: Expr) -> Expr:
-        return total + broadcast(x_at(row, k), LANES) * weights
-
-    return _dot(rows, count, "float32", LANES, weights_at, multiply_add)
-
-
-def dot_pairs(
-    rows: int,
-    pairs: int,
-    x_at: Callable[[int, Expr], Expr],
-    tile: Buffer,
-    tiling: Tiling,
-) -> list[Expr]:
-    """The same over words of two int16 each; the sums are exact int32."""
-    lanes = tiling.pair_lanes
-    totals = local(rows * LANES, "int32")
-    for part in range(0, LANES, lanes):
-
-        def weights_at(k: Expr, part: int = part) -> Expr:
-            return load(tile, ramp(k * LANES + part, lanes))
-
-        def multiply_add(total: Expr, row: int, k: Expr, weights: Expr) -> Expr:
-            return total + _add_pairs(broadcast(x_at(row, k), lanes), weights, tiling)
-
-        sums = _dot(rows, pairs, "int32", lanes, weights_at, multiply_add)
-        for row, total in enumerate(sums):
-            store(totals, total, ramp(row * LANES + part, lanes))
-    return [load(totals, ramp(row * LANES, LANES)) for row in range(rows)]
-
-
-def _add_pairs(x: Expr, weights: Expr, tiling: Tiling) -> Expr:
-    if tiling.add_pairs is None:
-        low = ((x << 16) >> 16) * ((weights << 16) >> 16)
-        return low + (x >> 16) * (weights >> 16)
-    halves = f"int16x{2 * tiling.pair_lanes}"
-    return tirx.call_llvm_pure_intrin(
-        f"int32x{tiling.pair_lanes}",
-        tiling.add_pairs,
-        tirx.reinterpret(halves, x),
-        tirx.reinterpret(halves, weights),
-    )
-
-
-def _dot(
-    rows: int,
-    count: int,
-    dtype: str,
-    lanes: int,
-    weights_at: Callable[[Expr], Expr],
-    multiply_add: Callable[[Expr, int, Expr, Expr], Expr],
-) -> list[Expr]:
-    chains = _CHAINS if rows == 1 else 1
-    sums = local(rows * chains * lanes, dtype)
-
-    def place(row: int, chain: int) -> Expr:
-        return ramp((row * chains + chain) * lanes, lanes)
-
-    def step(k: Expr, chain: int) -> None:
-        weights = weights_at(k)
-        for row in range(rows):
-            where = place(row, chain)
-            store(sums, multiply_add(load(sums, where), row, k, weights), where)
-
-    for row in range(rows):
-        for chain in range(chains):
-            store(sums, zeros(dtype, lanes), place(row, chain))
-    with serial(count // _STEP) as start:
-        for j in range(_STEP):
-            step(start * _STEP + j, j % chains)
-    for k in range(count // _STEP * _STEP, count):
-        step(tirx.const(k, "int64"), k % chains)
-    return [
-        sum(
-            (load(sums, place(row, chain)) for chain in range(1, chains)), load(sums, place(row, 0))
-        )
-        for row in range(rows)
-    ]
+def _plain(w: Expr, x: Expr) -> Expr:
+    parts = [((w >> (8 * j)) & 255) * ((x << (24 - 8 * j)) >> 24) for j in range(4)]
+    return sum(parts[1:], parts[0])

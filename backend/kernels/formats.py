@@ -1,149 +1,183 @@
-"""How codes lie in bytes, and the few operations that decode them inside a kernel.
+"""How codes lie in memory, and the few operations that decode them inside a kernel.
 
-The bytes themselves are those of `passes.structures.packing`. A row is packed group by group, so
-that each group starts at a fresh byte; the last unit of a group may hold padding. `decode` works
-alike on vectors (16 rows at a time) and on scalars.
+A *quad* is four neighbouring codes of one output, each plus the offset of the format, in the bytes
+of an int32, the first in the lowest: what the dot-product instructions take. A *unit* is a few
+stored words that decode to a few quads. `quads` works alike on vectors (16 outputs) and scalars.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...passes.structures import packing
 from ...passes.structures.trit_planes import split_trits
 
 Expr = Any
 Codes = NDArray[np.int8]
-Stored = NDArray[np.uint8 | np.int8]
+Words = NDArray[np.int32]
+Octets = NDArray[np.uint8]
+
+
+def quads_of(count: int) -> int:
+    """Quads that hold `count` codes."""
+    return -(-count // 4)
 
 
 @dataclass(frozen=True)
 class Format(ABC):
-    """`codes` consecutive codes in `size` bytes."""
+    """`codes` consecutive codes in `size` int32 words.
 
-    dtype: ClassVar[Literal["uint8", "int8"]] = "uint8"
+    Attributes:
+        continuous: units run on through a row; else each group starts at a fresh one.
+    """
+
+    continuous: ClassVar[bool] = False
 
     @property
     @abstractmethod
     def codes(self) -> int:
-        """Codes of a unit."""
+        """Codes of a unit, a multiple of 4."""
 
     @property
     @abstractmethod
     def size(self) -> int:
-        """Bytes of a unit."""
+        """Words of a unit."""
+
+    @property
+    @abstractmethod
+    def offset(self) -> int:
+        """What is added to a code before it is stored, the greatest negative one."""
+
+    @property
+    @abstractmethod
+    def greatest(self) -> int:
+        """The greatest stored code."""
 
     @abstractmethod
-    def encode(self, codes: Codes) -> Stored:
-        """`[..., n]`, n a multiple of `codes`, to bytes `[..., n / codes · size]`."""
+    def encode(self, stored: Octets) -> Octets:
+        """Quads of stored codes `[..., units, codes / 4, 4]` to words `[..., units, size, 4]`."""
 
     @abstractmethod
-    def decode(self, unit: list[Expr]) -> list[Expr]:
-        """The int32 codes of one unit from its bytes, given as int32."""
+    def quads(self, unit: list[Expr]) -> list[Expr]:
+        """The quads of one unit."""
 
     def units(self, count: int) -> int:
         """Units that hold `count` codes."""
         return -(-count // self.codes)
 
-    def encode_groups(self, codes: Codes, group: int) -> Stored:
-        """Rows of codes `[..., n]` to rows of bytes, each group of `group` codes on its own."""
+    def encode_groups(self, codes: Codes, group: int) -> Words:
+        """Rows of codes `[..., n]` to rows of words."""
         length = codes.shape[-1]
-        parts = [
-            self.encode(_padded(codes[..., start : start + group], self.codes))
-            for start in range(0, length, group)
-        ]
+        step = length if self.continuous else group
+        parts = [self._words(codes[..., start : start + step]) for start in range(0, length, step)]
         return np.concatenate(parts, axis=-1)
+
+    def _words(self, codes: Codes) -> Words:
+        missing = -codes.shape[-1] % self.codes
+        padded = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, missing)])
+        stored = (padded.astype(np.int16) + self.offset).astype(np.uint8)
+        quads = stored.reshape(*codes.shape[:-1], -1, self.codes // 4, 4)
+        words = np.ascontiguousarray(self.encode(quads)).view(np.int32)
+        return words.reshape(*codes.shape[:-1], -1)
 
 
 @dataclass(frozen=True)
 class EightBits(Format):
-    """One int8 code a byte."""
+    """One code a byte, −128 … 127."""
 
-    codes, size = 1, 1
-    dtype = "int8"
+    codes, size, offset, greatest = 4, 1, 128, 255
 
-    def encode(self, codes: Codes) -> Stored:
-        """The codes themselves."""
-        return codes
+    def encode(self, stored: Octets) -> Octets:
+        """The quads themselves."""
+        return stored
 
-    def decode(self, unit: list[Expr]) -> list[Expr]:
-        """The byte is the code."""
+    def quads(self, unit: list[Expr]) -> list[Expr]:
+        """The word."""
         return unit
 
 
 @dataclass(frozen=True)
 class FourBits(Format):
-    """Two codes −8 … 7 a byte, the even one in the low nibble, stored plus 8."""
+    """Two codes −8 … 7 a byte: those of the first quad in the low nibbles."""
 
-    codes, size = 2, 1
+    codes, size, offset, greatest = 8, 1, 8, 15
 
-    def encode(self, codes: Codes) -> Stored:
-        """Two nibbles a byte."""
-        return packing.pack_fields(codes + np.int8(8), 4)
+    def encode(self, stored: Octets) -> Octets:
+        """Two quads a word."""
+        return _fields(stored, 4)
 
-    def decode(self, unit: list[Expr]) -> list[Expr]:
-        """A mask and a shift."""
-        (byte,) = unit
-        return [(byte & 15) - 8, (byte >> 4) - 8]
+    def quads(self, unit: list[Expr]) -> list[Expr]:
+        """A mask, and a shift and a mask."""
+        (word,) = unit
+        return [_field(word, 4 * j, 15) for j in range(2)]
 
 
 @dataclass(frozen=True)
 class ThreeBits(Format):
-    """Eight codes −4 … 3 in three bytes, stored plus 4."""
+    """32 codes −4 … 3 in three words: the low two bits in two of them, the high ones in one."""
 
-    codes, size = 8, 3
+    codes, size, offset, greatest = 32, 3, 4, 7
 
-    def encode(self, codes: Codes) -> Stored:
-        """24-bit words."""
-        return packing.pack_three_bits(codes + np.int8(4))
+    def encode(self, stored: Octets) -> Octets:
+        """Low bits of the first four quads, of the others, and the high bits of all."""
+        low, high = stored & np.uint8(3), stored >> np.uint8(2)
+        parts = [_fields(low[..., :4, :], 2), _fields(low[..., 4:, :], 2), _fields(high, 1)]
+        return np.concatenate(parts, axis=-2)
 
-    def decode(self, unit: list[Expr]) -> list[Expr]:
-        """The word put together, then shifts."""
-        low, middle, high = unit
-        word = low | (middle << 8) | (high << 16)
-        return [((word >> 3 * j) & 7) - 4 for j in range(8)]
+    def quads(self, unit: list[Expr]) -> list[Expr]:
+        """The bits put together."""
+        *low, high = unit
+        return [_field(low[j // 4], 2 * (j % 4), 3) | (_field(high, j, 1) << 2) for j in range(8)]
 
 
 @dataclass(frozen=True)
 class TwoBitTrits(Format):
-    """Four trits a byte, the first in the low bits, stored plus 1."""
+    """Four trits a byte, one of each of four quads."""
 
-    codes, size = 4, 1
+    codes, size, offset, greatest = 16, 1, 1, 2
 
-    def encode(self, codes: Codes) -> Stored:
-        """Four fields a byte."""
-        return packing.pack_fields(codes + np.int8(1), 2)
+    def encode(self, stored: Octets) -> Octets:
+        """Four quads a word."""
+        return _fields(stored, 2)
 
-    def decode(self, unit: list[Expr]) -> list[Expr]:
+    def quads(self, unit: list[Expr]) -> list[Expr]:
         """Shifts and masks."""
-        (byte,) = unit
-        return [((byte >> 2 * j) & 3) - 1 for j in range(4)]
+        (word,) = unit
+        return [_field(word, 2 * j, 3) for j in range(4)]
 
 
 @dataclass(frozen=True)
 class Base3Trits(Format):
-    """Five trits a byte, the value stretched over 256, so that decoding only multiplies."""
+    """Five trits a byte, one of each of five quads: 1.6 bits a trit.
 
-    codes, size = 5, 1
+    A byte holds its digits' value stretched over 256, so that decoding only multiplies: the next
+    digit is the carry of three times the rest.
+    """
 
-    def encode(self, codes: Codes) -> Stored:
-        """Five digits a byte."""
-        return packing.pack_base3(codes)
+    continuous: ClassVar[bool] = True
+    codes, size, offset, greatest = 20, 1, 1, 2
 
-    def decode(self, unit: list[Expr]) -> list[Expr]:
-        """The next digit is the carry of three times the rest."""
-        (rest,) = unit
-        trits = []
+    def encode(self, stored: Octets) -> Octets:
+        """Five quads a word."""
+        value = np.zeros(stored[..., 0, :].shape, np.uint16)
+        for j in range(5):
+            value = value * 3 + stored[..., j, :]
+        return ((value * 256 + 242) // 243).astype(np.uint8)[..., None, :]
+
+    def quads(self, unit: list[Expr]) -> list[Expr]:
+        """Two bytes at a time, in halves of the word, which the product with three fits into."""
+        (word,) = unit
+        even, odd = word & 0x00FF00FF, (word >> 8) & 0x00FF00FF
+        found = []
         for _ in range(5):
-            tripled = rest * 3
-            trits.append((tripled >> 8) - 1)
-            rest = tripled & 255
-        return trits
+            even, odd = even * 3, odd * 3
+            found.append(((even >> 8) & 0x00FF00FF) | (odd & 0x03000300))
+            even, odd = even & 0x00FF00FF, odd & 0x00FF00FF
+        return found
 
 
 @dataclass(frozen=True)
@@ -159,6 +193,11 @@ class TiedTrits(Format):
     planes: int
 
     @property
+    def continuous(self) -> bool:  # type: ignore[override]
+        """As the plane's."""
+        return self.plane.continuous
+
+    @property
     def codes(self) -> int:
         """Those of a unit of one plane."""
         return self.plane.codes
@@ -168,23 +207,39 @@ class TiedTrits(Format):
         """A unit of each plane."""
         return self.plane.size * self.planes
 
-    def encode(self, codes: Codes) -> Stored:
-        """The trits of each plane, then the units of all planes in turn."""
-        octets = self.plane.encode(split_trits(codes, self.planes))
-        units = octets.reshape(*octets.shape[:-1], -1, self.plane.size)
-        return np.moveaxis(units, 0, -2).reshape(*codes.shape[:-1], -1)
+    @property
+    def offset(self) -> int:
+        """All trits −1."""
+        return int(3**self.planes - 1) // 2
 
-    def decode(self, unit: list[Expr]) -> list[Expr]:
-        """The digits of base three put together."""
+    @property
+    def greatest(self) -> int:
+        """All trits 1."""
+        return int(3**self.planes) - 1
+
+    def encode(self, stored: Octets) -> Octets:
+        """The trits of each plane, encoded one behind the other."""
+        trits = split_trits((stored.astype(np.int16) - self.offset).astype(np.int8), self.planes)
+        return np.concatenate([self.plane.encode((t + 1).astype(np.uint8)) for t in trits], axis=-2)
+
+    def quads(self, unit: list[Expr]) -> list[Expr]:
+        """The digits of base three put together; no byte overflows."""
         size = self.plane.size
-        codes, *others = (
-            self.plane.decode(unit[start : start + size]) for start in range(0, self.size, size)
+        result, *others = (
+            self.plane.quads(unit[start : start + size]) for start in range(0, self.size, size)
         )
-        for trits in others:
-            codes = [code * 3 + trit for code, trit in zip(codes, trits, strict=True)]
-        return codes
+        for digits in others:
+            result = [quad * 3 + digit for quad, digit in zip(result, digits, strict=True)]
+        return result
 
 
-def _padded(codes: Codes, multiple: int) -> Codes:
-    missing = -codes.shape[-1] % multiple
-    return np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, missing)])
+def _fields(stored: Octets, bits: int) -> Octets:
+    """Quads `[..., n, 4]` as fields of one word `[..., 1, 4]`, the first in the lowest bits."""
+    shifts = np.arange(stored.shape[-2], dtype=np.uint8)[:, None] * np.uint8(bits)
+    packed: Octets = np.bitwise_or.reduce(stored << shifts, axis=-2, keepdims=True)
+    return packed
+
+
+def _field(word: Expr, shift: int, mask: int) -> Expr:
+    shifted = word >> shift if shift else word
+    return shifted & (mask * 0x01010101)

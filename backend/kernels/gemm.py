@@ -10,7 +10,8 @@ its length.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -80,28 +81,43 @@ def product(
     totals = local(most * panels * LANES, "float32")
     steps = _steps(depth, tiling.chunk) if isinstance(depth, int) else 1
     length = -(-depth // steps) if isinstance(depth, int) else depth
-    sums = _Sums(tiling, panels, x_at, weights_at, totals)
+    sums = Sums(tiling, panels, x_at, weights_at, totals)
+    with tiles(rows, most) as (first, height):
+        if steps > 1:
+            with serial(height * panels) as i:
+                store(totals, zeros("float32", LANES), ramp(i * LANES, LANES))
+
+        def emit(tall: int) -> None:
+            with serial(steps) as step:
+                start = bind(step * length)
+                last: Expr = index(length)
+                if steps > 1 and depth % steps:
+                    last = bind(tirx.min(index(length), depth - start))
+                sums.emit(tall, first, start, last, index(0), add=steps > 1)
+
+        by_height(height, most, emit)
+        with serial(height) as row:
+            for panel in range(panels):
+                start = (row * panels + panel) * LANES
+                put(first + row, panel, partial(_lane, totals, start))
+
+
+@contextmanager
+def tiles(rows: Expr, most: int) -> Iterator[tuple[Expr, Expr]]:
+    """Tiles of up to `most` rows, all of nearly the same height: their first row and height."""
     count = bind(tirx.floordiv(rows + (most - 1), index(most)))
     lowest = bind(tirx.floordiv(rows, tirx.max(count, index(1))))
     higher = bind(rows - lowest * count)
     with serial(count) as number:
         first = bind(number * lowest + tirx.min(number, higher))
-        height = bind(lowest + tirx.Cast("int64", number < higher))
-        if steps > 1:
-            with serial(height * panels) as i:
-                store(totals, zeros("float32", LANES), ramp(i * LANES, LANES))
-        with serial(steps) as step:
-            start = bind(step * length)
-            last: Expr = index(length)
-            if steps > 1 and depth % steps:
-                last = tirx.min(index(length), depth - start)
-            for tall in range(1, most + 1):
-                with only_if(tirx.EQ(height, index(tall))):
-                    sums.emit(tall, first, start, last, add=steps > 1)
-        with serial(height) as row:
-            for panel in range(panels):
-                start = (row * panels + panel) * LANES
-                put(first + row, panel, partial(_lane, totals, start))
+        yield first, bind(lowest + tirx.Cast("int64", number < higher))
+
+
+def by_height(height: Expr, most: int, emit: Callable[[int], None]) -> None:
+    """Emits the code for each height that a tile can have."""
+    for tall in range(1, most + 1):
+        with only_if(tirx.EQ(height, index(tall))):
+            emit(tall)
 
 
 def _lane(totals: Buffer, start: Expr, lane: Expr) -> Expr:
@@ -115,7 +131,7 @@ def _steps(depth: int, chunk: int) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class _Sums:
+class Sums:
     """Emits the sums of a few rows over a chunk of the depth.
 
     Attributes:
@@ -128,14 +144,24 @@ class _Sums:
     weights_at: WeightsAt
     totals: Buffer
 
-    def emit(self, rows: int, first: Expr, start: Expr, length: Expr, *, add: bool) -> None:
+    def emit(
+        self, rows: int, first: Expr, start: Expr, length: Expr, target: Expr, *, add: bool
+    ) -> None:
+        """Stores or adds the sums of `rows` rows from x's row `first` on, at the row `target`."""
         wide = min(self.tiling.panels[rows - 1], self.panels)
         for left in range(0, self.panels, wide):
             columns = range(left, min(left + wide, self.panels))
-            self._columns(rows, columns, first, start, length, add)
+            self._columns(rows, columns, first, start, length, target, add)
 
     def _columns(
-        self, rows: int, panels: range, first: Expr, start: Expr, length: Expr, add: bool
+        self,
+        rows: int,
+        panels: range,
+        first: Expr,
+        start: Expr,
+        length: Expr,
+        target: Expr,
+        add: bool,
     ) -> None:
         chains, unroll = self.tiling.chains if rows == 1 else 1, self.tiling.unroll
         width = len(panels)
@@ -168,5 +194,5 @@ class _Sums:
                     (load(sums[row], place(i, chain)) for chain in range(1, chains)),
                     load(sums[row], place(i, 0)),
                 )
-                where = ramp((row * self.panels + panel) * LANES, LANES)
+                where = ramp(((target + row) * self.panels + panel) * LANES, LANES)
                 store(self.totals, load(self.totals, where) + total if add else total, where)

@@ -1,4 +1,4 @@
-"""`y = (x down) up`: two matmuls; the latent features are few and stay in the cache."""
+"""`y = (x down) up`, the two products in one function."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from collections.abc import Sequence
 
 from ...passes.structures.base import Factors
 from ...passes.structures.low_rank import LowRank
-from .base import Kernel, Output, Packed, Shapes, Step
+from .base import Kernel, Packed, Shapes, Step
 from .blocks import interleave
-from .matmul import Matmul, matmul
-from .sources import Floats
-from .targets import tiling
+from .factored import Factored, factored_step
 
 
 class LowRankKernel(Kernel[LowRank]):
@@ -23,12 +21,6 @@ class LowRankKernel(Kernel[LowRank]):
     def steps(
         self, structure: LowRank, out_features: int, in_features: int, stored: Shapes
     ) -> Sequence[Step]:
-        """Two kernels."""
-        rank = stored["up"][2]
-        down = matmul(Matmul(in_features, rank, Floats()), tiling())
-        up = matmul(Matmul(rank, out_features, Floats()), tiling())
-        latent, y = Output("latent", rank, "float32"), Output("y", out_features, "float32")
-        return [
-            Step("low_rank_down", down, ("x", "down"), (latent,)),
-            Step("low_rank_up", up, ("latent", "up"), (y,)),
-        ]
+        """One kernel."""
+        spec = Factored(out_features, in_features, 1, 1, rank=stored["up"][2])
+        return [factored_step("low_rank", spec, ("down", "up"))]

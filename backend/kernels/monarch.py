@@ -1,4 +1,4 @@
-"""Two block-diagonal matmuls; the first stores its outputs where the second reads them."""
+"""Monarch: two block-diagonal products and the permutation between them in one function."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from collections.abc import Sequence
 
 from ...passes.structures.base import Factors
 from ...passes.structures.monarch import Monarch
-from .base import Kernel, Output, Packed, Shapes, Step
+from .base import Kernel, Packed, Shapes, Step
 from .blocks import interleave
-from .matmul import Matmul, matmul
-from .sources import Floats
-from .targets import tiling
+from .factored import Factored, factored_step
 
 
 class MonarchKernel(Kernel[Monarch]):
@@ -26,14 +24,7 @@ class MonarchKernel(Kernel[Monarch]):
     def steps(
         self, structure: Monarch, out_features: int, in_features: int, stored: Shapes
     ) -> Sequence[Step]:
-        """Two kernels; the transpose between them is in the columns that the first writes."""
-        (in_blocks, *_), (out_blocks, _, middle, _) = stored["w1"], stored["w2"]  # middle = R·t
-        rank = middle // in_blocks
-        first = Matmul(in_features // in_blocks, out_blocks * rank, Floats(in_blocks), run=rank)
-        second = Matmul(middle, out_features // out_blocks, Floats(out_blocks))
-        hidden = Output("hidden", in_blocks * out_blocks * rank, "float32")
-        y = Output("y", out_features, "float32")
-        return [
-            Step("monarch_in", matmul(first, tiling()), ("x", "w1"), (hidden,)),
-            Step("monarch_out", matmul(second, tiling()), ("hidden", "w2"), (y,)),
-        ]
+        """One kernel."""
+        (in_blocks, *_), (out_blocks, _, middle, _) = stored["w1"], stored["w2"]
+        spec = Factored(out_features, in_features, in_blocks, out_blocks, middle // in_blocks)
+        return [factored_step("monarch", spec, ("w1", "w2"))]

@@ -1,4 +1,4 @@
-"""`Ŵ[indices]`: rows of an embedding, decoded from the tensors that the matmul reads."""
+"""`Ŵ[indices]`: rows of an embedding, decoded from the tensors that the product reads."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from .tir import (
     Buffer,
     Expr,
     PrimFunc,
+    bind,
     convert,
     index,
     load,
@@ -43,7 +44,7 @@ def gather_rows(source: Codes, out_features: int, in_features: int, index_dtype:
         with parallel(count) as i:
             wanted = convert(load(indices, i), "int64", 1)
             positive = tirx.Select(wanted < 0, wanted + out_features, wanted)
-            row = tirx.max(tirx.min(positive, index(out_features - 1)), index(0))
+            row = bind(tirx.max(tirx.min(positive, index(out_features - 1)), index(0)))
             if full:
                 with serial(full) as group:
                     _group(source, codes, scales, y, i, row, group, source.group)
@@ -66,11 +67,12 @@ def _group(
     layout = source.format
     block, lane = row // LANES, row % LANES
     scale = load(scales, 0, block, group, lane)
-    first_unit = group * layout.units(source.group)
+    first_unit, _ = source.first_quad(group)
 
     def unit(number: Expr, count: int) -> None:
-        decoded = source.decode(codes, 0, block, first_unit + number, lane, 1)
-        for j, code in enumerate(decoded[:count]):
+        quads = source.quads(codes, 0, block, first_unit + number, lane, 1)
+        for j in range(count):
+            code = ((quads[j // 4] >> (8 * (j % 4))) & 255) - layout.offset
             column = group * source.group + number * layout.codes + j
             store(y, convert(code, "float32", 1) * scale, target, column)
 

@@ -1,4 +1,4 @@
-"""Where a kernel takes its weights from: plain numbers, or packed codes with their scales."""
+"""`Codes`: packed codes with their scales, as the kernels read them."""
 
 from __future__ import annotations
 
@@ -8,26 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .blocks import LANES, interleave
-from .formats import Format
-from .tir import Argument, Buffer, Expr, convert, load, ramp
-
-
-@dataclass(frozen=True)
-class Floats:
-    """`[batches, blocks, in_features, 16]` floats, multiplied as they are."""
-
-    batches: int = 1
-
-    def arguments(self, blocks: int, in_features: int) -> tuple[Argument, ...]:
-        """The stored buffers for `blocks` blocks of 16 outputs a batch."""
-        return (Argument("weight", (self.batches, blocks, in_features, LANES), "float32"),)
+from .formats import Format, quads_of
+from .tir import Argument, Buffer, Expr, index, load, ramp
 
 
 @dataclass(frozen=True)
 class Codes:
-    """`Ŵ = Σ_p scales[p, :, group] · codes[p]`, decoded unit by unit.
+    """`Ŵ = Σ_p scales[p, :, group] · codes[p]`.
 
-    Stored as codes `[planes, blocks, bytes, 16]` and float32 scales `[planes, blocks, groups, 16]`.
+    Stored as words `[planes, blocks, words, 16]` and float32 scales `[planes, blocks, groups, 16]`.
     """
 
     format: Format
@@ -38,9 +27,8 @@ class Codes:
         self, codes: NDArray[np.int8], scales: NDArray[np.float32]
     ) -> dict[str, NDArray[np.generic]]:
         """Codes `[planes, m, n]` and scales `[planes, m, groups]` as the kernels read them."""
-        rows = self.format.encode_groups(codes, self.group)
         return {
-            "codes": interleave(rows),
+            "codes": interleave(self.format.encode_groups(codes, self.group)),
             "scales": interleave(scales.astype(np.float32)),
         }
 
@@ -48,26 +36,36 @@ class Codes:
         """The stored buffers for `blocks` blocks of 16 outputs."""
         full, rest = divmod(in_features, self.group)
         units = full * self.format.units(self.group) + self.format.units(rest)
+        if self.format.continuous:
+            units = self.format.units(in_features)
         groups = full + (rest > 0)
-        size = units * self.format.size
         return (
-            Argument("codes", (self.planes, blocks, size, LANES), self.format.dtype),
+            Argument("codes", (self.planes, blocks, units * self.format.size, LANES), "int32"),
             Argument("scales", (self.planes, blocks, groups, LANES), "float32"),
         )
 
-    def decode(
+    def first_quad(self, group: Expr) -> tuple[Expr, Expr]:
+        """The unit in which a group starts, and the quad of it."""
+        each = self.format.codes // 4
+        if not self.format.continuous:
+            return group * self.format.units(self.group), index(0)
+        quad = group * quads_of(self.group)
+        return quad // each, quad % each
+
+    def quads(
         self,
         codes: Buffer,
         plane: int | Expr,
         block: Expr,
         unit: Expr,
-        lane: int | Expr,
-        lanes: int,
+        lane: int | Expr = 0,
+        lanes: int = LANES,
     ) -> list[Expr]:
-        """The int32 codes of one unit, of `lanes` outputs from `lane` on."""
+        """The quads of one unit, of `lanes` outputs from `lane` on."""
         first = unit * self.format.size
-        octets = [
-            convert(load(codes, plane, block, first + j, ramp(lane, lanes)), "int32", lanes)
-            for j in range(self.format.size)
-        ]
-        return self.format.decode(octets)
+        return self.format.quads(
+            [
+                load(codes, plane, block, first + j, ramp(lane, lanes))
+                for j in range(self.format.size)
+            ]
+        )

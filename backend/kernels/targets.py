@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -12,49 +12,11 @@ from tvm.target import Target
 from tvm.target.codegen import target_has_features
 
 from ...passes.errors import LoweringError
-from .dots import Tiling
+from .code_products import CodeTiling
+from .dots import Dots
 from .gemm import FloatTiling
 
 T = TypeVar("T")
-
-
-def avx512(target: Target) -> Tiling | None:
-    """32 registers of 16 floats."""
-    if not target_has_features("avx512bw", target):
-        return None
-    return Tiling(rows=(8, 4, 1), add_pairs="llvm.x86.avx512.pmaddw.d.512", pair_lanes=16)
-
-
-def avx2(target: Target) -> Tiling | None:
-    """16 registers of 8 floats."""
-    if not target_has_features("avx2", target):
-        return None
-    return Tiling(rows=(4, 1), add_pairs="llvm.x86.avx2.pmadd.wd", pair_lanes=8)
-
-
-def any_cpu(target: Target) -> Tiling | None:
-    """Plain vector code, which LLVM cuts to the registers that there are."""
-    return Tiling()
-
-
-RULES = (avx512, avx2, any_cpu)
-"""Ordered: the first that answers decides."""
-
-
-def tiling() -> Tiling:
-    """The tiling of the first rule that knows `Target.current()`; without one, of any CPU.
-
-    Raises:
-        LoweringError: the target is not a CPU.
-    """
-    target = Target.current(allow_none=True)
-    if target is None:
-        return Tiling()
-    if target.kind.name != "llvm":
-        raise LoweringError(
-            f"structured layers have no kernels for {target.kind.name} yet; choose target llvm"
-        )
-    return next(found for rule in RULES if (found := rule(target)) is not None)
 
 
 def float_avx512(target: Target) -> FloatTiling | None:
@@ -120,10 +82,55 @@ def asked() -> Iterator[dict[Workload, Any]]:
 
 def float_tiling() -> FloatTiling:
     """The tiling of a product of floats by the first rule that knows `Target.current()`."""
-    target = Target.current(allow_none=True)
-    if target is None:
-        return FloatTiling()
-    return next(found for rule in FLOAT_RULES if (found := rule(target)) is not None)
+    return _first(FLOAT_RULES)
+
+
+def code_vnni(target: Target) -> CodeTiling | None:
+    """32 registers of 16 int32, and an instruction that multiplies and adds four bytes."""
+    if not target_has_features("avx512vnni", target):
+        return None
+    return _code_avx512(target, Dots("vnni", 16))
+
+
+def code_avx512(target: Target) -> CodeTiling | None:
+    """The same without that instruction."""
+    return _code_avx512(target, Dots("madd", 16))
+
+
+def _code_avx512(target: Target, dots: Dots) -> CodeTiling | None:
+    floats = float_avx512(target)
+    return None if floats is None else CodeTiling(dots, floats, panels=(4, 4, 4, 4, 4, 4))
+
+
+def code_avx2(target: Target) -> CodeTiling | None:
+    """16 registers of 8 int32: 8 sums."""
+    floats = float_avx2(target)
+    return None if floats is None else CodeTiling(Dots("madd", 8), floats, panels=(4, 2, 1, 1))
+
+
+def code_any(target: Target) -> CodeTiling | None:
+    """Plain vector code, which LLVM cuts to the registers that there are."""
+    return CodeTiling(Dots(), FloatTiling())
+
+
+CODE_RULES = (code_vnni, code_avx512, code_avx2, code_any)
+
+
+def code_choices(kind: str, out_features: int, in_features: int) -> Choices[CodeTiling]:
+    """The tilings of a product of codes with the fields of its records."""
+    return choices(_first(CODE_RULES), kind, out_features, in_features)
+
+
+def _first(rules: Sequence[Callable[[Target], T | None]]) -> T:
+    """The answer of the first rule that knows `Target.current()`; without one, of the last rule.
+
+    Raises:
+        LoweringError: the target is not a CPU.
+    """
+    target = Target.current(allow_none=True) or Target({"kind": "llvm"})
+    if target.kind.name != "llvm":
+        raise LoweringError(f"there are no kernels for {target.kind.name} yet; choose target llvm")
+    return next(found for rule in rules if (found := rule(target)) is not None)
 
 
 Choices = tuple[tuple[int | None, T], ...]
@@ -150,8 +157,8 @@ def choices(tiling: T, kind: str, out_features: int, in_features: int) -> Choice
     for rows in ROWS:
         fields = records.get((*workload, rows), {})
         try:
-            own = replace(tiling, **fields)  # type: ignore[type-var]
-        except TypeError as error:
+            own = with_fields(tiling, fields)
+        except (AttributeError, TypeError) as error:
             raise LoweringError(
                 f"the tuning record of {kind} {out_features}x{in_features} does not fit its tiling "
                 f"({error}): tune again, or compile with --no-tuned"
@@ -160,3 +167,12 @@ def choices(tiling: T, kind: str, out_features: int, in_features: int) -> Choice
             found.pop()
         found.append((rows, own))
     return (*found[:-1], (None, found[-1][1]))
+
+
+def with_fields(tiling: T, fields: Mapping[str, Any]) -> T:
+    """A tiling with other values of some fields; a mapping gives those of a tiling within it."""
+    values = {
+        name: with_fields(getattr(tiling, name), value) if isinstance(value, Mapping) else value
+        for name, value in fields.items()
+    }
+    return replace(tiling, **values)  # type: ignore[type-var]

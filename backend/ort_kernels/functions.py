@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ...passes.errors import LoweringError
 
 if TYPE_CHECKING:
-    from ..kernels.tir import PrimFunc
+    from ..kernels.lowering import without_compaction
+from ..kernels.tir import PrimFunc
 
 PROVIDED = frozenset(
     [
@@ -56,7 +57,7 @@ class Functions:
         """
         import tvm
 
-        with machine:
+        with machine, without_compaction():
             module = tvm.compile(tvm.IRModule(self._named), target=machine).mod
         wanted = set(re.findall(r"@((?:__)?TVM\w+)", module.inspect_source("ll")))
         if missing := sorted(wanted - PROVIDED):

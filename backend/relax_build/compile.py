@@ -8,6 +8,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ...passes.errors import MissingDependencyError
+from ..kernels.lowering import without_compaction
 from ..target import Target
 from .finishing import finish_products
 from .fusion import fuse
@@ -43,8 +44,9 @@ def build(model: ir.Model, target: Target) -> TvmModule:
     with machine:
         walk = Walk(model)
         module = finish_products(fuse(walk.module), walk.builder.products)
-        rules = apply_schedules(module)
-        executable = tvm.compile(module, target=machine, relax_pipeline=_lower())
+        module, rules = apply_schedules(module)
+        with without_compaction():
+            executable = tvm.compile(module, target=machine, relax_pipeline=_lower())
     builder = walk.builder
     return TvmModule(
         executable=executable,

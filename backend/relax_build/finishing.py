@@ -16,8 +16,8 @@ from tvm.s_tir.schedule import ScheduleError
 
 from ..kernels.base import Step
 from ..kernels.finish import Finish
+from ..kernels.lowering import is_scheduled
 from ..kernels.tir import Argument, load
-from .schedule import is_scheduled
 
 _CALL_TIR = tvm.ir.Op.get("relax.call_tir")
 _RESHAPE = tvm.ir.Op.get("relax.reshape")
@@ -190,8 +190,9 @@ def _fits(entry: _Entry, taken: int, rank: int) -> bool:
 
 
 def _equal_shapes(one: Any, other: Any) -> bool:
-    return len(one.shape) == len(other.shape) and all(
-        tvm_ffi.structural_equal(a, b) for a, b in zip(one.shape, other.shape, strict=True)
+    first, second = (getattr(item, "shape", None) or item.values for item in (one, other))
+    return len(first) == len(second) and all(
+        tvm_ffi.structural_equal(a, b) for a, b in zip(first, second, strict=True)
     )
 
 
@@ -221,6 +222,23 @@ class _Rewriter(PyExprMutator):  # type: ignore[misc]
         if len(binding.var.ty.shape) != 2:
             value = self.builder_.emit(relax.op.reshape(value, binding.var.ty.shape))
         self.set_var_remap(binding.var, value)
+
+    def visit_call_(self, call: Any) -> Any:
+        """Takes a reshape from what was reshaped before it."""
+        call = super().visit_call_(call)
+        if call.op != _RESHAPE:
+            return call
+        source = call.args[0]
+        while isinstance(source, relax.Var):
+            value = self.builder_.lookup_binding(source)
+            if not isinstance(value, relax.Call) or value.op != _RESHAPE:
+                break
+            source = value.args[0]
+        if source.same_as(call.args[0]):
+            return call
+        if _equal_shapes(source.ty, call.args[1]):
+            return source
+        return relax.op.reshape(source, call.args[1])
 
     def _call(self, fusion: _Fusion, call: Any) -> Any:
         rows, width = fusion.kernel.ty.shape

@@ -9,7 +9,7 @@ from tvm import relax, tirx
 from tvm.relax import transform
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from .schedule import is_scheduled
+from ..kernels.lowering import is_scheduled
 
 _OPAQUE = 8
 """Relax's operator pattern for what is not to be fused with anything."""

@@ -10,6 +10,7 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import ScheduleError
 
+from ..kernels.lowering import compacted, is_scheduled
 from .convolution import CONVOLUTION
 from .matmul import COLUMNS, PARTIAL, PRODUCT, ROWS
 
@@ -25,13 +26,13 @@ GENERIC = "sums"
 """Name of the last rule, which knows nothing of what a function computes."""
 
 
-def apply_schedules(module: Any) -> dict[str, str | None]:
+def apply_schedules(module: Any) -> tuple[Any, dict[str, str | None]]:
     """Schedules every PrimFunc of a module that no kernel has scheduled; the first fit wins.
 
     A function that no rule fits keeps its plain loops: slow, and correct.
 
     Returns:
-        By the name of each such function, that of its rule; None where none fitted.
+        The module, and by the name of each such function that of its rule: None where none fitted.
     """
     found = {
         variable: _schedule(function)
@@ -40,12 +41,8 @@ def apply_schedules(module: Any) -> dict[str, str | None]:
     }
     for variable, (function, _) in found.items():
         module.update_func(variable, function)
-    return {str(variable.name_hint): rule for variable, (_, rule) in found.items()}
-
-
-def is_scheduled(function: Any) -> bool:
-    """Whether a kernel has fixed the loops of a function already."""
-    return bool(function.attrs.get("tirx.is_scheduled", False)) if function.attrs else False
+    rules = {str(variable.name_hint): rule for variable, (_, rule) in found.items()}
+    return compacted(module, set(rules)), rules
 
 
 def _schedule(function: Any) -> tuple[Any, str | None]:

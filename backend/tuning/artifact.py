@@ -86,7 +86,9 @@ def tune(
     machine = target.tvm()
     with machine:
         work = Walk(model).builder.work
-    tunable = {workload: found for workload, found in work.items() if grid(found.tiling, wanted[0])}
+    tunable = {
+        workload: found for workload, found in work.items() if grid(found.tiling, workload[0], 1)
+    }
     seed = read_plan(artifact.file(PLAN)).seed
     results: list[tuple[Record, Found]] = []
     if trials and tunable:

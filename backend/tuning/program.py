@@ -12,6 +12,7 @@ import tvm_ffi
 from numpy.typing import NDArray
 
 from ..kernels.base import Step
+from ..kernels.lowering import without_compaction
 from ..kernels.targets import Workload, tuned
 from ..relax_build.work import Work
 
@@ -41,7 +42,8 @@ class Program:
             name: self.steps[position].function.with_attr("global_symbol", name)
             for name, position in zip(self.names, self.decided, strict=True)
         }
-        return tvm.compile(tvm.IRModule(functions), target=target)
+        with without_compaction():
+            return tvm.compile(tvm.IRModule(functions), target=target)
 
 
 def programs(

@@ -29,7 +29,8 @@ class Record:
         in_features: of the product.
         rows: one of the numbers of rows that a tiling is chosen for.
         cpu: the processor that code was generated for, see `cpu_name`.
-        fields: of the tiling that differ from the rule's; none where the rule's own was the best.
+        fields: of the tiling that differ from the rule's, as `with_fields` takes them; none where
+            the rule's own was the best.
         median_us: microseconds of a call with these fields.
         default_us: of a call with the rule's tiling, which took turns with it.
         spread: interquartile range of the ratio of the two.
@@ -85,8 +86,7 @@ class Record:
         for name in names:
             if not _fits(name, found[name]):
                 raise ValueError(f"{name} of a record is {found[name]!r}")
-        fields = {name: _hashable(value) for name, value in found["fields"].items()}
-        return Record(**{**found, "fields": fields})
+        return Record(**{**found, "fields": _hashable(found["fields"])})
 
 
 def versions() -> dict[str, str]:
@@ -115,4 +115,6 @@ def _fits(name: str, value: Any) -> bool:
 
 def _hashable(value: Any) -> Any:
     """JSON's lists as tuples, since tilings are hashed."""
+    if isinstance(value, dict):
+        return {name: _hashable(item) for name, item in value.items()}
     return tuple(map(_hashable, value)) if isinstance(value, list) else value

@@ -1,0 +1,182 @@
+"""`y = x Ŵᵀ` with Ŵ in two block-diagonal factors: low rank is one block, Monarch several.
+
+serial    blocks of rows, whose hidden features the second-level cache holds
+  parallel  blocks of the first factor, groups of panels: hidden features
+  parallel  blocks of the second factor, groups of panels: outputs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+
+from tvm import tirx
+
+from .base import Output, Step
+from .blocks import LANES, block_count, even_group
+from .finish import Finish, outputs, put
+from .gemm import FloatTiling, product
+from .targets import Choices, float_choices
+from .tir import (
+    Argument,
+    Buffer,
+    Expr,
+    PrimFunc,
+    bind,
+    by_rows,
+    index,
+    load,
+    local,
+    parallel,
+    prim_func,
+    ramp,
+    serial,
+    store,
+    vectorized,
+)
+
+_ROWS = 128
+"""Of a block."""
+
+
+@dataclass(frozen=True)
+class Factored:
+    """Sizes of the two factors.
+
+    Output j of the block b of the first factor is the hidden feature `b · rank + j % rank` of the
+    block `j // rank` of the second one.
+
+    Attributes:
+        out_features: of both together.
+        in_features: of both together.
+        in_blocks: R, of the first factor.
+        out_blocks: K, of the second factor.
+        rank: t, hidden features that a block of the first gives to each of the second.
+    """
+
+    out_features: int
+    in_features: int
+    in_blocks: int
+    out_blocks: int
+    rank: int
+
+    @property
+    def middle(self) -> int:
+        """Hidden features of a block of the second factor."""
+        return self.in_blocks * self.rank
+
+
+def factored_step(kind: str, spec: Factored, factors: tuple[str, str]) -> Step:
+    """`(x, first, second) -> y`."""
+    tilings = float_choices(kind, spec.out_features, spec.in_features)
+    make = partial(factored, spec, tilings)
+    y = Output("y", spec.out_features, "float32")
+    return Step(kind, make(), ("x", *factors), (y,), make)
+
+
+@cache
+def factored(
+    spec: Factored, tilings: Choices[FloatTiling], finish: Finish | None = None
+) -> PrimFunc:
+    """The PrimFunc `(x, first, second, *finish, y)`."""
+    depth, wide = spec.in_features // spec.in_blocks, spec.out_blocks * spec.rank
+    width = spec.out_features // spec.out_blocks
+    hidden_panels, panels = block_count(wide), block_count(width)
+
+    def arguments(rows: Expr) -> Sequence[Argument]:
+        return [
+            Argument("x", (rows, spec.in_features), "float32"),
+            Argument("first", (spec.in_blocks, hidden_panels, depth, LANES), "float32"),
+            Argument("second", (spec.out_blocks, panels, spec.middle, LANES), "float32"),
+            *outputs(rows, spec.out_features, finish),
+        ]
+
+    def body(rows: Expr, x: Buffer, first: Buffer, second: Buffer, *stored: Buffer) -> None:
+        # What the last panel has beyond the hidden features of a single block is never read.
+        hidden_width = max(spec.out_blocks * spec.middle, hidden_panels * LANES)
+        hidden = local(_ROWS * hidden_width, "float32")
+
+        def keep(block: Expr, row: Expr, start: Expr, value: Callable[[Expr], Expr]) -> None:
+            base = row * hidden_width
+            if spec.in_blocks == 1:
+                with vectorized(LANES) as lane:
+                    store(hidden, value(lane), base + start + lane)
+                return
+
+            def scatter(lane: Expr) -> None:
+                output = start + lane
+                column = output // spec.rank * spec.middle + block * spec.rank
+                store(hidden, value(lane), base + column + output % spec.rank)
+
+            if spec.rank % LANES == 0:
+                with vectorized(LANES) as lane:
+                    scatter(lane)
+            else:
+                with serial(tirx.min(index(LANES), wide - start)) as lane:
+                    scatter(lane)
+
+        def emit(tiling: FloatTiling) -> None:
+            with serial(tirx.floordiv(rows + (_ROWS - 1), index(_ROWS))) as number:
+                top = bind(number * _ROWS)
+                height = bind(tirx.min(index(_ROWS), rows - top))
+                _side_by_side(
+                    tiling,
+                    height,
+                    spec.in_blocks,
+                    hidden_panels,
+                    depth,
+                    lambda block, row, k: load(x, top + row, block * depth + k),
+                    first,
+                    keep,
+                )
+
+                def finished(
+                    block: Expr, row: Expr, start: Expr, value: Callable[[Expr], Expr]
+                ) -> None:
+                    missing = width - start if width % LANES else None
+                    put(stored, finish, top + row, block * width + start, LANES, value, missing)
+
+                _side_by_side(
+                    tiling,
+                    height,
+                    spec.out_blocks,
+                    panels,
+                    spec.middle,
+                    lambda block, row, k: load(
+                        hidden, row * hidden_width + block * spec.middle + k
+                    ),
+                    second,
+                    finished,
+                )
+
+        by_rows(rows, tilings, emit)
+
+    return prim_func(arguments, body)
+
+
+def _side_by_side(
+    tiling: FloatTiling,
+    rows: Expr,
+    blocks: int,
+    panels: int,
+    depth: int,
+    x_at: Callable[[Expr, Expr, Expr], Expr],
+    weights: Buffer,
+    keep: Callable[[Expr, Expr, Expr, Callable[[Expr], Expr]], None],
+) -> None:
+    """The products of all blocks of a factor; `keep` takes block, row, first output and values."""
+    group = even_group(panels, tiling.group)
+    groups = -(-panels // group)
+    with parallel(blocks * groups) as number:
+        block = bind(tirx.floordiv(number, index(groups)))
+        left = bind(tirx.min((number - block * groups) * group, index(panels - group)))
+        product(
+            tiling,
+            rows,
+            group,
+            depth,
+            lambda row, k: x_at(block, row, k),
+            lambda panel, k: load(weights, block, left + panel, k, ramp(0, LANES)),
+            lambda row, panel, value: keep(block, row, (left + panel) * LANES, value),
+        )

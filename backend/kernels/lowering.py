@@ -1,0 +1,47 @@
+"""Lowers modules with kernels in them, whose buffers need no compacting, in reasonable time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+from tvm import s_tir, tirx
+
+_COMPACTION = "s_tir.CompactBufferAllocation"
+
+
+def is_scheduled(function: Any) -> bool:
+    """Whether a kernel has fixed the loops of a function already."""
+    return bool(function.attrs.get("tirx.is_scheduled", False)) if function.attrs else False
+
+
+def without_compaction() -> Any:
+    """The pass context to compile in: compacting the buffers of one kernel takes seconds.
+
+    Kernels allocate what they need; functions with schedules are compacted by `compacted`.
+    """
+    return tvm.transform.PassContext(disabled_pass=[_COMPACTION])
+
+
+def compacted(module: Any, names: set[str]) -> Any:
+    """The module with the buffers of the named functions cut to what a loop uses of them."""
+    transform = s_tir.transform
+    passes = tvm.transform.Sequential(
+        [
+            transform.CanonicalizeLoop(),
+            transform.LowerCrossThreadReduction(),
+            transform.LowerInitBlock(),
+            transform.PlanAndUpdateBufferAllocationLocation(),
+            transform.ConvertBlocksToOpaque(),
+            transform.CompactBufferAllocation(),
+        ]
+    )
+    chosen = {
+        variable: function
+        for variable, function in module.functions.items()
+        if isinstance(function, tirx.PrimFunc) and variable.name_hint in names
+    }
+    if chosen:
+        for variable, function in passes(tvm.IRModule(chosen)).functions.items():
+            module.update_func(variable, function)
+    return module
