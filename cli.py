@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(options, f"{where}{cause_of(error)}")
     except KeyboardInterrupt:
-        return _fail(options, "interrupted; nothing was written")
+        return _fail(options, "interrupted; no artifact was written")
     except Exception as error:
         cause = " ".join(f"{type(error).__name__}: {error}".split())
         return _fail(options, f"internal error, please report it with --traceback: {cause}")

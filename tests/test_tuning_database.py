@@ -148,3 +148,15 @@ def test_shipped_records_are_of_known_kernels_and_measured_ones_name_a_machine()
     for family in families():
         assert family.measured == (family.machine is not None)
         assert family.measured or not family.records
+
+
+def test_measured_records_become_shipped_ones() -> None:
+    from benchmarks.tuned_defaults import filled
+
+    newest, older = families()
+    own_best = dataclasses.replace(RECORD, rows=1, fields={})
+    vnni = dataclasses.replace(RECORD, cpu="znver4+" + "+".join(sorted(newest.flags)))
+    found = filled(older, [RECORD, own_best, vnni], "a machine")
+    assert (found["measured"], found["machine"]) == (True, "a machine")
+    assert [Record.from_json(record) for record in found["records"]] == [RECORD]
+    assert filled(older, [vnni], "a machine")["machine"] == older.machine

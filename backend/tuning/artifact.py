@@ -24,7 +24,9 @@ from ...runtime.artifact import (
     WEIGHTS,
     Artifact,
     Manifest,
+    check_destination,
     open_artifact,
+    package_versions,
     write_artifact,
 )
 from ...runtime.hardware import cpu_flags, usable_cores
@@ -72,6 +74,7 @@ def tune(
         UndenseError: the artifact cannot be tuned, or nothing can be measured; says why.
     """
     artifact = open_artifact(path)
+    check_destination(path)
     wanted = _rows(rows)
     if trials < 0:
         raise InputError(f"trials must be 0 or more, got {trials}")
@@ -196,6 +199,7 @@ def _rebuild(artifact: Artifact, model: ir.Model, target: Target) -> bool:
             parameters=lowered.parameters,
             dimension_bounds=bounds,
             cpu_features=lowered.cpu_features,
+            versions={**artifact.manifest.versions, **package_versions()},
         )
 
     write_artifact(artifact.path, fill)
