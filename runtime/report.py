@@ -102,6 +102,12 @@ def print_tuning(found: Mapping[str, Any]) -> None:
     """Prints what was measured of each kernel, then what became of it."""
     if found["results"]:
         _print_rows(TUNING_HEADINGS, [_tuning_row(result) for result in found["results"]])
+    for result in found["results"]:
+        if result["wrong"]:
+            print(
+                f"dropped for wrong outputs: {result['wrong']} candidates of {result['kind']} "
+                f"{_shape(result)} for {result['rows']} rows"
+            )
     for kernel in found["untunable"]:
         print(f"no tilings to try: {kernel['kind']} {_shape(kernel)}")
     print(f"database: {found['database']}")

@@ -141,7 +141,7 @@ def test_only_steps_that_a_tiling_decides_are_measured_and_wrong_ones_are_found(
     with machine:
         work = Walk(model()).builder.work
     ((workload, each), *_) = work.items()
-    default, others = programs(workload, each, 8, [FIELDS, dict(FIELDS), {"chains": 2}], machine)
+    default, others = programs(workload, each, [FIELDS, dict(FIELDS), {"chains": 2}], machine)
     assert [program.fields for program in others] == [FIELDS]
     bench = Bench(LocalDevice(1), machine, default, arguments(each, default, 8, seed=0))
     compared = bench.compare(others[0], samples=3)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..kernels.base import Step
 from ..kernels.lowering import without_compaction
-from ..kernels.targets import Workload, tuned
+from ..kernels.targets import ROWS, Workload, tuned
 from ..relax_build.work import Work
 
 
@@ -47,20 +47,20 @@ class Program:
 
 
 def programs(
-    workload: Workload, work: Work, rows: int, tilings: Sequence[Mapping[str, Any]], target: Any
+    workload: Workload, work: Work, tilings: Sequence[Mapping[str, Any]], target: Any
 ) -> tuple[Program, list[Program]]:
     """The program of the rule's tiling, and those of others as far as their code differs.
 
     Args:
         workload: the kernel.
         work: how its steps are made.
-        rows: the number of rows that the tilings serve.
         tilings: the fields of each that differ from the rule's.
         target: of TVM.
     """
 
     def make(fields: Mapping[str, Any]) -> tuple[Sequence[Step], tuple[int, ...]]:
-        with target, tuned({(*workload, rows): fields}):
+        # For every number of rows, so that no code is made but what is measured.
+        with target, tuned({(*workload, number): fields for number in ROWS}):
             steps = work.make()
         return steps, tuple(tvm_ffi.structural_hash(step.function) for step in steps)
 
@@ -96,10 +96,10 @@ def arguments(work: Work, program: Program, rows: int, seed: int) -> list[list[N
 
 
 def _filled(random: np.random.Generator, shape: Sequence[int], dtype: str) -> NDArray[Any]:
-    """Normal floats and any bytes; wider integers may be positions, and 0 is always one."""
+    """Normal floats and any codes; int64 may be positions, and 0 is always one."""
     if dtype.startswith("float"):
         return random.standard_normal(shape).astype(dtype)
-    if dtype in ("int8", "uint8"):
-        limits = np.iinfo(dtype)
-        return random.integers(limits.min, limits.max, shape, dtype, endpoint=True)
-    return np.zeros(shape, dtype)
+    if dtype == "int64":
+        return np.zeros(shape, dtype)
+    limits = np.iinfo(dtype)
+    return random.integers(limits.min, limits.max, shape, dtype, endpoint=True)

@@ -64,7 +64,7 @@ class Search:
     ) -> Found | None:
         """The best tiling of a kernel for up to `rows` rows; None if there is none to try."""
         tilings = candidates(work.tiling, workload[0], rows, self.trials, self.seed)
-        default, others = programs(workload, work, rows, tilings, self.target)
+        default, others = programs(workload, work, tilings, self.target)
         progress(len(tilings) - len(others))
         if not others:
             return None
