@@ -1,4 +1,4 @@
-"""`undense`: compile, inspect, run, verify, bench and doctor on the command line."""
+"""`undense`: compile, inspect, run, verify, bench, tune and doctor on the command line."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(options, f"{where}{cause_of(error)}")
     except KeyboardInterrupt:
-        return _fail(options, "interrupted; nothing was written")
+        return _fail(options, "interrupted; no artifact was written")
     except Exception as error:
         cause = " ".join(f"{type(error).__name__}: {error}".split())
         return _fail(options, f"internal error, please report it with --traceback: {cause}")
@@ -97,6 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     compiling.add_argument(
         "--no-onnx", action="store_true", help="for a TVM target: leave model.onnx out"
     )
+    compiling.add_argument(
+        "--no-tuned", action="store_true", help="use no tiling that was measured before"
+    )
 
     inspecting = verb("inspect", _inspect, "list the linears of a model or artifact, and why")
     inspecting.add_argument("source", metavar="OUT|MODEL")
@@ -119,7 +122,26 @@ def _parser() -> argparse.ArgumentParser:
     timing.add_argument("--against", metavar="MODEL", help="the dense model, run by ONNX Runtime")
     timing.add_argument("--input", metavar="IN.npz", help="default: the first stored sample")
     timing.add_argument("--threads", type=int, metavar="N")
+    timing.add_argument(
+        "--profile", action="store_true", help="a table of the time in each function instead"
+    )
     timing.add_argument("--repeats", type=int, default=20)
+
+    tuning = verb("tune", _tune, "measure tilings of an artifact's kernels and build it with them")
+    tuning.add_argument("artifact", metavar="OUT", help="made for target llvm")
+    tuning.add_argument(
+        "--trials", type=int, default=32, metavar="N",
+        help="candidates of each kernel and number of rows at most (default 32, about a second "
+        "each); 0 measures nothing and builds with what was measured before",
+    )  # fmt: skip
+    tuning.add_argument(
+        "--rows", metavar="1,8,32,128", help="numbers of rows to tune for (default: these four)"
+    )
+    tuning.add_argument("--threads", type=int, metavar="N")
+    tuning.add_argument(
+        "--tracker", metavar="HOST:PORT",
+        help="measure on the servers that TVM's RPC tracker has for the target's CPU",
+    )  # fmt: skip
 
     checking = verb("doctor", _doctor, "what is installed and usable, and the traps of a model")
     checking.add_argument("model", metavar="MODEL.onnx", nargs="?")
@@ -151,6 +173,7 @@ def _compile(options: argparse.Namespace) -> int:
             portable=options.portable,
             kernels=options.kernels,
             with_onnx=not options.no_onnx,
+            tuned=not options.no_tuned,
             output=options.output,
             progress=progress,
         )
@@ -205,15 +228,46 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _bench(options: argparse.Namespace) -> int:
     from .runtime.bench import bench
-    from .runtime.report import print_fields
+    from .runtime.profile import profile
+    from .runtime.report import print_fields, print_profile
     from .runtime.session import load
 
+    if options.profile and options.against:
+        raise InputError("--profile looks into the artifact alone; leave --against out")
     session = load(options.artifact, num_threads=options.threads)
     inputs = _samples(session, options.input)[0]
+    if options.profile:
+        _print(options, profile(session, inputs, repeats=options.repeats), print_profile)
+        return EXIT_OK
     with _dense(options.against, session.num_threads) as run:
         found = bench(session, run, inputs, repeats=options.repeats)
     _print(options, found, print_fields)
     return EXIT_OK
+
+
+def _tune(options: argparse.Namespace) -> int:
+    from .backend.tuning.artifact import tune
+    from .runtime.progress import progress_bar
+    from .runtime.report import print_tuning
+
+    with progress_bar(quiet=options.quiet) as progress:
+        found = tune(
+            options.artifact,
+            trials=options.trials,
+            rows=_numbers("--rows", options.rows) if options.rows else None,
+            threads=options.threads,
+            tracker=options.tracker,
+            progress=progress,
+        )
+    _print(options, found, print_tuning)
+    return EXIT_DOES_NOT_HOLD if found["holds"] is False else EXIT_OK
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{option} {text!r}: give numbers with commas between them") from None
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -50,6 +50,7 @@ def compile(
     portable: bool = False,
     kernels: str | None = None,
     with_onnx: bool = True,
+    tuned: bool = True,
     output: str | Path | None = None,
     progress: Progress = silent,
 ) -> Session:
@@ -73,6 +74,8 @@ def compile(
         kernels: `tvm` has TVM compile the structured layers for ONNX Runtime on this CPU, instead
             of running them by its own operators; for target `ort-cpu`.
         with_onnx: for a TVM target, put `model.onnx` beside the compiled module.
+        tuned: give kernels the tilings that `undense tune` has measured for this processor, or
+            that are shipped for its kind. The report has those used.
         output: folder of the artifact; without it the artifact is temporary until `save`.
         progress: is told what is done; see `passes.progress`.
 
@@ -101,7 +104,7 @@ def compile(
         parse_scheme(scheme)
     check_toolchain(parsed)
     form: Form = "portable" if portable else "fast"
-    job = _Job(parsed, form, with_onnx, seed, progress)
+    job = _Job(parsed, form, with_onnx, tuned, seed, progress)
 
     def fill(folder: Path) -> Manifest:
         progress(0, 1, "capture")
@@ -149,6 +152,7 @@ class _Job:
     target: Target
     form: Form
     with_onnx: bool
+    tuned: bool
     seed: int
     progress: Progress
 
@@ -237,7 +241,7 @@ class _Job:
         fitted = {name: found.fitted for name, found in results.items()}
         ReplaceDense(decided.plan, fitted, self.form)(model)
         self.progress(0, 1, "lower")
-        lowered = lower(model, self.target, folder, with_onnx=self.with_onnx)
+        lowered = lower(model, self.target, folder, with_onnx=self.with_onnx, tuned=self.tuned)
         self.progress(1, 1, "lower")
         self.progress(0, 2, "check")
         expected = expected_outputs(model, decided.held_out)
@@ -245,6 +249,7 @@ class _Job:
         costs = {
             "bytes": {"before": before, "after": lowered.engine_bytes},
             "kernels": lowered.kernels,
+            **lowered.report(),
             "activation_rounding_effect": expected.rounding_effect,
             "layer_execution_error": check_layers(model, folder, decided.held_out)
             if lowered.engine == "ort"

@@ -7,8 +7,14 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import Any
 
-PINNED = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post1"}
-"""Exact versions: later FFI releases crash in Schedule.tensorize and find nothing when tuning."""
+PINNED = {
+    "apache-tvm": ("0.27.0.post1", "its intermediate language differs from release to release"),
+    "apache-tvm-ffi": (
+        "0.1.14.post1",
+        "later ones crash in Schedule.tensorize, and MetaSchedule finds nothing with them",
+    ),
+}
+"""Exact versions, each with the reason."""
 
 _PACKAGES = (
     "apache-tvm",
@@ -35,6 +41,9 @@ def examine_machine() -> dict[str, Any]:
     }
     if not any(engines.values()):
         problems.append("no engine is installed: pip install 'undense[cpu]'")
+    tuning = _tuning() if engines["tvm"] else None
+    if tuning and tuning["problem"]:
+        problems.append(tuning["problem"])
     return {
         "usable": any(engines.values()),
         "engines": engines,
@@ -42,16 +51,20 @@ def examine_machine() -> dict[str, Any]:
         "linker": _first(_COMPILERS),
         "nvcc": shutil.which("nvcc"),
         "cpu": _cpu(),
+        "tuning": tuning,
         "packages": packages,
         "problems": problems,
     }
 
 
 def _problems(packages: dict[str, str | None]) -> Iterator[str]:
-    for name, wanted in PINNED.items():
+    for name, (wanted, reason) in PINNED.items():
         found = packages[name]
         if found and found != wanted:
-            yield f"{name} is {found} and undense needs {wanted}: pip install {name}=={wanted}"
+            yield (
+                f"{name} is {found} and undense needs {wanted} ({reason}): "
+                f"pip install {name}=={wanted}"
+            )
     if packages["onnxruntime"] and packages["onnxruntime-gpu"]:
         yield "onnxruntime and onnxruntime-gpu provide the same module: uninstall one of them"
     if not _first(_COMPILERS):
@@ -67,6 +80,29 @@ def _version(name: str) -> str | None:
 
 def _first(programs: tuple[str, ...]) -> str | None:
     return next(filter(None, map(shutil.which, programs)), None)
+
+
+def _tuning() -> dict[str, Any]:
+    """Where measurements are kept, and how many of them fit this processor."""
+    from ..passes.errors import UndenseError
+    from .target import Target
+    from .tuning.choose import choose_records
+    from .tuning.database import database_path, read_records
+    from .tuning.record import cpu_name
+
+    found: dict[str, Any] = {"database": str(database_path()), "records": 0, "problem": None}
+    try:
+        target = Target("tvm")
+        found["cpu"] = cpu_name(target)
+        found["records"] = len(read_records())
+        sources = [source for _, source in choose_records(target).records.values()]
+    except UndenseError as error:
+        return {**found, "problem": str(error)}
+    return {
+        **found,
+        "measured_here": sources.count("measured here"),
+        "shipped": sources.count("shipped"),
+    }
 
 
 def _cpu() -> dict[str, Any]:

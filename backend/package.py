@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
@@ -94,6 +95,10 @@ class Lowered:
         dimension_bounds: lengths of symbols that the engine relies on.
         cpu_features: flags that `module.so` or `kernels.so` cannot run without.
         kernels: what made `kernels.so`; None without it.
+        generic_functions: functions of TVM that no rule but the last one scheduled, with the name
+            of the rule, or None where none fitted.
+        tuning: the kernels that asked for tilings, and the records that they took; None for
+            ONNX Runtime's own kernels, which have none.
     """
 
     engine: Engine
@@ -102,14 +107,44 @@ class Lowered:
     dimension_bounds: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     cpu_features: tuple[str, ...] = ()
     kernels: Kernels | None = None
+    generic_functions: Mapping[str, str | None] = field(default_factory=dict)
+    tuning: Mapping[str, Any] | None = None
+
+    def report(self) -> dict[str, Any]:
+        """Its part of `report.json`."""
+        generic = [{"name": name, "rule": rule} for name, rule in self.generic_functions.items()]
+        return {"generic_functions": generic, "tuning": self.tuning}
 
 
-def lower(model: ir.Model, target: Target, folder: Path, *, with_onnx: bool) -> Lowered:
-    """Writes `model.onnx`, `kernels.so`, or `module.so` and its weights, into `folder`."""
+def lower(
+    model: ir.Model, target: Target, folder: Path, *, with_onnx: bool, tuned: bool = True
+) -> Lowered:
+    """Writes `model.onnx`, `kernels.so`, or `module.so` and its weights, into `folder`.
+
+    Args:
+        model: the rewritten model.
+        target: to compile for.
+        folder: of the artifact.
+        with_onnx: for a TVM target, write `model.onnx` too.
+        tuned: take the tilings that measurements on this processor have chosen.
+    """
     if target.engine == "ort" or with_onnx:
         onnx_runtime.save(model, folder)
-    if target.engine == "ort":
-        return _lower_for_onnx_runtime(model, target, folder)
+    if target.engine == "ort" and not target.kernels:
+        return Lowered("ort", _bytes(folder, MODEL, MODEL_DATA))
+    from .kernels import targets
+    from .tuning.choose import UNTUNED, choose_records
+
+    machine = Target("tvm", target.mcpu)
+    chosen = choose_records(machine) if tuned else UNTUNED
+    with targets.tuned(chosen.fields), targets.asked() as asked:
+        make = _lower_for_onnx_runtime if target.engine == "ort" else _lower_for_tvm
+        lowered = make(model, target, folder)
+    return replace(lowered, tuning=chosen.report(asked))
+
+
+def _lower_for_tvm(model: ir.Model, target: Target, folder: Path) -> Lowered:
+    """`module.so` and its weights."""
     from safetensors.numpy import save_file
 
     from .relax_build import build
@@ -126,19 +161,19 @@ def lower(model: ir.Model, target: Target, folder: Path, *, with_onnx: bool) -> 
             for name, (low, high) in module.dimension_bounds.items()
         },
         target.cpu_features(),
+        generic_functions=module.generic_functions,
     )
 
 
 def _lower_for_onnx_runtime(model: ir.Model, target: Target, folder: Path) -> Lowered:
-    """What `lower` does for ONNX Runtime behind `model.onnx`."""
-    if target.kernels:
-        from . import ort_kernels
+    """`kernels.so`, if the model has a structured node."""
+    from . import ort_kernels
 
-        if ort_kernels.build(model, folder / KERNELS):
-            size = _bytes(folder, MODEL, MODEL_DATA, KERNELS)
-            features = ort_kernels.HOST.cpu_features()
-            return Lowered("ort", size, cpu_features=features, kernels=target.kernels)
-    return Lowered("ort", _bytes(folder, MODEL, MODEL_DATA))
+    if not ort_kernels.build(model, folder / KERNELS):
+        return Lowered("ort", _bytes(folder, MODEL, MODEL_DATA))
+    size = _bytes(folder, MODEL, MODEL_DATA, KERNELS)
+    features = ort_kernels.HOST.cpu_features()
+    return Lowered("ort", size, cpu_features=features, kernels=target.kernels)
 
 
 def _bytes(folder: Path, *names: str) -> int:

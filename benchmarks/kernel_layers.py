@@ -17,7 +17,7 @@ from undense.backend.kernels import kernel_for
 from undense.backend.kernels.lowering import without_compaction
 from undense.backend.relax_build.compile import build
 from undense.backend.target import Target
-from undense.runtime.tvm_session import _use_threads
+from undense.runtime.tvm_session import use_threads
 
 from .kernel_forms import Weight
 from .kernel_layer import Array, Call, Layer
@@ -46,7 +46,7 @@ def structured(weight: Weight, scheme: str) -> Layer:
     compiled = [executable[step.name] for step in steps]
 
     def load(threads: int) -> Callable[[Array], Call]:
-        _use_threads(threads)
+        use_threads(threads)
         weights = {name: tvm.runtime.tensor(tensor) for name, tensor in packed.items()}
 
         def bind(x: Array) -> Call:
@@ -85,7 +85,7 @@ def dense(weight: Weight) -> Layer:
     module = build(ir.serde.deserialize_model(dense_model(weight.dense)), _TARGET)
 
     def load(threads: int) -> Callable[[Array], Call]:
-        _use_threads(threads)
+        use_threads(threads)
         weights = [tvm.runtime.tensor(tensor) for tensor in module.weights.values()]
         main = VirtualMachine(module.executable, tvm.cpu())["main"]
 

@@ -45,6 +45,10 @@ class TargetError(UndenseError):
     """A target that is not known, not there yet, or not usable on this machine."""
 
 
+class TuningError(UndenseError):
+    """Records of measurements, or machines to measure on, that cannot be used."""
+
+
 class ArtifactError(UndenseError):
     """An artifact that is incomplete, damaged or of another format version."""
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,10 +14,12 @@ from numpy.typing import NDArray
 
 from ..passes.errors import ArtifactError, TargetError, UndenseError
 from .artifact import KERNELS, MODEL, Artifact, Engine
+from .calls import Call, shapes
 from .library import check_processor, library_path
 from .session import Session
 
 _ERRORS_ONLY = 3
+_SIDES = ("input", "output")
 THREADS_ENTRY = "undense.num_threads"
 """How many threads `kernels.so` uses, which it reads when it is registered."""
 
@@ -30,24 +35,7 @@ class OrtSession(Session):
 
     def __init__(self, artifact: Artifact, num_threads: int) -> None:
         super().__init__(artifact, num_threads)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = num_threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = _ERRORS_ONLY
-        path = artifact.file(MODEL)
-        if artifact.manifest.kernels is not None:
-            _register(artifact, options)
-        try:
-            self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # its exceptions share no base but Exception
-            raise ArtifactError(
-                f"{path}: onnxruntime {onnxruntime.__version__} cannot load it ({_first(error)}); "
-                f"the artifact was made with {artifact.manifest.versions.get('onnxruntime')}"
-            ) from error
-        if self._session.get_providers() != ["CPUExecutionProvider"]:
-            raise TargetError(f"{path}: onnxruntime chose {self._session.get_providers()}")
+        self._session = _load(artifact, _options(num_threads))
         self._output_names = [info.name for info in self.outputs]
         self._check_names()
 
@@ -71,6 +59,65 @@ class OrtSession(Session):
         except Exception as error:  # its exceptions share no base but Exception
             raise UndenseError(f"{self.path}: onnxruntime failed: {_first(error)}") from error
         return results
+
+    def _trace(self, arrays: Sequence[NDArray[np.generic]], runs: int) -> list[list[Call]]:
+        names = (info.name for info in self.inputs)
+        feeds = dict(zip(names, arrays, strict=True))
+        with tempfile.TemporaryDirectory(prefix="undense-profile-") as folder:
+            options = _options(self.num_threads)
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / "run")
+            session = _load(self.artifact, options)
+            for _ in range(1 + runs):
+                session.run(self._output_names, feeds)
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        return _calls(events)[1:]
+
+
+def _calls(events: Sequence[Mapping[str, Any]]) -> list[list[Call]]:
+    """The operators of each run, out of the events of ONNX Runtime's profiler."""
+    runs: list[list[Call]] = []
+    calls: list[Call] = []
+    for event in events:
+        if event["name"] == "model_run":
+            runs.append(calls)
+            calls = []
+        elif event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
+            told = event["args"]
+            given, (output, *_) = (_shapes(told[f"{side}_type_shape"]) for side in _SIDES)
+            calls.append(Call(told["op_name"], shapes(given, output), 1e-6 * event["dur"]))
+    return runs
+
+
+def _shapes(types: Sequence[Mapping[str, Sequence[int]]]) -> list[Sequence[int]]:
+    """Of `[{"float": [3, 96]}, ...]`; a scalar where an operator has no output."""
+    return [shape for entry in types for shape in entry.values()] or [()]
+
+
+def _options(num_threads: int) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _ERRORS_ONLY
+    return options
+
+
+def _load(artifact: Artifact, options: Any) -> Any:
+    path = artifact.file(MODEL)
+    if artifact.manifest.kernels is not None:
+        _register(artifact, options)
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # its exceptions share no base but Exception
+        raise ArtifactError(
+            f"{path}: onnxruntime {onnxruntime.__version__} cannot load it ({_first(error)}); "
+            f"the artifact was made with {artifact.manifest.versions.get('onnxruntime')}"
+        ) from error
+    if session.get_providers() != ["CPUExecutionProvider"]:
+        raise TargetError(f"{path}: onnxruntime chose {session.get_providers()}")
+    return session
 
 
 def _register(artifact: Artifact, options: Any) -> None:

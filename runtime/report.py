@@ -6,7 +6,7 @@ import importlib.util
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,10 @@ from .report_html import report_html
 
 HEADINGS = ("site", "in", "out", "users", "scheme", "bits/weight", "error", "reason")
 VERIFY_HEADINGS = ("output", "execution error", "tolerance", "approximation error", "holds")
+TUNING_HEADINGS = (
+    "kernel", "shape", "rows", "tried", "rule, µs", "best, µs", "speed-up", "spread", "chosen",
+)  # fmt: skip
+PROFILE_HEADINGS = ("function", "calls", "ms a run", "share", "shapes")
 _VERIFY_KEYS = ("execution_error", "tolerance", "approximation_error", "holds")
 _MOST = 12
 """Outputs that are printed; a decoder with its cache has dozens."""
@@ -71,6 +75,66 @@ def _nearness(errors: Mapping[str, Any]) -> float:
     return math.inf if error is None else float(error) / max(errors["tolerance"], 1e-300)
 
 
+def print_profile(found: Mapping[str, Any]) -> None:
+    """Prints the functions that a run calls, the longest first, then what their sum leaves out."""
+    _print_rows(
+        PROFILE_HEADINGS,
+        [
+            [
+                function["name"],
+                f"{function['calls']:g}",
+                _text(function["ms"]),
+                f"{function['share']:.1%}",
+                function["workload"],
+            ]
+            for function in found["functions"]
+        ],
+    )
+    if found["engine"] == "tvm":
+        print(f"the virtual machine's own builtins: {found['builtin_share']:.1%}")
+    print(
+        f"a run: {_text(found['run_ms'])} ms, {_text(found['traced_ms'])} ms while it is looked "
+        f"into; {found['engine']}, {found['threads']} threads"
+    )
+
+
+def print_tuning(found: Mapping[str, Any]) -> None:
+    """Prints what was measured of each kernel, then what became of it."""
+    if found["results"]:
+        _print_rows(TUNING_HEADINGS, [_tuning_row(result) for result in found["results"]])
+    for result in found["results"]:
+        if result["wrong"]:
+            print(
+                f"dropped for wrong outputs: {result['wrong']} candidates of {result['kind']} "
+                f"{_shape(result)} for {result['rows']} rows"
+            )
+    for kernel in found["untunable"]:
+        print(f"no tilings to try: {kernel['kind']} {_shape(kernel)}")
+    print(f"database: {found['database']}")
+    for line in _code(found):
+        print(line)
+    if not found["rebuilt"]:
+        print("the artifact already holds these tilings")
+    elif found["holds"] is not None:
+        print(f"the artifact was built again and {'holds' if found['holds'] else 'does not hold'}")
+
+
+def _tuning_row(result: Mapping[str, Any]) -> list[str]:
+    fields = ", ".join(f"{name}={_text(value)}" for name, value in result["fields"].items())
+    numbers = (result["default_us"], result["median_us"], result["speedup"], result["spread"])
+    return [
+        result["kind"],
+        _shape(result),
+        *map(str, (result["rows"], result["tried"])),
+        *map(_text, numbers),
+        fields or "the rule's own",
+    ]
+
+
+def _shape(kernel: Mapping[str, Any]) -> str:
+    return f"{kernel['out_features']}x{kernel['in_features']}"
+
+
 def print_fields(values: Mapping[str, Any]) -> None:
     """Prints a JSON object as two columns; nested objects get dotted names."""
     _print_rows(("", ""), _flat(values))
@@ -107,9 +171,26 @@ def summary(report: Mapping[str, Any]) -> list[str]:
             "rounding activations to int8 (accuracy_level 4) changes the outputs by "
             f"{_percent(effect)}"
         )
+    lines += list(_code(report))
     lines += [f"note: {note}" for note in report.get("notes", ())]
     lines += [f"warning: {warning}" for warning in report.get("warnings", ())]
     return lines
+
+
+def _code(report: Mapping[str, Any]) -> Iterator[str]:
+    """What the report says of the generated code."""
+    tuning = report.get("tuning")
+    if tuning and tuning["tuned"]:
+        sources = sorted({record["source"] for record in tuning["records"]})
+        yield (
+            f"kernels with tuned tilings: {tuning['tuned']} of {len(tuning['kernels'])} "
+            f"({', '.join(sources)})"
+        )
+    generic = report.get("generic_functions")
+    if generic:
+        names = [function["name"] for function in generic]
+        rest = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
+        yield f"functions with no schedule of their own: {', '.join(names[:_MOST])}{rest}"
 
 
 def _print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..passes.errors import ArtifactError, MissingDependencyError, TargetError
 from .artifact import Artifact, Engine, Manifest, TensorInfo, open_artifact
+from .calls import Call
 from .hardware import usable_cores
 from .signature import bind, check
 from .tensors import is_torch, to_torch
@@ -84,6 +85,16 @@ class Session(ABC):
         results = self._results(bind(self.inputs, (), inputs))
         return dict(zip((info.name for info in self.outputs), results, strict=True))
 
+    def trace(self, inputs: Mapping[str, Any], runs: int) -> list[list[Call]]:
+        """The calls of functions within each of several runs on inputs by name.
+
+        Raises:
+            InputError: inputs that do not fit the signature.
+        """
+        values = bind(self.inputs, (), inputs)
+        arrays = check(self.inputs, self.manifest.dimension_bounds, values)
+        return self._trace([arrays[info.name] for info in self.inputs], runs)
+
     def save(self, path: str | Path) -> None:
         """Copies the artifact to `path`, whole or not at all; an artifact there is replaced.
 
@@ -102,6 +113,10 @@ class Session(ABC):
     @abstractmethod
     def _execute(self, arrays: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
         """Runs checked inputs, in order; the results are writable and nobody else's."""
+
+    @abstractmethod
+    def _trace(self, arrays: Sequence[NDArray[np.generic]], runs: int) -> list[list[Call]]:
+        """Runs checked inputs, in order, with the engine's instruments on."""
 
 
 def load(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..passes.errors import ArtifactError, UndenseError
 from .artifact import MODULE, WEIGHTS, Artifact, Engine
+from .calls import Call, shapes
 from .hardware import usable_cores
 from .library import check_processor, library_path
 from .session import Session
@@ -27,6 +29,8 @@ from tvm.runtime.vm import VirtualMachine
 
 _ALIGNMENT = 64  # bytes, that generated code takes for granted
 _BIG_CORES = 1
+_GO_ON = 0  # what an instrument of the virtual machine returns to have the call made
+_SHAPES = "shape_func"  # computes lengths on the host
 _set_threads = tvm_ffi.get_global_func("runtime.config_threadpool")
 _pool = threading.local()
 
@@ -59,7 +63,7 @@ class TvmSession(Session):
             main = VirtualMachine(self._executable, tvm.cpu())["main"]
             self._local.main = main
         if getattr(_pool, "threads", None) != self.num_threads:
-            _use_threads(self.num_threads)
+            use_threads(self.num_threads)
         return main
 
     def _execute(self, arrays: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
@@ -76,8 +80,55 @@ class TvmSession(Session):
             for value in results
         ]
 
+    def _trace(self, arrays: Sequence[NDArray[np.generic]], runs: int) -> list[list[Call]]:
+        machine = VirtualMachine(self._executable, tvm.cpu())
+        use_threads(self.num_threads)
+        inputs = [_to_tvm(array) for array in arrays]
+        machine["main"](*inputs, *self._parameters)
+        trace = _Trace()
+        machine.set_instrument(trace)
+        found = []
+        for _ in range(runs):
+            machine["main"](*inputs, *self._parameters)
+            found.append(trace.take())
+        return found
 
-def _use_threads(number: int) -> None:
+
+class _Trace:
+    """An instrument of the virtual machine, which it calls before and after each function."""
+
+    def __init__(self) -> None:
+        self._calls: list[Call] = []
+        self._running: list[tuple[float, float]] = []
+        """Of each open call: its start, and the seconds of the calls inside it."""
+        self._inside = 0.0
+
+    def __call__(self, _function: Any, name: str, before: bool, _result: Any, *args: Any) -> int:
+        """Notes the time; 0 tells the machine to go on."""
+        now = time.perf_counter()
+        if before:
+            self._running.append((now, self._inside))
+            self._inside = 0.0
+        else:
+            start, around = self._running.pop()
+            own = now - start - self._inside
+            builtin = name.startswith("vm.builtin.") or name == _SHAPES
+            self._calls.append(Call(name, "" if builtin else _workload(args), own, builtin))
+            self._inside = around + now - start
+        return _GO_ON
+
+    def take(self) -> list[Call]:
+        """The calls since the last time."""
+        calls, self._calls = self._calls, []
+        return calls
+
+
+def _workload(args: Sequence[Any]) -> str:
+    tensors = [tuple(arg.shape) for arg in args if isinstance(arg, tvm.runtime.Tensor)]
+    return shapes(tensors[:-1], tensors[-1]) if tensors else ""
+
+
+def use_threads(number: int) -> None:
     """Sets how many threads of its pool, which never grows, the calling thread uses."""
     if not hasattr(_pool, "threads"):
         largest = max(number, usable_cores())

@@ -143,6 +143,8 @@ def test_doctor_names_what_is_usable_and_the_traps(
     assert found["usable"]
     assert found["engines"] == {"ort": True, "tvm": True}
     assert not found["problems"]
+    assert found["tuning"]["database"].endswith("tuning.json")
+    assert {"records", "measured_here", "shipped"} <= set(found["tuning"])
 
 
 @pytest.mark.parametrize(
@@ -160,6 +162,7 @@ def test_doctor_names_what_is_usable_and_the_traps(
         (["run", "missing", "--input", "in.npz", "--output", "out.npz"], "missing"),
         (["verify", "missing"], "missing"),
         (["bench", "missing"], "missing"),
+        (["tune", "missing"], "missing"),
         (["doctor", "missing.onnx"], "missing.onnx"),
     ],
 )
@@ -206,4 +209,4 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     assert all(f"  {verb} " in shown for verb in
-               ("compile", "inspect", "run", "verify", "bench", "doctor"))  # fmt: skip
+               ("compile", "inspect", "run", "verify", "bench", "tune", "doctor"))  # fmt: skip

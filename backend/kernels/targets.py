@@ -51,6 +51,11 @@ Records = Mapping[Key, Mapping[str, Any]]
 
 _records: ContextVar[Records] = ContextVar("records", default={})  # noqa: B039 (never written to)
 
+Workload = tuple[str, int, int]
+"""Kind of the kernel, outputs and inputs."""
+
+_asked: ContextVar[dict[Workload, Any] | None] = ContextVar("asked", default=None)
+
 
 @contextmanager
 def tuned(records: Records) -> Iterator[None]:
@@ -60,6 +65,19 @@ def tuned(records: Records) -> Iterator[None]:
         yield
     finally:
         _records.reset(token)
+
+
+@contextmanager
+def asked() -> Iterator[dict[Workload, Any]]:
+    """The kernels that ask for tilings meanwhile, each with the rule's own tiling."""
+    around, found = _asked.get(), dict[Workload, Any]()
+    token = _asked.set(found)
+    try:
+        yield found
+    finally:
+        _asked.reset(token)
+        if around is not None:
+            around.update(found)
 
 
 def float_tiling() -> FloatTiling:
@@ -128,13 +146,36 @@ def float_choices(kind: str, out_features: int, in_features: int) -> Choices[Flo
 
 
 def choices(tiling: T, kind: str, out_features: int, in_features: int) -> Choices[T]:
-    """A tiling with the fields of the records for each number of rows, equal ones joined."""
-    records = _records.get()
+    """A tiling with the fields of the records for each number of rows, equal ones joined.
+
+    Kernels call it outside of what is cached: `asked` is told of every call.
+
+    Raises:
+        LoweringError: a record has a field that the tiling has not.
+    """
+    records, workload = _records.get(), (kind, out_features, in_features)
+    if (told := _asked.get()) is not None:
+        told[workload] = tiling
     found: list[tuple[int | None, T]] = []
     for rows in ROWS:
-        fields = records.get((kind, out_features, in_features, rows), {})
-        own = replace(tiling, **fields)  # type: ignore[type-var]
+        fields = records.get((*workload, rows), {})
+        try:
+            own = with_fields(tiling, fields)
+        except (AttributeError, TypeError) as error:
+            raise LoweringError(
+                f"the tuning record of {kind} {out_features}x{in_features} does not fit its tiling "
+                f"({error}): tune again, or compile with --no-tuned"
+            ) from error
         if found and found[-1][1] == own:
             found.pop()
         found.append((rows, own))
     return (*found[:-1], (None, found[-1][1]))
+
+
+def with_fields(tiling: T, fields: Mapping[str, Any]) -> T:
+    """A tiling with other values of some fields; a mapping gives those of a tiling within it."""
+    values = {
+        name: with_fields(getattr(tiling, name), value) if isinstance(value, Mapping) else value
+        for name, value in fields.items()
+    }
+    return replace(tiling, **values)  # type: ignore[type-var]

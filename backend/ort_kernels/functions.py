@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ...passes.errors import LoweringError
 
 if TYPE_CHECKING:
-    from ..kernels.lowering import without_compaction
-from ..kernels.tir import PrimFunc
+    from ..kernels.tir import PrimFunc
 
 PROVIDED = frozenset(
     [
@@ -56,6 +55,8 @@ class Functions:
             LoweringError: the code wants something of TVM's runtime that ONNX Runtime cannot give.
         """
         import tvm
+
+        from ..kernels.lowering import without_compaction
 
         with machine, without_compaction():
             module = tvm.compile(tvm.IRModule(self._named), target=machine).mod

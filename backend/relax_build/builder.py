@@ -14,9 +14,11 @@ from tvm.te import create_prim_func
 
 from ..kernels.base import Step
 from ..kernels.emit import emit
+from ..kernels.targets import Workload, asked
 from .dimensions import Dimensions, extent
 from .parameters import Make, Parameters
 from .values import Dim, Value, known
+from .work import Work
 
 _EMBEDDED = 16
 """Constants up to this many elements are part of the code; larger ones are parameters."""
@@ -33,6 +35,7 @@ class Builder(Dimensions):
         parameters: what `main` takes behind its inputs.
         packed: the parameters of sites by suffix.
         products: steps that take a finish, by the name of their PrimFunc.
+        work: how the steps of each kernel with tilings are made.
         tied: names of weights that are gathered from and, transposed, multiplied with.
     """
 
@@ -48,6 +51,7 @@ class Builder(Dimensions):
         self.parameters = Parameters()
         self.packed: dict[str, dict[str, Any]] = {}
         self.products: dict[str, Step] = {}
+        self.work: dict[Workload, Work] = {}
         self.tied = tied
 
     def tensor(self, value: Value) -> Any:
@@ -75,12 +79,26 @@ class Builder(Dimensions):
         return Value("float32", tuple(shape), expr=self.block.emit(call, name))
 
     def steps(
-        self, steps: Sequence[Step], x: Value, packed: Mapping[str, Any], *, features: int = 1
+        self,
+        make: Callable[[], Sequence[Step]],
+        x: Value,
+        packed: Mapping[str, Any],
+        *,
+        features: int = 1,
     ) -> Value:
-        """The output of the last step of a kernel."""
+        """The output of the last step that `make`, a kernel, makes."""
+        with asked() as tilings:
+            steps = make()
         result = emit(
             self.block, steps, self.tensor(x), packed, features=features, products=self.products
         )
+        for workload, tiling in tilings.items():
+            if workload not in self.work:
+                stored = {
+                    suffix: (tuple(int(dim) for dim in tensor.ty.shape), str(tensor.ty.dtype))
+                    for suffix, tensor in packed.items()
+                }
+                self.work[workload] = Work(tiling, make, int(x.shape[-1]), x.dtype, stored)
         return self.emit(result)
 
     def materialise(self, value: Value) -> Value:

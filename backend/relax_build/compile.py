@@ -13,7 +13,7 @@ from ..target import Target
 from .finishing import finish_products
 from .fusion import fuse
 from .module import TvmModule
-from .schedule import apply_schedules
+from .schedule import GENERIC, apply_schedules
 from .walker import Walk
 
 
@@ -44,7 +44,7 @@ def build(model: ir.Model, target: Target) -> TvmModule:
     with machine:
         walk = Walk(model)
         module = finish_products(fuse(walk.module), walk.builder.products)
-        module = apply_schedules(module)
+        module, rules = apply_schedules(module)
         with without_compaction():
             executable = tvm.compile(module, target=machine, relax_pipeline=_lower())
     builder = walk.builder
@@ -54,6 +54,9 @@ def build(model: ir.Model, target: Target) -> TvmModule:
         inputs=walk.inputs,
         outputs=walk.outputs,
         dimension_bounds=builder.bounds,
+        generic_functions={
+            name: rule for name, rule in sorted(rules.items()) if rule in (GENERIC, None)
+        },
     )
 
 

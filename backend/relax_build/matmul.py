@@ -64,8 +64,12 @@ def linear(builder: Builder, x: Value, weight: Value) -> Value:
     panels = stored_panels(builder, weight)
     if weight.dtype not in ("float32", "float16"):
         return _product(builder, "linear", x, panels, weight.shape[1])
-    step = dense_step(weight.shape[1], weight.shape[0], weight.dtype)
-    product = builder.steps([step], builder.cast(x, "float32"), {"weight": panels.expr})
+    inputs, outputs = weight.shape
+    product = builder.steps(
+        lambda: [dense_step(outputs, inputs, weight.dtype)],
+        builder.cast(x, "float32"),
+        {"weight": panels.expr},
+    )
     return builder.cast(product, x.dtype)
 
 

@@ -31,6 +31,8 @@ class TvmModule:
         inputs, outputs: signatures in the order of the graph.
         dimension_bounds: lowest and highest allowed value of symbolic dimensions; a key may be an
             expression such as `past + seq`. The code does not check them: a session must.
+        generic_functions: names of the PrimFuncs that only the last rule scheduled, with its name,
+            or that none did, with None: the first to look at where time is lost.
     """
 
     executable: Any
@@ -38,6 +40,7 @@ class TvmModule:
     inputs: Sequence[Signature]
     outputs: Sequence[Signature]
     dimension_bounds: dict[str, tuple[int, int | None]]
+    generic_functions: dict[str, str | None]
 
     @property
     def parameter_names(self) -> list[str]:

@@ -52,7 +52,7 @@ def normalised(builder: Builder, value: Value, epsilon: float, *, centered: bool
     features = value.shape[-1]
     if not isinstance(features, int) or value.dtype != "float32":
         return None
-    return builder.steps([norm_step(features, epsilon, centered=centered)], value, {})
+    return builder.steps(lambda: [norm_step(features, epsilon, centered=centered)], value, {})
 
 
 def _layer_norm(builder: Builder, node: Node) -> list[Value]:

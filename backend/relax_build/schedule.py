@@ -22,30 +22,50 @@ _LANES = 16
 
 Rule = Callable[[Any], Any]
 
+GENERIC = "sums"
+"""Name of the last rule, which knows nothing of what a function computes."""
 
-def apply_schedules(module: Any) -> Any:
-    """Schedules every PrimFunc that no kernel has scheduled; the first rule that fits wins.
+
+def apply_schedules(module: Any) -> tuple[Any, dict[str, str | None]]:
+    """Schedules every PrimFunc of a module that no kernel has scheduled; the first fit wins.
 
     A function that no rule fits keeps its plain loops: slow, and correct.
+
+    Returns:
+        The module, and by the name of each such function that of its rule: None where none fitted.
     """
-    scheduled = {}
-    for variable, function in module.functions.items():
-        if isinstance(function, tirx.PrimFunc) and not is_scheduled(function):
-            scheduled[variable] = _schedule(function)
-    for variable, function in scheduled.items():
+    found = {
+        variable: _schedule(function)
+        for variable, function in module.functions.items()
+        if isinstance(function, tirx.PrimFunc) and not is_scheduled(function)
+    }
+    for variable, (function, _) in found.items():
         module.update_func(variable, function)
-    return compacted(module, {str(variable.name_hint) for variable in scheduled})
+    rules = {str(variable.name_hint): rule for variable, (_, rule) in found.items()}
+    return compacted(module, set(rules)), rules
 
 
-def _schedule(function: Any) -> Any:
-    for rule in (_product, _convolution, _elementwise, _rows, _sums):
+def _schedule(function: Any) -> tuple[Any, str | None]:
+    """The scheduled function, and the name of the rule that fitted."""
+    for name, rule in _rules().items():
         try:
             schedule = rule(Schedule(tvm.IRModule({"main": function})))
         except ScheduleError:
             continue
         if schedule is not None:
-            return schedule.mod["main"].with_attr("tirx.is_scheduled", True)
-    return function
+            return schedule.mod["main"].with_attr("tirx.is_scheduled", True), name
+    return function, None
+
+
+def _rules() -> dict[str, Rule]:
+    """Ordered: the first that fits wins."""
+    return {
+        "product": _product,
+        "convolution": _convolution,
+        "elementwise": _elementwise,
+        "rows": _rows,
+        GENERIC: _sums,
+    }
 
 
 def _blocks(schedule: Any) -> list[Any]:

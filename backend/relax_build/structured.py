@@ -31,11 +31,15 @@ def lower_structured(builder: Builder, node: Node) -> Value:
         builder.packed[structured.site] = packed
     x, shapes = node[0], {suffix: _shape(expr) for suffix, expr in packed.items()}
     features = (structured.out_features, structured.in_features)
+    structure = structured.structure
     if structured.gathers:
-        step = kernel.gather(structured.structure, *features, shapes, x.dtype)
-        return builder.steps([step], x, packed, features=0)
-    steps = kernel.steps(structured.structure, *features, shapes)
-    return builder.cast(builder.steps(steps, builder.cast(x, "float32"), packed), x.dtype)
+        return builder.steps(
+            lambda: [kernel.gather(structure, *features, shapes, x.dtype)], x, packed, features=0
+        )
+    product = builder.steps(
+        lambda: kernel.steps(structure, *features, shapes), builder.cast(x, "float32"), packed
+    )
+    return builder.cast(product, x.dtype)
 
 
 def _shape(expr: Any) -> tuple[int, ...]:

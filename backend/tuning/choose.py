@@ -1,0 +1,106 @@
+"""Which records a compile uses: the user's own for this processor, else those that are shipped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any, Literal
+
+from ..target import Target
+from .database import read_records
+from .record import Record, cpu_name
+
+Source = Literal["measured here", "shipped"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Records that are shipped for the processors that have some instruction sets.
+
+    Attributes:
+        name: of the family.
+        flags: as /proc/cpuinfo spells them; a processor needs all of them.
+        measured: whether its records were measured, and not guessed.
+        machine: what they were measured on; None where they were not.
+        records: none means that the rules' own tilings stand.
+    """
+
+    name: str
+    flags: frozenset[str]
+    measured: bool
+    machine: str | None
+    records: tuple[Record, ...]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The records for a target, by kernel and number of rows, with where each comes from."""
+
+    records: Mapping[tuple[str, int, int, int], tuple[Record, Source]]
+
+    @property
+    def fields(self) -> dict[tuple[str, int, int, int], Mapping[str, Any]]:
+        """As `kernels.targets.tuned` takes them."""
+        return {key: record.fields for key, (record, _) in self.records.items()}
+
+    def report(self, asked: Iterable[tuple[str, int, int]]) -> dict[str, Any]:
+        """What of it the kernels that asked for tilings got, as a JSON object.
+
+        Args:
+            asked: kind, outputs and inputs of each kernel.
+        """
+        kernels = sorted(set(asked))
+        used = [
+            {**record.to_json(), "source": source}
+            for key, (record, source) in sorted(self.records.items())
+            if key[:3] in kernels and record.fields
+        ]
+        names = ("kind", "out_features", "in_features")
+        tuned = {tuple(record[name] for name in names) for record in used}
+        return {
+            "kernels": [dict(zip(names, kernel, strict=True)) for kernel in kernels],
+            "tuned": len(tuned),
+            "records": used,
+        }
+
+
+UNTUNED = Chosen({})
+"""No records at all: every kernel takes its rule's tiling."""
+
+
+def choose_records(target: Target) -> Chosen:
+    """The records that fit a TVM target's processor and the versions at hand.
+
+    Raises:
+        TuningError: the user's database is damaged.
+    """
+    flags = frozenset(target.cpu_features())
+    cpu = cpu_name(target)
+    chosen: dict[tuple[str, int, int, int], tuple[Record, Source]] = {}
+    family = next((family for family in families() if family.flags <= flags), None)
+    for record in family.records if family else ():
+        if record.current:
+            chosen[record.key] = (record, "shipped")
+    for record in read_records():
+        if record.current and record.cpu == cpu:
+            chosen[record.key] = (record, "measured here")
+    return Chosen(chosen)
+
+
+@cache
+def families() -> tuple[Family, ...]:
+    """The shipped records, the family with the most instruction sets first."""
+    text = resources.files(__package__).joinpath("defaults.json").read_text(encoding="utf-8")
+    return tuple(
+        Family(
+            found["name"],
+            frozenset(found["flags"]),
+            found["measured"],
+            found["machine"],
+            tuple(map(Record.from_json, found["records"])),
+        )
+        for found in json.loads(text)["families"]
+    )

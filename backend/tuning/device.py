@@ -1,0 +1,59 @@
+"""Where candidates run: this process, or a server that a tracker has lent."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tvm
+from numpy.typing import NDArray
+
+from ...runtime.tvm_session import use_threads
+
+
+class Device(ABC):
+    """A machine that loads compiled functions and runs them."""
+
+    @property
+    @abstractmethod
+    def cpu(self) -> Any:
+        """Its processor, as TVM names it."""
+
+    @property
+    @abstractmethod
+    def threads(self) -> int:
+        """How many a kernel uses."""
+
+    @abstractmethod
+    def load(self, compiled: Any) -> Any:
+        """The functions of what `tvm.compile` gave, there."""
+
+    def tensors(self, arrays: Sequence[NDArray[Any]]) -> list[Any]:
+        """Copies of arrays in its memory."""
+        return [
+            tvm.runtime.tensor(np.ascontiguousarray(array), device=self.cpu) for array in arrays
+        ]
+
+
+class LocalDevice(Device):
+    """This process, in the calling thread: no start of another one, no file."""
+
+    def __init__(self, threads: int) -> None:
+        use_threads(threads)
+        self._threads = threads
+
+    @property
+    def cpu(self) -> Any:
+        """That of this machine."""
+        return tvm.cpu()
+
+    @property
+    def threads(self) -> int:
+        """As it was made with."""
+        return self._threads
+
+    def load(self, compiled: Any) -> Any:
+        """The functions by just-in-time linking."""
+        return compiled.jit()

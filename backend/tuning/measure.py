@@ -1,0 +1,112 @@
+"""Times a candidate beside the rule's tiling, in turns, so that both meet the same machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .device import Device
+from .program import Program
+
+_SAMPLE = 2e-3
+"""Seconds that a sample lasts at least."""
+
+_TOLERANCE = 1e-4
+"""Relative difference of two orders of summation at most; a wrong kernel is further off."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A candidate beside the rule's tiling.
+
+    Attributes:
+        median_us: microseconds of a call of the candidate.
+        default_us: of the rule's.
+        ratio: median of the ratios of neighbouring samples; below one the candidate is faster.
+        spread: interquartile range of these ratios.
+    """
+
+    median_us: float
+    default_us: float
+    ratio: float
+    spread: float
+
+    @property
+    def faster(self) -> bool:
+        """Whether the gain is more than the spread."""
+        return self.ratio + self.spread < 1
+
+
+@dataclass(frozen=True, eq=False)
+class _Function:
+    """A loaded function on its device."""
+
+    module: Any
+    name: str
+    cpu: Any
+
+    def seconds(self, tensors: Sequence[Any], calls: int) -> float:
+        """Of one call, in the mean of some."""
+        timer = self.module.time_evaluator(self.name, self.cpu, number=calls, repeat=1)
+        return float(timer(*tensors).mean)
+
+
+class Bench:
+    """One kernel and number of rows on one device, its arguments in place."""
+
+    def __init__(
+        self,
+        device: Device,
+        target: Any,
+        default: Program,
+        arrays: Sequence[Sequence[NDArray[Any]]],
+    ) -> None:
+        self._device, self._target = device, target
+        self._arguments = [device.tensors(each) for each in arrays]
+        self._default = self._load(default)
+        self._outputs = self._run(self._default)
+        self._calls = max(1, round(_SAMPLE / max(self._time(self._default, 1), 1e-7)))
+
+    def compare(self, candidate: Program, samples: int) -> Comparison | None:
+        """The candidate beside the rule's tiling; None where its outputs are others."""
+        timed = self._load(candidate)
+        if not self._agrees(self._run(timed)):
+            return None
+        pairs = np.array(
+            [
+                [self._time(each, self._calls) for each in (timed, self._default)]
+                for _ in range(samples)
+            ]
+        )
+        ratios = pairs[:, 0] / pairs[:, 1]
+        low, high = np.percentile(ratios, [25, 75])
+        median, default = 1e6 * np.median(pairs, axis=0)
+        return Comparison(
+            float(median), float(default), float(np.median(ratios)), float(high - low)
+        )
+
+    def _load(self, program: Program) -> list[_Function]:
+        module = self._device.load(program.compile(self._target))
+        return [_Function(module, name, self._device.cpu) for name in program.names]
+
+    def _run(self, loaded: Sequence[_Function]) -> list[NDArray[Any]]:
+        for function, tensors in zip(loaded, self._arguments, strict=True):
+            function.module[function.name](*tensors)
+        return [tensors[-1].numpy() for tensors in self._arguments]
+
+    def _time(self, loaded: Sequence[_Function], calls: int) -> float:
+        """Seconds of one call of all functions."""
+        return sum(
+            function.seconds(tensors, calls)
+            for function, tensors in zip(loaded, self._arguments, strict=True)
+        )
+
+    def _agrees(self, outputs: Sequence[NDArray[Any]]) -> bool:
+        return all(
+            np.allclose(mine, own, rtol=0, atol=_TOLERANCE * float(np.abs(own).max(initial=0)))
+            for mine, own in zip(outputs, self._outputs, strict=True)
+        )

@@ -1,0 +1,105 @@
+"""`Program`: one tiling of a kernel at one number of rows, compiled on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+import tvm_ffi
+from numpy.typing import NDArray
+
+from ..kernels.base import Step
+from ..kernels.lowering import without_compaction
+from ..kernels.targets import ROWS, Workload, tuned
+from ..relax_build.work import Work
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """The steps of a kernel with one tiling.
+
+    Attributes:
+        fields: of the tiling, that differ from the rule's.
+        steps: all of the kernel.
+        decided: positions of those whose code depends on the tiling; only these are measured.
+    """
+
+    fields: Mapping[str, Any]
+    steps: Sequence[Step]
+    decided: tuple[int, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """Of the functions to measure."""
+        return [f"step_{position}" for position in self.decided]
+
+    def compile(self, target: Any) -> Any:
+        """The machine code of the functions to measure."""
+        functions = {
+            name: self.steps[position].function.with_attr("global_symbol", name)
+            for name, position in zip(self.names, self.decided, strict=True)
+        }
+        with without_compaction():
+            return tvm.compile(tvm.IRModule(functions), target=target)
+
+
+def programs(
+    workload: Workload, work: Work, tilings: Sequence[Mapping[str, Any]], target: Any
+) -> tuple[Program, list[Program]]:
+    """The program of the rule's tiling, and those of others as far as their code differs.
+
+    Args:
+        workload: the kernel.
+        work: how its steps are made.
+        tilings: the fields of each that differ from the rule's.
+        target: of TVM.
+    """
+
+    def make(fields: Mapping[str, Any]) -> tuple[Sequence[Step], tuple[int, ...]]:
+        # For every number of rows, so that no code is made but what is measured.
+        with target, tuned({(*workload, number): fields for number in ROWS}):
+            steps = work.make()
+        return steps, tuple(tvm_ffi.structural_hash(step.function) for step in steps)
+
+    own, code = make({})
+    different: dict[Any, tuple[Sequence[Step], dict[str, Any]]] = {code: (own, {})}
+    for fields in tilings:
+        steps, other = make(fields)
+        different.setdefault(other, (steps, dict(fields)))
+    decided = tuple(
+        position
+        for position, _ in enumerate(own)
+        if len({code[position] for code in different}) > 1
+    )
+    first, *others = (Program(fields, steps, decided) for steps, fields in different.values())
+    return first, others
+
+
+def arguments(work: Work, program: Program, rows: int, seed: int) -> list[list[NDArray[Any]]]:
+    """The arguments of each function to measure: random inputs, and outputs of zeros."""
+    random = np.random.default_rng(seed)
+    values = {"x": _filled(random, (rows, work.features), work.dtype)}
+    for suffix, (shape, dtype) in work.stored.items():
+        values[suffix] = _filled(random, shape, dtype)
+    for step in program.steps:
+        for output in step.outputs:
+            values[output.name] = _filled(random, (rows, output.width), output.dtype)
+    found = []
+    for position in program.decided:
+        step = program.steps[position]
+        outputs = [np.zeros_like(values[output.name]) for output in step.outputs]
+        found.append([*(values[name] for name in step.inputs), *outputs])
+    return found
+
+
+def _filled(random: np.random.Generator, shape: Sequence[int], dtype: str) -> NDArray[Any]:
+    """Normal floats and any codes; int64 may be positions, and 0 is always one."""
+    if dtype.startswith("float"):
+        return random.standard_normal(shape).astype(dtype)
+    if dtype == "int64":
+        return np.zeros(shape, dtype)
+    limits = np.iinfo(dtype)
+    return random.integers(limits.min, limits.max, shape, dtype, endpoint=True)

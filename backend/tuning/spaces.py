@@ -1,0 +1,107 @@
+"""The grids of tilings: for each kind of tiling, the values of its fields that are worth a try.
+
+A new kind of tiling is made tunable by one function here. Code grows with the product of a tile's
+heights, its panels and its unrolling, and so does the time to generate it: grids stay below what
+takes seconds.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Mapping, Sequence
+from functools import singledispatch
+from typing import Any
+
+from ..kernels.code_products import CodeTiling
+from ..kernels.gemm import FloatTiling
+from ..kernels.targets import with_fields
+
+Grid = Mapping[str, Sequence[Any]]
+"""Values by field, as `with_fields` takes them; fields that are left out stay as the rule says."""
+
+_ONE_HEIGHT = ((1,), (2,), (4,))
+_HEIGHTS = (
+    (4, 2, 1, 1),
+    (4, 2, 2, 2),
+    (4, 4, 4, 4),
+    (4, 2, 2, 1, 1, 1),
+    (4, 4, 2, 2, 2, 2),
+    (4, 4, 4, 4, 4, 4),
+)
+"""Panels by the height of a tile: one row, and as many rows as registers hold sums for."""
+
+
+@singledispatch
+def grid(tiling: object, kind: str, rows: int) -> Grid:
+    """The values to try for a tiling of a kind of kernel that serves up to `rows` rows.
+
+    None at all: it is not tuned.
+    """
+    return {}
+
+
+@grid.register
+def _(tiling: FloatTiling, kind: str, rows: int) -> Grid:
+    if rows == 1:
+        # One row has tiles of one height, and one chunk is as good as several.
+        return {
+            "panels": (*_ONE_HEIGHT, (8,)),
+            "chains": (1, 2, 4),
+            "group": (2, 4, 8, 16),
+            "unroll": (1, 2, 4, 8),
+        }
+    return {
+        "panels": _HEIGHTS,
+        "chunk": (128, 256, 384, 768),
+        "group": (2, 4, 8),
+        "unroll": (1, 2, 4),
+    }
+
+
+@grid.register
+def _(tiling: CodeTiling, kind: str, rows: int) -> Grid:
+    rounded = kind.endswith("_int8")
+    if rows == 1:
+        of_the_products: Grid = (
+            {"panels": _ONE_HEIGHT, "chains": (1, 2, 4)}
+            if rounded
+            else {"floats": _points({"panels": _ONE_HEIGHT, "unroll": (1, 2, 4)})}
+        )
+        return {"group": (2, 4, 8), **of_the_products}
+    of_the_products = (
+        {"panels": _HEIGHTS}
+        if rounded
+        else {"floats": _points({"panels": _HEIGHTS, "unroll": (1, 2, 4)})}
+    )
+    return {"group": (2, 4, 8), "block": (16, 32, 64, 128), **of_the_products}
+
+
+def candidates(tiling: Any, kind: str, rows: int, trials: int, seed: int) -> list[dict[str, Any]]:
+    """Up to `trials` points of the grid in a random order, each as what differs from the rule's.
+
+    Args:
+        tiling: the rule's.
+        kind: of the kernel.
+        rows: that it serves.
+        trials: how many at most.
+        seed: of the order.
+    """
+    points = _points(grid(tiling, kind, rows))
+    random.Random(seed).shuffle(points)
+    changed = (
+        {
+            name: value
+            for name, value in point.items()
+            if with_fields(tiling, {name: value}) != tiling
+        }
+        for point in points
+    )
+    return list(itertools.islice(filter(None, changed), trials))
+
+
+def _points(values: Grid) -> list[dict[str, Any]]:
+    """Every combination of the values; no combination of no fields."""
+    if not values:
+        return []
+    return [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
