@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from ...passes.structures.base import Factors
 from ...passes.structures.block_quantized import BlockQuantized
 from .base import Kernel, Output, Packed, Shapes, Step
-from .code_products import CodeProduct, code_product
+from .code_products import code_product
+from .code_task import CodeProduct
 from .rounding import round_step
 from .sources import Codes
 from .targets import code_choices

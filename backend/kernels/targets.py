@@ -12,7 +12,7 @@ from tvm.target import Target
 from tvm.target.codegen import target_has_features
 
 from ...passes.errors import LoweringError
-from .code_products import CodeTiling
+from .code_task import CodeTiling
 from .dots import Dots
 from .gemm import FloatTiling
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import singledispatch
 from typing import Any
 
-from ..kernels.code_products import CodeTiling
+from ..kernels.code_task import CodeTiling
 from ..kernels.gemm import FloatTiling
 from ..kernels.targets import with_fields
 

@@ -1,0 +1,130 @@
+"""A few rows of x: the codes are decoded in registers and multiplied at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from tvm import tirx
+
+from .blocks import LANES
+from .code_task import CodeTask, Length, Totals, lane_of
+from .formats import quads_of
+from .tir import (
+    Expr,
+    bind,
+    broadcast,
+    convert,
+    index,
+    load,
+    local,
+    only_if,
+    ramp,
+    store,
+    zeros,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class FewRows(CodeTask):
+    """Emits the sums of a few rows, which stay in registers while the codes pass by once."""
+
+    def emit(self, rows: Expr, height: int) -> None:
+        """All rows at once; what a tile has beyond the last row repeats that and is not stored."""
+        wide = max(self.panels // (max(height // 4, 1) * self.source.planes), 1)
+        step = self._rounded_group if self.given.spec.rounded else self._float_group
+        numbers = [bind(tirx.min(index(row), rows - 1)) for row in range(height)]
+        for start in range(0, self.panels, wide):
+            panels = range(start, min(start + wide, self.panels))
+            totals = {
+                (row, panel): local(LANES, "float32") for row in range(height) for panel in panels
+            }
+            for total in totals.values():
+                store(total, zeros("float32", LANES), ramp(0, LANES))
+            self.over_groups(partial(step, numbers, panels, totals))
+            for (row, panel), total in totals.items():
+                with only_if(rows > row):
+                    self.finished(index(row), panel, partial(lane_of, total, index(0)))
+
+    def _rounded_group(
+        self, rows: list[Expr], panels: range, totals: Totals, group: Expr, length: Length
+    ) -> None:
+        source, dots = self.source, self.tiling.dots
+        codes, scales, sums = self.given.x
+        chains, lanes = (self.tiling.chains if len(rows) == 1 else 1), dots.lanes
+        every = ramp(0, lanes)
+        places = [
+            (plane, panel, part)
+            for plane in range(source.planes)
+            for panel in panels
+            for part in range(0, LANES, lanes)
+        ]
+        held = [
+            {place: [local(lanes, "int32") for _ in range(chains)] for place in places}
+            for _ in rows
+        ]
+        for row, mine in zip(rows, held, strict=True):
+            correction = broadcast(-source.format.offset * load(sums, row, group), lanes)
+            for first, *others in mine.values():
+                store(first, correction, every)
+                for other in others:
+                    store(other, zeros("int32", lanes), every)
+        word = bind(group * quads_of(source.group))
+
+        def unit(number: Expr, code: Expr, count: int) -> None:
+            start, quads = word + tirx.floordiv(code, index(4)), range(quads_of(count))
+            for place in places:
+                plane, panel, part = place
+                weights = source.quads(
+                    self.given.codes, plane, self.left + panel, number, part, lanes
+                )
+                for row, mine in zip(rows, held, strict=True):
+                    x = [broadcast(load(codes, row, start + j), lanes) for j in quads]
+                    products = list(zip(weights, x, strict=False))
+                    for chain, total in enumerate(mine[place][: len(x)]):
+                        value = dots.add(
+                            load(total, every), products[chain::chains], source.format.greatest
+                        )
+                        store(total, value, every)
+
+        self.units(group, length, unit)
+        for i, (row, mine) in enumerate(zip(rows, held, strict=True)):
+            x_scale = broadcast(load(scales, row, group), lanes)
+            for (plane, panel, part), (first, *others) in mine.items():
+                total = sum((load(other, every) for other in others), load(first, every))
+                value = convert(total, "float32", lanes) * x_scale
+                value = value * self.scale(plane, panel, group, part, lanes)
+                where = ramp(part, lanes)
+                store(totals[i, panel], load(totals[i, panel], where) + value, where)
+
+    def _float_group(
+        self, rows: list[Expr], panels: range, totals: Totals, group: Expr, length: Length
+    ) -> None:
+        source, (x,) = self.source, self.given.x
+        every, chains = ramp(0, LANES), 2 if len(rows) == 1 else 1
+        places = [(plane, panel) for plane in range(source.planes) for panel in panels]
+        held = [
+            {place: [local(LANES, "float32") for _ in range(chains)] for place in places}
+            for _ in rows
+        ]
+        for mine in held:
+            for totals_of_place in mine.values():
+                for total in totals_of_place:
+                    store(total, zeros("float32", LANES), every)
+        start = bind(group * source.group)
+
+        def unit(number: Expr, code: Expr, count: int) -> None:
+            for place in places:
+                codes = self.floats(*place, number)
+                for j in range(count):
+                    for row, mine in zip(rows, held, strict=True):
+                        total = mine[place][j % chains]
+                        inputs = broadcast(load(x, row, start + code + j), LANES)
+                        store(total, load(total, every) + inputs * codes[j], every)
+
+        self.units(group, length, unit)
+        for i, mine in enumerate(held):
+            for (plane, panel), (first, *others) in mine.items():
+                value = sum((load(other, every) for other in others), load(first, every))
+                value = value * self.scale(plane, panel, group, 0, LANES)
+                store(totals[i, panel], load(totals[i, panel], every) + value, every)
