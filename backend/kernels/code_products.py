@@ -19,6 +19,7 @@ from .blocks import LANES, block_count, even_group
 from .code_task import CodeProduct, CodeTiling, Given
 from .few_rows import FewRows
 from .finish import Finish, outputs, put
+from .formats import quads_of
 from .many_rows import ManyRows
 from .rounding import rounded_arguments
 from .tir import (
@@ -35,6 +36,9 @@ from .tir import (
 
 _FEW = (1, 2, 4, 8)
 """Rows of x whose sums stay in registers while the codes pass by once."""
+
+_MOST_QUADS = 16
+"""Of a unit, for all rows: more make the code long, and its compilation."""
 
 _FEW_FLOATS = (1, 2)
 """The same of x in floats; of more rows a decoded tile is as fast."""
@@ -78,9 +82,12 @@ def code_product(
                 else:
                     FewRows(*task).emit(rows, few)
 
-        heights: tuple[int, ...] = _FEW if spec.rounded else _FEW_FLOATS
-        if spec.source.format.continuous:
-            heights = ()
+        layout = spec.source.format
+        heights = [
+            height
+            for height in (_FEW if spec.rounded else _FEW_FLOATS)
+            if not layout.continuous and height * quads_of(layout.codes) <= _MOST_QUADS
+        ]
         most_of_few = max(heights, default=0)
         choices = [
             (height, partial(emit, _serving(tilings, height), height)) for height in heights

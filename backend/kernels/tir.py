@@ -152,5 +152,8 @@ def prim_func_of(arguments: Sequence[Argument], body: Callable[..., None]) -> Pr
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
         buffers = [T.arg(item.name, T.buffer(item.shape, item.dtype)) for item in arguments]
         with T.sblock("root"):
+            # Left out, TVM would work them out from all statements, which takes it a minute.
+            T.reads()
+            T.writes()
             body(*buffers)
     return builder.get()
