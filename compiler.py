@@ -314,7 +314,7 @@ class _Job:
                 name: Tolerance(bound, expected.derivation)
                 for name, bound in expected.tolerance.items()
             },
-            versions=package_versions(),
+            versions={**package_versions(), **lowered.versions},
         )
 
 

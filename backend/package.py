@@ -99,6 +99,7 @@ class Lowered:
             of the rule, or None where none fitted.
         tuning: the kernels that asked for tilings, and the records that they took; None for
             ONNX Runtime's own kernels, which have none.
+        versions: of what packed weights look like, beside those of the packages.
     """
 
     engine: Engine
@@ -109,6 +110,7 @@ class Lowered:
     kernels: Kernels | None = None
     generic_functions: Mapping[str, str | None] = field(default_factory=dict)
     tuning: Mapping[str, Any] | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     def report(self) -> dict[str, Any]:
         """Its part of `report.json`."""
@@ -133,6 +135,7 @@ def lower(
     if target.engine == "ort" and not target.kernels:
         return Lowered("ort", _bytes(folder, MODEL, MODEL_DATA))
     from .kernels import targets
+    from .kernels.blocks import PACKING
     from .tuning.choose import UNTUNED, choose_records
 
     machine = Target("tvm", target.mcpu)
@@ -140,7 +143,8 @@ def lower(
     with targets.tuned(chosen.fields), targets.asked() as asked:
         make = _lower_for_onnx_runtime if target.engine == "ort" else _lower_for_tvm
         lowered = make(model, target, folder)
-    return replace(lowered, tuning=chosen.report(asked))
+    versions = {"packing": str(PACKING)}
+    return replace(lowered, tuning=chosen.report(asked), versions=versions)
 
 
 def _lower_for_tvm(model: ir.Model, target: Target, folder: Path) -> Lowered:

@@ -11,6 +11,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+PACKING = 2
+"""Version of what kernels expect weights to look like; 2: codes in int32 words of four bytes."""
+
 LANES = 16
 """Outputs of a block: one AVX-512 register of floats, two of AVX2, four of SSE or NEON."""
 
