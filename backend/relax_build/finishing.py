@@ -211,6 +211,7 @@ class _Rewriter(PyExprMutator):  # type: ignore[misc]
     def __init__(self, module: Any, fusions: Mapping[Any, _Fusion]) -> None:
         super().__init__(module)
         self.fusions = fusions
+        self.functions: dict[tuple[str, str, int], Any] = {}
 
     def visit_var_binding_(self, binding: Any) -> None:
         """Replaces the binding of a fusion."""
@@ -253,10 +254,14 @@ class _Rewriter(PyExprMutator):  # type: ignore[misc]
                 other = self.builder_.emit(relax.op.reshape(other, [rows, width]))
             others.append(other)
         dtype = call.ty.dtype
-        assert fusion.step.finish is not None
-        function = fusion.step.finish(_finish(fusion, int(width), str(dtype)))
-        name = f"{fusion.kernel.args[0].name_hint}_{call.args[0].name_hint.removeprefix('fused_')}"
-        variable = self.builder_.add_func(function, name)
+        names = fusion.kernel.args[0].name_hint, call.args[0].name_hint
+        key = (*names, fusion.taken)
+        if key not in self.functions:
+            assert fusion.step.finish is not None
+            function = fusion.step.finish(_finish(fusion, int(width), str(dtype)))
+            name = f"{names[0]}_{names[1].removeprefix('fused_')}"
+            self.functions[key] = self.builder_.add_func(function, name)
+        variable = self.functions[key]
         out = relax.TensorType([rows, width], dtype)
         return relax.call_tir(variable, [*arguments, *others], out_ty=out)
 
