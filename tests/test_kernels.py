@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import tvm
+import tvm_ffi
 from helpers import assert_close, one_node_model, run_onnx
 from kernels import (
     ALL,
@@ -142,11 +143,15 @@ def test_weights_are_never_dense_in_memory(scheme: str) -> None:
     shape = (96, 2304)
     structure = resolved(scheme, shape)
     module, _ = lowered(structure, random_factors(structure, shape), shape)
-    tiles = [
-        int(np.prod([int(n) for n in buffer.shape])) * np.dtype(str(buffer.dtype)).itemsize
-        for function in prim_funcs(module).values()
-        for buffer in function.body.block.alloc_buffers
-    ]
+    tiles: list[int] = []
+
+    def allocated(statement: Any) -> None:
+        buffer = statement.buffer
+        entries = int(np.prod([int(length) for length in buffer.shape]))
+        tiles.append(entries * np.dtype(str(buffer.dtype)).itemsize)
+
+    for function in prim_funcs(module).values():
+        tvm_ffi.structural_walk(function.body, (tirx.AllocBuffer, allocated), order="post")
     assert max(tiles) <= 4 * shape[0] * shape[1] / 8
     types = [
         part

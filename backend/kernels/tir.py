@@ -122,7 +122,7 @@ def store(buffer: Buffer, value: Expr, *indices: int | Expr) -> None:
 
 def local(size: int, dtype: str) -> Buffer:
     """A small array of this thread; where all indices are constant it lives in registers."""
-    return T.sblock_alloc_buffer((size,), dtype)
+    return T.alloc_buffer((size,), dtype)
 
 
 def fold(buffer: Buffer, combine: Callable[[Expr, Expr], Expr], lanes: int = 16) -> None:
