@@ -22,6 +22,7 @@ from .tir import (
     load,
     ramp,
     serial,
+    unknown_zero,
 )
 
 QUADS = 4
@@ -97,20 +98,23 @@ class CodeTask:
         """Where the weights lie."""
         return self.given.spec.source
 
-    def over_groups(self, emit: Callable[[Expr, Length], None]) -> None:
-        """Calls `emit` with each group and its length, which is symbolic where one code suffices.
+    def over_groups(self, rows: Expr, emit: Callable[[Expr, Length], None]) -> None:
+        """Calls `emit` with each group and its length.
 
-        The last group, if it is not whole, needs code of its own only where it ends inside a unit.
+        A length is symbolic, so that LLVM does not unroll the loops over it, unless a group ends
+        inside a unit and needs code of its own.
         """
         spec, group = self.given.spec, self.source.group
         full, rest = divmod(spec.in_features, group)
-        if rest and full and rest % math.lcm(self.source.format.codes, 4 * QUADS) == 0:
+        unit = math.lcm(self.source.format.codes, 4 * QUADS)
+        whole: Length = group if group % unit else bind(index(group) + unknown_zero(rows))
+        if rest and full and rest % unit == 0 and group % unit == 0:
             with serial(full + 1) as number:
-                emit(number, bind(tirx.min(index(group), spec.in_features - number * group)))
+                emit(number, bind(tirx.min(whole, spec.in_features - number * group)))
             return
         if full:
             with serial(full) as number:
-                emit(number, group)
+                emit(number, whole)
         if rest:
             emit(index(full), rest)
 

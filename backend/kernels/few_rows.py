@@ -41,7 +41,7 @@ class FewRows(CodeTask):
             }
             for total in totals.values():
                 store(total, zeros("float32", LANES), ramp(0, LANES))
-            self.over_groups(partial(step, numbers, panels, totals))
+            self.over_groups(rows, partial(step, numbers, panels, totals))
             for (row, panel), total in totals.items():
                 with only_if(rows > row):
                     self.finished(index(row), panel, partial(lane_of, total, index(0)))

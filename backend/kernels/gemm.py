@@ -30,6 +30,7 @@ from .tir import (
     ramp,
     serial,
     store,
+    unknown_zero,
     zeros,
 )
 
@@ -43,14 +44,17 @@ class FloatTiling:
             0 is for one row. Its length is the greatest height.
         chains: independent sums of a single row, since an addition takes about four cycles.
         group: panels that one task computes.
-        chunk: inputs that are added up before the sums are, at most.
+        chunk: inputs that are added up before the sums are, at most: of long chunks the panels,
+            whose addresses are alike, push each other out of the first-level cache.
+        chunk_of_one: the same for a single row, which reads every weight once.
         unroll: inputs of one iteration.
     """
 
     panels: tuple[int, ...] = (4, 2, 1, 1)
     chains: int = 2
     group: int = 4
-    chunk: int = 384
+    chunk: int = 128
+    chunk_of_one: int = 384
     unroll: int = 2
 
 
@@ -79,20 +83,23 @@ def product(
     """
     most = len(tiling.panels)
     totals = local(most * panels * LANES, "float32")
-    steps = _steps(depth, tiling.chunk) if isinstance(depth, int) else 1
-    length = -(-depth // steps) if isinstance(depth, int) else depth
     sums = Sums(tiling, panels, x_at, weights_at, totals)
+    nothing = bind(unknown_zero(rows))
     with tiles(rows, most) as (first, height):
-        if steps > 1:
-            with serial(height * panels) as i:
-                store(totals, zeros("float32", LANES), ramp(i * LANES, LANES))
 
         def emit(tall: int) -> None:
+            chunk = tiling.chunk_of_one if tall == 1 else tiling.chunk
+            steps = _steps(depth, chunk) if isinstance(depth, int) else 1
+            length = -(-depth // steps) if isinstance(depth, int) else depth
+            if steps > 1:
+                for entry in range(tall * panels):
+                    store(totals, zeros("float32", LANES), ramp(entry * LANES, LANES))
             with serial(steps) as step:
                 start = bind(step * length)
-                last: Expr = index(length)
+                last: Expr = index(length) + nothing
                 if steps > 1 and depth % steps:
-                    last = bind(tirx.min(index(length), depth - start))
+                    last = tirx.min(last, depth - start)
+                last = bind(last)
                 sums.emit(tall, first, start, last, index(0), add=steps > 1)
 
         by_height(height, most, emit)

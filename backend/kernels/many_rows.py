@@ -45,13 +45,15 @@ class ManyRows(CodeTask):
             if self.given.spec.rounded:
                 with serial(source.planes) as plane:
                     self.over_groups(
+                        rows,
                         lambda group, length: self._rounded_tile(
                             plane, group, length, first, height, totals
-                        )
+                        ),
                     )
             else:
                 self.over_groups(
-                    lambda group, length: self._float_tile(group, length, first, height, totals)
+                    rows,
+                    lambda group, length: self._float_tile(group, length, first, height, totals),
                 )
             with serial(height) as row:
                 for panel in range(self.panels):

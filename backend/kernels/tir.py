@@ -90,6 +90,15 @@ def bind(value: Expr) -> Expr:
     return load(held, 0)
 
 
+def unknown_zero(rows: Expr) -> Expr:
+    """0, computed from a number of rows so that LLVM cannot know it.
+
+    It unrolls loops of a known length until the code of a tile no longer fits the processor's cache
+    of decoded instructions, and runs at half the speed.
+    """
+    return tirx.shift_right(rows, index(63))
+
+
 def ramp(start: int | Expr, lanes: int) -> Expr:
     """The indices `start … start + lanes - 1`; a plain index where there is one lane."""
     return index(start) if lanes == 1 else tirx.Ramp(index(start), index(1), lanes)
