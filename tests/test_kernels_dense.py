@@ -19,7 +19,7 @@ from undense.backend.kernels.dense import dense_step
 from undense.backend.kernels.finish import Finish
 from undense.backend.kernels.lowering import without_compaction
 from undense.backend.kernels.norm import norm_step
-from undense.backend.kernels.targets import tuned
+from undense.backend.kernels.targets import float_tiling, tuned
 from undense.backend.kernels.tir import Argument, load
 
 Array = NDArray[Any]
@@ -152,7 +152,7 @@ def test_attention(case: tuple[Any, ...]) -> None:
     batch, heads, group, queries, keys, size, layouts, axes, dtype = case
     mask = None if axes is None else tuple(map(bool, axes))
     spec = Attention(size, size, heads, group, 0.3, *layouts, mask, dtype, allow_empty=True)
-    run = built(lambda: attention(spec))
+    run = built(lambda: attention(spec, float_tiling()))
     q, k, v = (
         normal(batch, count, length, size)
         for count, length in ((heads * group, queries), (heads, keys), (heads, keys))

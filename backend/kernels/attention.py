@@ -19,9 +19,8 @@ from typing import Any, Literal
 from tvm import tirx
 
 from .blocks import LANES
-from .gemm import product
+from .gemm import FloatTiling, product
 from .mathematics import exp
-from .targets import float_tiling
 from .tir import (
     Argument,
     Buffer,
@@ -86,7 +85,7 @@ class Attention:
 
 
 @cache
-def attention(spec: Attention) -> PrimFunc:
+def attention(spec: Attention, tiling: FloatTiling) -> PrimFunc:
     """The PrimFunc `(query, key, value, mask if there is one, y)`."""
     batch, queries, keys = (tirx.Var(name, "int64") for name in ("batch", "queries", "keys"))
 
@@ -111,7 +110,7 @@ def attention(spec: Attention) -> PrimFunc:
         rows = bind(queries * spec.group)
         blocks = bind(tirx.floordiv(rows + (_ROWS - 1), index(_ROWS)))
         with parallel(batch * spec.heads * blocks) as task:
-            _Block(spec, buffers, queries, keys, rows, blocks, task).emit()
+            _Block(spec, tiling, buffers, queries, keys, rows, blocks, task).emit()
 
     return prim_func_of(arguments, body)
 
@@ -122,6 +121,7 @@ class _Block:
     def __init__(
         self,
         spec: Attention,
+        tiling: FloatTiling,
         buffers: Sequence[Buffer],
         queries: Expr,
         keys: Expr,
@@ -129,7 +129,7 @@ class _Block:
         blocks: Expr,
         task: Expr,
     ) -> None:
-        self.spec, self.queries, self.keys = spec, queries, keys
+        self.spec, self.tiling, self.queries, self.keys = spec, tiling, queries, keys
         self.query, self.key, self.value, *mask, self.y = buffers
         self.mask = mask[0] if mask else None
         self.batch = bind(tirx.floordiv(task, blocks * spec.heads))
@@ -137,7 +137,6 @@ class _Block:
         self.head = bind(tirx.floordiv(rest, blocks))
         self.first = bind((rest - self.head * blocks) * _ROWS)
         self.height = bind(tirx.min(index(_ROWS), rows - self.first))
-        self.tiling = float_tiling()
 
     def emit(self) -> None:
         spec = self.spec

@@ -11,6 +11,7 @@ from tvm import te, tirx
 
 from ..kernels.attention import Attention, Layout, attention
 from ..kernels.mathematics import dtype_of, tanh
+from ..kernels.targets import float_tiling
 from .builder import Builder
 from .dimensions import extent
 from .indexing import wrap
@@ -145,7 +146,7 @@ def fused_attention(
     if mask is not None:
         given.append(builder.reshape(mask, [*[1] * (4 - mask.rank), *mask.shape]))
     shape = [scores[0], scores[2], heads[0], sizes[2]]
-    result = builder.call("attention", attention(spec), shape, *given)
+    result = builder.call("attention", attention(spec, float_tiling()), shape, *given)
     return builder.cast(builder.transpose(result, [0, 2, 1, 3]), query.dtype)
 
 
