@@ -11,7 +11,7 @@ from undense.passes.structures.base import Factors, Structure
 from undense.passes.structures.block_quantized import BlockQuantized, round_activations
 from undense.passes.structures.trit_planes import TritPlanes
 
-from .kernel_layer import Array, checked_outputs
+from .kernel_layer import Array, Layer, Load, checked_outputs
 
 _FITTED_ROWS = 256
 """Rows of codes that are fitted; further ones repeat them, which changes no time."""
@@ -75,6 +75,19 @@ class Weight:
         """The rows that are compared, in float64."""
         rows: Array = self.dense[checked_outputs(self.out_features)].astype(np.float64)
         return rows
+
+    def layer(self, engine: str, scheme: str, stored_bytes: int, load: Load) -> Layer:
+        """The weight as it is in an engine."""
+        return Layer(
+            engine=engine,
+            scheme=scheme,
+            out_features=self.out_features,
+            in_features=self.in_features,
+            weight=self.checked,
+            macs=self.dense.size,
+            stored_bytes=stored_bytes,
+            load=load,
+        )
 
     def form(self, scheme: str) -> Form:
         """The form that a scheme text names; how it is stored and rounds x changes no factor."""

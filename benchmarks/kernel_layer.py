@@ -33,6 +33,9 @@ class Call:
     kept: object = None
 
 
+Load = Callable[[int], Callable[[Array], Call]]
+
+
 @dataclass(frozen=True, eq=False)
 class Layer:
     """`y = x Ŵᵀ` in one engine.
@@ -60,7 +63,7 @@ class Layer:
     weight: Array
     macs: int
     stored_bytes: int
-    load: Callable[[int], Callable[[Array], Call]]
+    load: Load
     arithmetic: Arithmetic = "float32"
     rounded: Callable[[Array], Array] | None = None
     four_bit: bool = False

@@ -100,13 +100,5 @@ def dense(weight: Weight) -> Layer:
 
         return bind
 
-    return Layer(
-        engine=ENGINE,
-        scheme="dense",
-        out_features=weight.out_features,
-        in_features=weight.in_features,
-        weight=weight.checked,
-        macs=weight.dense.size,
-        stored_bytes=sum(np.asarray(tensor).nbytes for tensor in module.weights.values()),
-        load=load,
-    )
+    stored = sum(np.asarray(tensor).nbytes for tensor in module.weights.values())
+    return weight.layer(ENGINE, "dense", stored, load)

@@ -25,16 +25,7 @@ BASELINE = f"{ORT} float32"
 
 def ort_dense(weight: Weight) -> Layer:
     """One MatMul: what all others are compared with."""
-    return Layer(
-        engine=ORT,
-        scheme="float32",
-        out_features=weight.out_features,
-        in_features=weight.in_features,
-        weight=weight.checked,
-        macs=weight.dense.size,
-        stored_bytes=weight.dense.nbytes,
-        load=_ort(dense_model(weight.dense)),
-    )
+    return weight.layer(ORT, "float32", weight.dense.nbytes, _ort(dense_model(weight.dense)))
 
 
 def ort_int8(weight: Weight) -> Layer:
@@ -97,16 +88,7 @@ def torch_dense(weight: Weight) -> Layer:
         copied = torch.from_numpy(weight.dense).clone()
         return _torch(lambda x: torch.nn.functional.linear(x, copied))
 
-    return Layer(
-        engine=TORCH,
-        scheme="float32",
-        out_features=weight.out_features,
-        in_features=weight.in_features,
-        weight=weight.checked,
-        macs=weight.dense.size,
-        stored_bytes=weight.dense.nbytes,
-        load=load,
-    )
+    return weight.layer(TORCH, "float32", weight.dense.nbytes, load)
 
 
 def torch_int8(weight: Weight) -> Layer:

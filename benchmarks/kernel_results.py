@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,7 @@ from undense.runtime.hardware import machine
 
 from .ggml_build import PACKAGE as GGML
 from .peak import Peak
-from .results import FOLDER, PACKAGES, Row, source_hash
+from .results import FOLDER, PACKAGES, Row, source_hash, write_whole
 
 _KEY = ("shape", "rows", "threads", "weights", "engine", "scheme")
 _SKIPPED_KEY = ("shape", "layer")
@@ -72,10 +71,7 @@ class KernelResults:
             "skipped": [row | {"run": places[row["run"]]} for row in skipped],
             "rows": [row | {"run": places[row["run"]]} for row in rows],
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = self.path.with_suffix(".tmp")
-        scratch.write_text(_compact(document), encoding="utf-8")
-        os.replace(scratch, self.path)
+        write_whole(self.path, _compact(document))
 
 
 def _key(row: Row, names: Sequence[str] = _KEY) -> tuple[str, ...]:

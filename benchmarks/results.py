@@ -53,7 +53,12 @@ class Results:
         """Adds or replaces a row; rows whose names are not in `order` are dropped."""
         self._rows[name] = {"name": name} | row | {"environment": self._environment}
         rows = [self._rows[known] for known in order if known in self._rows]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = self.path.with_suffix(".tmp")
-        scratch.write_text(json.dumps(self._head | {"rows": rows}, indent=1) + "\n")
-        os.replace(scratch, self.path)
+        write_whole(self.path, json.dumps(self._head | {"rows": rows}, indent=1) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file at once: what was there stays if this is interrupted."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, path)

@@ -143,13 +143,16 @@ def _measure(
         "execution_error": {engine: check.execution_error for engine, check in checks.items()},
         "compile_seconds": {engine: round(value, 1) for engine, value in seconds.items()},
         "milliseconds": {
-            label: _times({"dense": dense, **sessions}, feed, quick)
+            label: times({"dense": dense, **sessions}, feed, TIME_A_ROW, quick=quick)
             for label, feed in subject.timed().items()
         },
     }
 
 
-def _times(sessions: Mapping[str, Session], feed: Feed, quick: bool) -> dict[str, Any]:
+def times(
+    sessions: Mapping[str, Session], feed: Feed, total: float, *, quick: bool
+) -> dict[str, Any]:
+    """Timings of the sessions in turns, 10 to 30 of each, for about `total` seconds."""
     calls = {name: partial(session.run, feed) for name, session in sessions.items()}
     seconds = 0.0
     for call in calls.values():
@@ -157,7 +160,7 @@ def _times(sessions: Mapping[str, Session], feed: Feed, quick: bool) -> dict[str
         start = time.perf_counter()
         call()
         seconds += time.perf_counter() - start
-    repeats = 3 if quick else max(10, min(30, int(TIME_A_ROW / seconds)))
+    repeats = 3 if quick else max(10, min(30, int(total / seconds)))
     return {name: asdict(timing) for name, timing in interleaved(calls, repeats).items()}
 
 

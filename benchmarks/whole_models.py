@@ -8,24 +8,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import undense
-from undense.runtime.bench import interleaved
 from undense.runtime.hardware import machine
-from undense.runtime.session import Session
 
 from .minilm import MiniLM
-from .results import FOLDER, ROOT, source_hash
-from .script import Feed, Subject
+from .results import FOLDER, ROOT, source_hash, write_whole
+from .script import Subject, times
 from .smollm2 import SmolLM2
 
 SUBJECTS: tuple[type[Subject], ...] = (MiniLM, SmolLM2)
@@ -53,8 +48,8 @@ EMBEDDINGS = ["re:.*embedding.*"]
 """Rows of a table are gathered; trit planes have no such form."""
 PATH = FOLDER / "whole_models.json"
 PAGE = ROOT / "docs" / "whole_models.md"
-_SECONDS = 6.0
-"""Of timing for each input of an engine."""
+_SECONDS = 40.0
+"""Of timing for each input of all engines."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,8 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         print(render({"models": {subject_type.name: document["models"][subject_type.name]}}))
     if not options.quick:
-        _write(PATH, json.dumps(document, indent=1) + "\n")
-        _write(PAGE, render(document))
+        write_whole(PATH, json.dumps(document, indent=1) + "\n")
+        write_whole(PAGE, render(document))
     return 0
 
 
@@ -106,7 +101,7 @@ def _measure(subject: Subject, threads: Sequence[int], *, quick: bool) -> list[d
             for name, session in sessions.items():
                 rows[name]["bytes"] = session.report["bytes"]["after"]
             for label, feed in subject.timed().items():
-                for name, timing in _times(sessions, feed, quick=quick).items():
+                for name, timing in times(sessions, feed, _SECONDS, quick=quick).items():
                     rows[name]["times"].setdefault(str(count), {})[label] = timing
     return list(rows.values())
 
@@ -115,18 +110,6 @@ def _has_embedding(model: Any) -> bool:
     from undense.passes.sites import find_sites
 
     return any("embedding" in site.name for site in find_sites(model)[0])
-
-
-def _times(sessions: Mapping[str, Session], feed: Feed, *, quick: bool) -> dict[str, Any]:
-    calls = {name: partial(session.run, feed) for name, session in sessions.items()}
-    slowest = 0.0
-    for call in calls.values():
-        call()
-        start = time.perf_counter()
-        call()
-        slowest = max(slowest, time.perf_counter() - start)
-    repeats = 3 if quick else max(5, min(20, int(_SECONDS / slowest)))
-    return {name: asdict(timing) for name, timing in interleaved(calls, repeats).items()}
 
 
 def render(document: Mapping[str, Any]) -> str:
@@ -164,13 +147,6 @@ def _cell(timing: Mapping[str, float], base: Mapping[str, float]) -> str:
     ratio = base["median_ms"] / timing["median_ms"]
     spread = f"{timing['p10_ms']:.3g} to {timing['p90_ms']:.3g}"
     return f"{timing['median_ms']:.3g} ({spread}) [{ratio:.2f}×]"
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(text)
-    os.replace(scratch, path)
 
 
 if __name__ == "__main__":

@@ -116,6 +116,10 @@ def test_tilings_of_records_compute_the_same() -> None:
         assert_close(y, x.astype(np.float64) @ weight.T.astype(np.float64), reduction=96)
 
 
+def test_one_block_a_task_where_that_is_asked_for() -> None:
+    assert even_group(7, 1) == 1
+
+
 @pytest.mark.parametrize("blocks", range(1, 40))
 def test_groups_of_blocks_leave_little_to_do_twice(blocks: int) -> None:
     size = even_group(blocks, 4)

@@ -27,7 +27,7 @@ def block_count(rows: int) -> int:
 
 def even_group(blocks: int, most: int) -> int:
     """How many blocks, up to `most`, a task takes so that the tasks do the least in all."""
-    sizes = range(min(2, blocks), min(most, blocks) + 1)
+    sizes = range(min(2, most, blocks), min(most, blocks) + 1)
     return min(sizes, key=lambda size: (-(-blocks // size) * size, -size))
 
 

@@ -10,27 +10,23 @@ No dense weight is ever in memory. With rounded activations the sums of a group 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache, partial
 
-from tvm import tirx
-
-from .blocks import LANES, block_count, even_group
+from .blocks import LANES, block_count
 from .code_task import CodeProduct, CodeTiling, Given
 from .few_rows import FewRows
-from .finish import Finish, outputs, put
+from .finish import Finish, Value, outputs, put
 from .formats import quads_of
 from .many_rows import ManyRows
 from .rounding import rounded_arguments
+from .tasks import panel_groups
 from .tir import (
     Argument,
     Buffer,
     Expr,
     PrimFunc,
-    bind,
     by_rows,
-    index,
-    parallel,
     prim_func,
 )
 
@@ -66,15 +62,12 @@ def code_product(
         stored = buffers[count + 2 :]
 
         def emit(tiling: CodeTiling, few: int | None) -> None:
-            group = even_group(panels, tiling.group)
-            with parallel(-(-panels // group)) as number:
-                # The last group overlaps the one before instead of being narrower.
-                left = bind(tirx.min(number * group, index(panels - group)))
+            with panel_groups(panels, tiling.group) as (_, left, group):
 
-                def finished(row: Expr, panel: int, value: Callable[[Expr], Expr]) -> None:
+                def finished(row: Expr, panel: int, value: Value) -> None:
                     column = (left + panel) * LANES
-                    missing = spec.out_features - column if spec.out_features % LANES else None
-                    put(stored, finish, row, column, LANES, value, missing)
+                    present = spec.out_features - column if spec.out_features % LANES else None
+                    put(stored, finish, row, column, value, present)
 
                 task = (given, tiling, group, left, finished)
                 if few is None:

@@ -10,8 +10,8 @@ from tvm import tirx
 
 from .blocks import LANES
 from .dots import Dots
-from .formats import quads_of
-from .gemm import FloatTiling
+from .formats import Fields, Format, quads_of
+from .gemm import FloatTiling, Put
 from .sources import Codes
 from .tir import (
     Buffer,
@@ -91,7 +91,7 @@ class CodeTask:
     tiling: CodeTiling
     panels: int
     left: Expr
-    finished: Callable[[Expr, int, Callable[[Expr], Expr]], None]
+    finished: Put
 
     @property
     def source(self) -> Codes:
@@ -134,22 +134,21 @@ class CodeTask:
 
     def floats(self, plane: Expr | int, panel: int, unit: Expr) -> list[Expr]:
         """The codes of a unit as floats."""
-        source, intrinsic = self.source, self.tiling.table
-        words = source.words(self.given.codes, plane, self.left + panel, unit)
-        found = source.format.indices(words) if intrinsic else None
-        if found is None:
-            return [_code(source, quad, j) for quad in source.format.quads(words) for j in range(4)]
+        stored, lookup = self.source.format, self.tiling.table
+        words = self.source.words(self.given.codes, plane, self.left + panel, unit)
+        if lookup is None or not isinstance(stored, Fields):
+            return [_code(stored, quad, j) for quad in stored.quads(words) for j in range(4)]
         positions = tirx.Ramp(tirx.const(0, "int32"), tirx.const(1, "int32"), LANES)
-        table = convert(source.format.code_of(positions), "float32", LANES)
+        table = convert(stored.code_of(positions), "float32", LANES)
         return [
-            tirx.call_llvm_pure_intrin("float32x16", intrinsic, table, number) for number in found
+            tirx.call_llvm_pure_intrin("float32x16", lookup, table, place)
+            for place in stored.indices(words)
         ]
 
 
-def _code(source: Codes, quad: Expr, j: int) -> Expr:
+def _code(stored: Format, quad: Expr, j: int) -> Expr:
     """The float of code j of a quad."""
-    stored = (quad >> (8 * j)) & 255
-    return convert(stored - source.format.offset, "float32", LANES)
+    return convert(((quad >> (8 * j)) & 255) - stored.offset, "float32", LANES)
 
 
 def parts_of(length: Length, each: int) -> tuple[Length, int]:
@@ -162,8 +161,3 @@ def parts_of(length: Length, each: int) -> tuple[Length, int]:
 def quads_in(length: Length) -> Length:
     """Quads that hold so many codes."""
     return quads_of(length) if isinstance(length, int) else length // 4
-
-
-def lane_of(totals: Buffer, start: Expr, lane: Expr) -> Expr:
-    """A sum, as a finish takes it."""
-    return load(totals, start + lane)

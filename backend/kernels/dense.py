@@ -9,24 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache, partial
 
-from tvm import tirx
-
 from .base import Output, Step
-from .blocks import LANES, block_count, even_group
-from .finish import Finish, outputs, put
+from .blocks import LANES, block_count
+from .finish import Finish, Value, outputs, put
 from .gemm import FloatTiling, product
 from .targets import Choices, float_choices
+from .tasks import panel_groups
 from .tir import (
     Argument,
     Buffer,
     Expr,
     PrimFunc,
-    bind,
     by_rows,
     convert,
-    index,
     load,
-    parallel,
     prim_func,
     ramp,
 )
@@ -60,19 +56,16 @@ def dense(
 
     def body(rows: Expr, x: Buffer, weight: Buffer, *stored: Buffer) -> None:
         def emit(tiling: FloatTiling) -> None:
-            group = even_group(panels, tiling.group)
-            with parallel(-(-panels // group)) as number:
-                # The last group overlaps the one before instead of being narrower.
-                left = bind(tirx.min(number * group, index(panels - group)))
+            with panel_groups(panels, tiling.group) as (_, left, group):
 
                 def weights_at(panel: int, k: Expr) -> Expr:
                     weights = load(weight, left + panel, k, ramp(0, LANES))
                     return weights if dtype == "float32" else convert(weights, "float32", LANES)
 
-                def finished(row: Expr, panel: int, value: Expr) -> None:
+                def finished(row: Expr, panel: int, value: Value) -> None:
                     column = (left + panel) * LANES
-                    missing = out_features - column if out_features % LANES else None
-                    put(stored, finish, row, column, LANES, value, missing)
+                    present = out_features - column if out_features % LANES else None
+                    put(stored, finish, row, column, value, present)
 
                 product(
                     tiling,

@@ -14,10 +14,11 @@ from functools import cache, partial
 from tvm import tirx
 
 from .base import Output, Step
-from .blocks import LANES, block_count, even_group
-from .finish import Finish, outputs, put
+from .blocks import LANES, block_count
+from .finish import Finish, Value, outputs, put
 from .gemm import FloatTiling, product
 from .targets import Choices, float_choices
+from .tasks import panel_groups
 from .tir import (
     Argument,
     Buffer,
@@ -28,7 +29,6 @@ from .tir import (
     index,
     load,
     local,
-    parallel,
     prim_func,
     ramp,
     serial,
@@ -97,7 +97,7 @@ def factored(
         hidden_width = max(spec.out_blocks * spec.middle, hidden_panels * LANES)
         hidden = local(_ROWS * hidden_width, "float32")
 
-        def keep(block: Expr, row: Expr, start: Expr, value: Callable[[Expr], Expr]) -> None:
+        def keep(block: Expr, row: Expr, start: Expr, value: Value) -> None:
             base = row * hidden_width
             if spec.in_blocks == 1:
                 with vectorized(LANES) as lane:
@@ -131,11 +131,9 @@ def factored(
                     keep,
                 )
 
-                def finished(
-                    block: Expr, row: Expr, start: Expr, value: Callable[[Expr], Expr]
-                ) -> None:
-                    missing = width - start if width % LANES else None
-                    put(stored, finish, top + row, block * width + start, LANES, value, missing)
+                def finished(block: Expr, row: Expr, start: Expr, value: Value) -> None:
+                    present = width - start if width % LANES else None
+                    put(stored, finish, top + row, block * width + start, value, present)
 
                 _side_by_side(
                     tiling,
@@ -163,14 +161,10 @@ def _side_by_side(
     depth: int,
     x_at: Callable[[Expr, Expr, Expr], Expr],
     weights: Buffer,
-    keep: Callable[[Expr, Expr, Expr, Callable[[Expr], Expr]], None],
+    keep: Callable[[Expr, Expr, Expr, Value], None],
 ) -> None:
     """The products of all blocks of a factor; `keep` takes block, row, first output and values."""
-    group = even_group(panels, tiling.group)
-    groups = -(-panels // group)
-    with parallel(blocks * groups) as number:
-        block = bind(tirx.floordiv(number, index(groups)))
-        left = bind(tirx.min((number - block * groups) * group, index(panels - group)))
+    with panel_groups(panels, tiling.group, blocks) as (block, left, group):
         product(
             tiling,
             rows,

@@ -8,7 +8,8 @@ from functools import partial
 from tvm import tirx
 
 from .blocks import LANES
-from .code_task import CodeTask, Length, Totals, lane_of
+from .code_task import CodeTask, Length, Totals
+from .finish import lane_of
 from .formats import quads_of
 from .tir import (
     Expr,

@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .tir import Argument, Buffer, Expr, only_if, serial, store, vectorized
+from .blocks import LANES
+from .tir import Argument, Buffer, Expr, load, only_if, serial, store, vectorized
 
 Value = Callable[[Expr], Expr]
 """The sum of a lane."""
+
+
+def lane_of(sums: Buffer, start: Expr, lane: Expr) -> Expr:
+    """The `Value` of sums that lie side by side from `start` on."""
+    return load(sums, start + lane)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,20 +44,18 @@ def put(
     finish: Finish | None,
     row: Expr,
     column: Expr,
-    lanes: int,
     value: Value,
-    missing: Expr | None = None,
+    present: Expr | None = None,
 ) -> None:
-    """Finishes and stores neighbouring outputs of one row.
+    """Finishes and stores the 16 outputs of a panel for one row.
 
     Args:
         buffers: those of `outputs`.
         finish: what is done to them, if anything.
         row: of y.
         column: of the first output.
-        lanes: how many.
         value: the sum of each.
-        missing: how many columns there are from `column` on, if it may be fewer than `lanes`.
+        present: how many columns there are from `column` on, if it may be fewer than 16.
     """
     *further, y = buffers
 
@@ -61,11 +65,11 @@ def put(
             result = finish.apply(further, result, row, column + lane)
         store(y, result, row, column + lane)
 
-    if missing is None:
-        with vectorized(lanes) as lane:
+    if present is None:
+        with vectorized(LANES) as lane:
             one(lane)
         return
-    with only_if(missing >= lanes), vectorized(lanes) as lane:
+    with only_if(present >= LANES), vectorized(LANES) as lane:
         one(lane)
-    with only_if(missing < lanes), serial(missing) as lane:
+    with only_if(present < LANES), serial(present) as lane:
         one(lane)

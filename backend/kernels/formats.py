@@ -65,14 +65,6 @@ class Format(ABC):
     def quads(self, unit: list[Expr]) -> list[Expr]:
         """The quads of one unit."""
 
-    def indices(self, unit: list[Expr]) -> list[Expr] | None:
-        """For each code an int32 whose low four bits decide it; None where they do not."""
-        return None
-
-    def code_of(self, bits: Expr) -> Expr:
-        """The code that four bits stand for, where `indices` gives them."""
-        raise NotImplementedError
-
     def units(self, count: int) -> int:
         """Units that hold `count` codes."""
         return -(-count // self.codes)
@@ -108,28 +100,41 @@ class EightBits(Format):
         return unit
 
 
-@dataclass(frozen=True)
-class FourBits(Format):
-    """Two codes −8 … 7 a byte: those of the first quad in the low nibbles."""
+class Fields(Format):
+    """All codes of one word, each in `bits` bits of a byte: its quads one above the other."""
 
-    codes, size, offset, greatest = 8, 1, 8, 15
+    bits: ClassVar[int]
+
+    size = 1
 
     def encode(self, stored: Octets) -> Octets:
-        """Two quads a word."""
-        return _fields(stored, 4)
+        """The first quad in the lowest bits."""
+        return _fields(stored, self.bits)
 
     def quads(self, unit: list[Expr]) -> list[Expr]:
-        """A mask, and a shift and a mask."""
+        """Shifts and masks."""
         (word,) = unit
-        return [_field(word, 4 * j, 15) for j in range(2)]
+        return [_field(word, self.bits * j, 2**self.bits - 1) for j in range(8 // self.bits)]
 
-    def indices(self, unit: list[Expr]) -> list[Expr] | None:
-        """Each nibble shifted down."""
-        return _shifted(unit[0], 4)
+    def indices(self, unit: list[Expr]) -> list[Expr]:
+        """For each code an int32 whose low bits are the stored code, among others above."""
+        (word,) = unit
+        shifts = [
+            8 * octet + self.bits * quad for quad in range(8 // self.bits) for octet in range(4)
+        ]
+        return [word >> shift if shift else word for shift in shifts]
 
-    def code_of(self, bits: Expr) -> Expr:
-        """Without the offset."""
-        return bits - self.offset
+    def code_of(self, index: Expr) -> Expr:
+        """The code that the low bits of an int32 stand for."""
+        return (index & (2**self.bits - 1)) - self.offset
+
+
+@dataclass(frozen=True)
+class FourBits(Fields):
+    """Two codes −8 … 7 a byte: those of the first quad in the low nibbles."""
+
+    bits = 4
+    codes, offset, greatest = 8, 8, 15
 
 
 @dataclass(frozen=True)
@@ -151,27 +156,11 @@ class ThreeBits(Format):
 
 
 @dataclass(frozen=True)
-class TwoBitTrits(Format):
+class TwoBitTrits(Fields):
     """Four trits a byte, one of each of four quads."""
 
-    codes, size, offset, greatest = 16, 1, 1, 2
-
-    def encode(self, stored: Octets) -> Octets:
-        """Four quads a word."""
-        return _fields(stored, 2)
-
-    def quads(self, unit: list[Expr]) -> list[Expr]:
-        """Shifts and masks."""
-        (word,) = unit
-        return [_field(word, 2 * j, 3) for j in range(4)]
-
-    def indices(self, unit: list[Expr]) -> list[Expr] | None:
-        """Each pair of bits shifted down."""
-        return _shifted(unit[0], 2)
-
-    def code_of(self, bits: Expr) -> Expr:
-        """The lower two bits without the offset."""
-        return (bits & 3) - self.offset
+    bits = 2
+    codes, offset, greatest = 16, 1, 2
 
 
 @dataclass(frozen=True)
@@ -267,8 +256,3 @@ def _fields(stored: Octets, bits: int) -> Octets:
 def _field(word: Expr, shift: int, mask: int) -> Expr:
     shifted = word >> shift if shift else word
     return shifted & (mask * 0x01010101)
-
-
-def _shifted(word: Expr, bits: int) -> list[Expr]:
-    shifts = [8 * octet + bits * quad for quad in range(8 // bits) for octet in range(4)]
-    return [word >> shift if shift else word for shift in shifts]

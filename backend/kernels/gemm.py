@@ -18,6 +18,7 @@ from functools import partial
 from tvm import tirx
 
 from .blocks import LANES
+from .finish import Value, lane_of
 from .tir import (
     Buffer,
     Expr,
@@ -64,7 +65,7 @@ XAt = Callable[[Expr, Expr], Expr]
 WeightsAt = Callable[[int, Expr], Expr]
 """The 16 weights of a panel at a depth."""
 
-Put = Callable[[Expr, int, Callable[[Expr], Expr]], None]
+Put = Callable[[Expr, int, Value], None]
 """Emits what becomes of the 16 sums of a row and a panel, given by lane."""
 
 
@@ -106,7 +107,7 @@ def product(
         with serial(height) as row:
             for panel in range(panels):
                 start = (row * panels + panel) * LANES
-                put(first + row, panel, partial(_lane, totals, start))
+                put(first + row, panel, partial(lane_of, totals, start))
 
 
 @contextmanager
@@ -125,10 +126,6 @@ def by_height(height: Expr, most: int, emit: Callable[[int], None]) -> None:
     for tall in range(1, most + 1):
         with only_if(tirx.EQ(height, index(tall))):
             emit(tall)
-
-
-def _lane(totals: Buffer, start: Expr, lane: Expr) -> Expr:
-    return load(totals, start + lane)
 
 
 def _steps(depth: int, chunk: int) -> int:

@@ -10,7 +10,8 @@ from functools import partial
 from tvm import tirx
 
 from .blocks import LANES
-from .code_task import QUADS, CodeTask, Length, lane_of, parts_of, quads_in
+from .code_task import QUADS, CodeTask, Length, parts_of, quads_in
+from .finish import lane_of
 from .formats import quads_of
 from .gemm import Sums, by_height, tiles
 from .tir import (

@@ -7,6 +7,7 @@ parallel  blocks of rows
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 
@@ -15,16 +16,17 @@ from tvm import tirx
 from .base import Output, Step
 from .blocks import LANES
 from .finish import Finish, outputs, put
+from .tasks import row_by_row
 from .tir import (
     Argument,
     Buffer,
     Expr,
     PrimFunc,
     broadcast,
+    fold,
     index,
     load,
     local,
-    parallel,
     prim_func,
     ramp,
     serial,
@@ -33,8 +35,6 @@ from .tir import (
 )
 
 _CHAINS = 4
-_TASK = 8192
-"""Entries of a task: fewer do not pay for waking a thread."""
 
 
 def norm_step(features: int, epsilon: float, *, centered: bool) -> Step:
@@ -47,7 +47,6 @@ def norm_step(features: int, epsilon: float, *, centered: bool) -> Step:
 @cache
 def norm(features: int, epsilon: float, centered: bool, finish: Finish | None = None) -> PrimFunc:
     """The PrimFunc `(x, *finish, y)`."""
-    block = max(_TASK // features, 1)
 
     def arguments(rows: Expr) -> Sequence[Argument]:
         return [
@@ -56,11 +55,8 @@ def norm(features: int, epsilon: float, centered: bool, finish: Finish | None = 
         ]
 
     def body(rows: Expr, x: Buffer, *stored: Buffer) -> None:
-        blocks = tirx.floordiv(rows + (block - 1), index(block))
-        with parallel(blocks) as number:
-            start = number * block
-            with serial(tirx.min(index(block), rows - start)) as i:
-                _row(features, epsilon, centered, finish, x, stored, start + i)
+        with row_by_row(rows, features) as row:
+            _row(features, epsilon, centered, finish, x, stored, row)
 
     return prim_func(arguments, body)
 
@@ -97,10 +93,10 @@ def _row(
 
     whole, rest = divmod(features, LANES)
     with serial(whole) as i:
-        put(stored, finish, row, i * LANES, LANES, partial(value_at, i * LANES))
+        put(stored, finish, row, i * LANES, partial(value_at, i * LANES))
     if rest:
         last = index(whole * LANES)
-        put(stored, finish, row, last, LANES, partial(value_at, last), missing=index(rest))
+        put(stored, finish, row, last, partial(value_at, last), present=index(rest))
 
 
 def _sum(features: int, term: Callable[[Expr, int], Expr]) -> Expr:
@@ -121,13 +117,10 @@ def _sum(features: int, term: Callable[[Expr, int], Expr]) -> Expr:
     done = whole * step
     for chain, start in enumerate(range(done, features - LANES + 1, LANES)):
         add(index(start), chain)
-    width = step // 2
-    while width:
-        for start in range(0, width, min(LANES, width)):
-            one = ramp(start, min(LANES, width))
-            other = ramp(start + width, min(LANES, width))
-            store(sums, load(sums, one) + load(sums, other), one)
-        width //= 2
+    for one, other in ((0, 2), (1, 3), (0, 1)):
+        where = ramp(one * LANES, LANES)
+        store(sums, load(sums, where) + load(sums, ramp(other * LANES, LANES)), where)
+    fold(sums, operator.add)
     for k in range(features // LANES * LANES, features):
         store(sums, load(sums, 0) + term(index(k), 1), 0)
     return load(sums, 0)

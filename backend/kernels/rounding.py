@@ -8,6 +8,7 @@ stored with an offset: `Σ x·w = Σ x·(w + offset) − offset · Σ x`.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from functools import cache
 
@@ -16,6 +17,7 @@ from tvm import tirx
 from .base import Output, Step
 from .blocks import LANES
 from .formats import quads_of
+from .tasks import row_by_row
 from .tir import (
     Argument,
     Buffer,
@@ -27,16 +29,12 @@ from .tir import (
     index,
     load,
     local,
-    parallel,
     prim_func,
     ramp,
     serial,
     store,
     zeros,
 )
-
-_TASK = 8192
-"""Inputs of a task: fewer do not pay for waking a thread."""
 
 
 def words_per_row(in_features: int, group: int) -> int:
@@ -70,21 +68,18 @@ def rounded_arguments(rows: Expr, in_features: int, group: int) -> list[Argument
 def round_activations(in_features: int, group: int) -> PrimFunc:
     """The PrimFunc `(x, codes, scales, sums)`: `[rows, in_features]` to words, scales and sums."""
     full, rest = divmod(in_features, group)
-    block = max(_TASK // in_features, 1)
 
     def arguments(rows: Expr) -> Sequence[Argument]:
         x = Argument("x", (rows, in_features), "float32")
         return [x, *rounded_arguments(rows, in_features, group)]
 
     def body(rows: Expr, x: Buffer, *rounded: Buffer) -> None:
-        with parallel(tirx.floordiv(rows + (block - 1), index(block))) as number:
-            start = number * block
-            with serial(tirx.min(index(block), rows - start)) as i:
-                if full:
-                    with serial(full) as j:
-                        _group(x, rounded, start + i, j, group, group)
-                if rest:
-                    _group(x, rounded, start + i, index(full), rest, group)
+        with row_by_row(rows, in_features) as row:
+            if full:
+                with serial(full) as number:
+                    _group(x, rounded, row, number, group, group)
+            if rest:
+                _group(x, rounded, row, index(full), rest, group)
 
     return prim_func(arguments, body)
 
@@ -135,5 +130,5 @@ def _group(
             store(totals, load(totals, 0) + code, 0)
             value = value | ((code & 255) << (8 * j))
         store(codes, value, row, first_word + whole * quads + word)
-    fold(totals, lambda one, other: one + other)
+    fold(totals, operator.add)
     store(sums, load(totals, 0), row, group)

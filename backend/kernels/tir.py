@@ -47,15 +47,6 @@ def vectorized(extent: int) -> Any:
     return T.vectorized(index(0), index(extent))
 
 
-def when(condition: Expr, then: Callable[[], None], otherwise: Callable[[], None]) -> None:
-    """`if condition: then() else: otherwise()` in the generated code."""
-    with T.If(condition):
-        with T.Then():
-            then()
-        with T.Else():
-            otherwise()
-
-
 def only_if(condition: Expr) -> Any:
     """`if condition:` in the generated code, as a context manager."""
     stack = ExitStack()

@@ -71,11 +71,24 @@ class Builder(Dimensions):
         variable = self.parameters.variable(name, shape, dtype, make)
         return Value(dtype, tuple(shape), expr=variable, name=name)
 
-    def call(self, name: str, function: Any, shape: Sequence[Dim], *values: Value) -> Value:
-        """The float32 output, of that shape, of a scheduled PrimFunc."""
+    def call(
+        self,
+        name: str,
+        function: Any,
+        shape: Sequence[Dim],
+        *values: Value,
+        product: Step | None = None,
+    ) -> Value:
+        """The float32 output, of that shape, of a scheduled PrimFunc.
+
+        `product` is its step, if that takes a finish.
+        """
         out = relax.TensorType([extent(dim) for dim in shape], "float32")
         arguments = [self.tensor(value) for value in values]
-        call = relax.call_tir(self.block.add_func(function, name), arguments, out)
+        variable = self.block.add_func(function, name)
+        if product is not None:
+            self.products[variable.name_hint] = product
+        call = relax.call_tir(variable, arguments, out)
         return Value("float32", tuple(shape), expr=self.block.emit(call, name))
 
     def steps(
@@ -204,6 +217,11 @@ class Builder(Dimensions):
 
         The result has at least `shape`, if given.
         """
+        order = None if shape else _moved_channels(values)
+        if order is not None:
+            before = [self._before(value, order) for value in values]
+            if all(value is not None for value in before):
+                return self.transpose(self.elementwise(name, function, *before), order)
         shape = self.broadcast(*[value.shape for value in values], shape)
         readings = [self.reading(value.shape, shape) for value in values]
 
@@ -220,6 +238,15 @@ class Builder(Dimensions):
 
         operands = [_scalar(value) if _is_scalar(value) else value for value in values]
         return self.te(name, compute, list(shape), *operands)
+
+    def _before(self, value: Value, order: tuple[int, ...]) -> Value | None:
+        """What `value`, or what it is broadcast to, is a transposition of; None if it is not."""
+        if value.permuted is not None and value.permuted[1] == order:
+            return value.permuted[0]
+        if not value.static or value.rank > len(order):
+            return None
+        whole = self.reshape(value, [*[1] * (len(order) - value.rank), *value.shape])
+        return self.transpose(whole, [order.index(axis) for axis in range(len(order))])
 
     def cast(self, value: Value, dtype: str) -> Value:
         """The value in another dtype."""
@@ -252,6 +279,17 @@ class Builder(Dimensions):
             return self.transpose(base, [before[axis] for axis in axes])
         result = self.emit(relax.op.permute_dims(value.expr, list(axes)))
         return replace(result, permuted=(value, tuple(axes)))
+
+
+def _moved_channels(values: Sequence[Value]) -> tuple[int, ...] | None:
+    """The axes by which channels were moved from the last place to the second.
+
+    Work entry by entry is done before that, so that the kernel whose output it is can finish it.
+    """
+    rank = max(value.rank for value in values)
+    order = (0, rank - 1, *range(1, rank - 1))
+    moved = (value.permuted is not None and value.permuted[1] == order for value in values)
+    return order if rank > 2 and any(moved) else None
 
 
 def _substitute(expression: Any, mapping: dict[Any, Any]) -> Any:

@@ -5,21 +5,31 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tvm import te, tirx
 
+from ..kernels.blocks import LANES, block_count, interleave
+from ..kernels.convolution import Convolution, convolution_step
+from ..kernels.depthwise import MOST_ENTRIES, Depthwise, depthwise_step
 from ..kernels.mathematics import dtype_of
+from ..kernels.windows import Windows
 from .builder import OUT_ELEMENTWISE_FUSABLE, Builder
 from .dimensions import extent, size
-from .matmul import batched
+from .matmul import batched, linear
 from .node import Lowering, Node
 from .reduction import mean, reduce
 from .slicing import pad
-from .values import Dim, Value, like
+from .values import Dim, Value, known, like
 
 CONVOLUTION = "convolution"
 """Name of the block that sums the windows, by which its schedule knows it."""
+
+_FLOATS = ("float32", "float32")
+"""Of x and the weight, for the kernels."""
 
 
 def _windows(node: Node, value: Value, kernel: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -79,10 +89,15 @@ def _conv(builder: Builder, node: Node) -> Value:
     strides, dilations = _windows(node, value, kernel)
     before, after = _pads(node, value, kernel, strides, dilations)
     groups = int(node.attribute("group", 1))
-    value = pad(builder, node, value, [0, 0, *before], [0, 0, *after])
-    spatial = _outputs(builder, value.shape[2:], kernel, strides, dilations)
     outputs, inputs = int(weight.shape[0]), int(weight.shape[1])
     builder.require_equal(value.shape[1], inputs * groups)
+    windows = _known_windows(value, kernel, strides, dilations, before, after)
+    if windows is not None and weight.static and (value.dtype, weight.dtype) == _FLOATS:
+        result = _channels_last(builder, value, weight, windows, groups)
+        if result is not None:
+            return _biased(builder, result, bias)
+    value = pad(builder, node, value, [0, 0, *before], [0, 0, *after])
+    spatial = _outputs(builder, value.shape[2:], kernel, strides, dilations)
     if groups == 1 and all(step == 1 for step in [*kernel, *strides]):
         return _pointwise(builder, value, weight, bias)
     per_group = outputs // groups
@@ -109,6 +124,83 @@ def _conv(builder: Builder, node: Node) -> Value:
     attributes = {"op_pattern": OUT_ELEMENTWISE_FUSABLE}
     result = builder.te("conv", compute, value, weight, spatial, attributes=attributes)
     return _biased(builder, result, bias)
+
+
+def _known_windows(
+    value: Value,
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    before: Sequence[Dim],
+    after: Sequence[Dim],
+) -> Windows | None:
+    """The windows over two axes, of which the first is of length one if there is a single one."""
+    if not 1 <= len(kernel) <= 2 or not all(isinstance(pad, int) for pad in (*before, *after)):
+        return None
+
+    def pair(part: Sequence[Any], first: int) -> Any:
+        return (first, *part) if len(part) == 1 else tuple(part)
+
+    image = [length if isinstance(length, int) else None for length in value.shape[2:]]
+    return Windows(
+        kernel=pair(kernel, 1),
+        strides=pair(strides, 1),
+        dilations=pair(dilations, 1),
+        before=pair(before, 0),
+        after=pair(after, 0),
+        image=pair(image, 1),
+    )
+
+
+def _channels_last(
+    builder: Builder, value: Value, weight: Value, windows: Windows, groups: int
+) -> Value | None:
+    """The convolution by a kernel that reads channels last; None where there is none for it."""
+    outputs, inputs = int(weight.shape[0]), int(weight.shape[1])
+    array = weight.host
+    assert array is not None
+    last = list(range(2, value.rank))
+    x = builder.transpose(value, [0, *last, 1])
+    alone = groups == int(value.shape[1]) == outputs
+    if groups == 1 and windows.pointwise:
+        matrix = known(array.reshape(outputs, inputs).T, weight.dtype, weight.name)
+        return _channels_second(builder, linear(builder, x, matrix))
+    if groups == 1:
+        step = convolution_step(Convolution(windows, inputs, outputs))
+        shape = (block_count(outputs), windows.size * inputs, LANES)
+        make = partial(_depth_last, array)
+    elif alone and outputs >= LANES and windows.size <= MOST_ENTRIES:
+        step = depthwise_step(Depthwise(windows, outputs))
+        shape = (windows.size, outputs)
+        make = partial(_channels_of_entries, array)
+    else:
+        return None
+    high, wide = (
+        builder.simplify(windows.outputs(axis, extent(length)))
+        for axis, length in enumerate([1, *value.shape[2:]][-2:])
+    )
+    batch = value.shape[0]
+    if value.rank == 3:
+        x = builder.reshape(x, [batch, 1, *x.shape[1:]])
+    rows = builder.simplify(size([batch, high, wide]))
+    stored = builder.stored(f"{weight.name}.packed", shape, weight.dtype, make)
+    y = builder.call(step.name, step.function, [rows, outputs], x, stored, product=step)
+    places = [high, wide] if value.rank == 4 else [wide]
+    return _channels_second(builder, builder.reshape(y, [batch, *places, outputs]))
+
+
+def _channels_second(builder: Builder, value: Value) -> Value:
+    return builder.transpose(value, [0, value.rank - 1, *range(1, value.rank - 1)])
+
+
+def _depth_last(weight: NDArray[Any]) -> NDArray[Any]:
+    """`[out, in, *window]` to panels of outputs, channels last."""
+    return interleave(np.moveaxis(weight, 1, -1).reshape(len(weight), -1))
+
+
+def _channels_of_entries(weight: NDArray[Any]) -> NDArray[Any]:
+    """`[channels, 1, *window]` to `[entries, channels]`."""
+    return np.ascontiguousarray(weight.reshape(len(weight), -1).T)
 
 
 def _pointwise(builder: Builder, value: Value, weight: Value, bias: Value | None) -> Value:

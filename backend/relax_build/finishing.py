@@ -43,7 +43,7 @@ class _Fusion:
     Attributes:
         step: the kernel's.
         kernel: the call of the kernel.
-        values: the single expression of the function.
+        entry: the function as one expression.
         taken: which of its buffers is the kernel's output.
     """
 
@@ -145,10 +145,9 @@ class _Finder:
         entry = self.entries[name]
         if entry is None or not isinstance(call.ty, relax.TensorType):
             return None
-        shape = list(call.ty.shape)
         for index, argument in enumerate(call.args[1].fields):
             kernel = self._kernel(argument)
-            if kernel is None or not _fits(entry, index, len(shape)):
+            if kernel is None or not _fits(entry, index):
                 continue
             return _Fusion(self.products[kernel.args[0].name_hint], kernel, entry, index)
         return None
@@ -168,7 +167,7 @@ class _Finder:
         return None
 
 
-def _fits(entry: _Entry, taken: int, rank: int) -> bool:
+def _fits(entry: _Entry, taken: int) -> bool:
     """Whether the kernel's columns are the last axis, and all else is read entry by entry."""
     output = entry.buffers[-1]
     if not _equal_shapes(entry.buffers[taken], output):

@@ -26,6 +26,7 @@ def fuse(module: Any) -> Any:
             # Fusing would tear the loops that a kernel has fixed.
             module.update_func(variable, function.with_attr("op_pattern", _OPAQUE))
     passes = (
+        transform.DeadCodeElimination(),
         transform.AnnotateTIROpPattern(),
         transform.FoldConstant(),
         transform.FuseOps(),

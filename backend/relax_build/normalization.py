@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from tvm import te, tirx
 
 from ..kernels.norm import norm_step
@@ -12,7 +13,7 @@ from .builder import Builder
 from .dimensions import size
 from .node import Lowering, Node
 from .reduction import divide_by_count, mean, reduce
-from .values import Value, like
+from .values import Value, known, like
 
 
 def _scaled(builder: Builder, value: Value, scale: Value, bias: Value | None) -> Value:
@@ -90,6 +91,19 @@ def _per_channel(builder: Builder, value: Value, rank: int) -> Value:
     return builder.reshape(value, [*value.shape, *[1] * (rank - 2)])
 
 
+def _folded(
+    dtype: str, scale: Value, bias: Value, center: Value, variance: Value, epsilon: float
+) -> tuple[Value, Value]:
+    """The factor and the summand that known statistics come to."""
+    known_values = [scale, bias, center, variance]
+    s, b, m, v = (np.asarray(item.host, np.float64) for item in known_values)
+    factor = s / np.sqrt(v + epsilon)
+    # All that they depend on: values of one name are one parameter.
+    name = ",".join([*(item.name for item in known_values), f"{epsilon:g}"])
+    shift = b - m * factor
+    return known(factor, dtype, f"{name}.factor"), known(shift, dtype, f"{name}.shift")
+
+
 def _batch_norm(builder: Builder, node: Node) -> Value:
     if node.attribute("training_mode", 0) or any(node.used(index) for index in range(1, 5)):
         raise node.refusal("training mode is not covered")
@@ -98,6 +112,10 @@ def _batch_norm(builder: Builder, node: Node) -> Value:
         _per_channel(builder, node[index], value.rank) for index in range(1, 5)
     )
     epsilon = float(node.attribute("epsilon", 1e-5))
+    if scale.static and bias.static and center.static and variance.static:
+        return _scaled(
+            builder, value, *_folded(value.dtype, scale, bias, center, variance, epsilon)
+        )
 
     def normalise(x: Any, s: Any, b: Any, m: Any, v: Any) -> Any:
         return (x - m) / te.sqrt(v + like(epsilon, v)) * s + b

@@ -31,10 +31,13 @@ class ScaledAttention:
     """`softmax(scale · query keyᵀ + mask) value`, all `[batch, heads, length, size]`.
 
     Attributes:
+        query: has all the heads.
+        key: as many, or fewer if `repeats` says so.
+        value: likewise.
         scale: of the products.
         mask: what is added, if anything.
-        key, value: may have fewer heads than `key_heads` and `value_heads` say: those repeat them.
-        repeats: shapes that keys and values are expanded to, `[batch, heads, group, length, size]`.
+        repeats: the shapes that keys and values are expanded to before their heads are joined,
+            `[batch, heads, repeats of a head, length, size]`.
     """
 
     query: ir.Value
