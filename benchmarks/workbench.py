@@ -118,7 +118,13 @@ class Workbench:
         shutil.rmtree(path, ignore_errors=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         job = _SharingJob(
-            Target.parse(TARGETS[engine]), "fast", False, 0, self._progress, self._shared
+            target=Target.parse(TARGETS[engine]),
+            form="fast",
+            with_onnx=False,
+            tuned=False,
+            seed=0,
+            progress=self._progress,
+            shared=self._shared,
         )
         rules = [{"match": match, "scheme": scheme} for match, scheme in variant.rules]
         scheme = [*rules, {"match": "*", "scheme": variant.scheme}] if rules else variant.scheme

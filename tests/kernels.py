@@ -138,3 +138,18 @@ def prim_funcs(module: tvm.IRModule) -> dict[str, Any]:
         for variable, function in module.functions.items()
         if isinstance(function, tirx.PrimFunc)
     }
+
+
+def built(make: Callable[[], Any], target: dict[str, str] | None = None) -> Callable[..., None]:
+    """The function that `make` gives inside of a target, compiled."""
+    machine = Target(target or HOST)
+    with machine, without_compaction():
+        function = make().with_attr("global_symbol", "main")
+        run = tvm.compile(tvm.IRModule({"main": function}), target=machine)["main"]
+
+    def call(*arrays: Array) -> None:
+        tensors = [tvm.runtime.tensor(array) for array in arrays]
+        run(*tensors)
+        arrays[-1][...] = tensors[-1].numpy()
+
+    return call

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import tvm
+from graphs import normal
 from helpers import assert_close
-from kernels import HOST, TARGETS, host_has
+from kernels import TARGETS, built, host_has
 from numpy.typing import NDArray
 from tvm.target import Target
 from undense.backend.kernels.attention import Attention, attention
@@ -25,25 +26,6 @@ from undense.backend.kernels.tir import Argument, load
 Array = NDArray[Any]
 ROWS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 13, 16, 17, 31, 33, 127)
 """Each height of a tile, primes, and the edges of tiles."""
-
-
-def built(make: Callable[[], Any], target: dict[str, str] | None = None) -> Callable[..., None]:
-    """The function that `make` gives inside of a target, compiled."""
-    machine = Target(target or HOST)
-    with machine, without_compaction():
-        function = make().with_attr("global_symbol", "main")
-        run = tvm.compile(tvm.IRModule({"main": function}), target=machine)["main"]
-
-    def call(*arrays: Array) -> None:
-        tensors = [tvm.runtime.tensor(array) for array in arrays]
-        run(*tensors)
-        arrays[-1][...] = tensors[-1].numpy()
-
-    return call
-
-
-def normal(*shape: int) -> NDArray[np.float32]:
-    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
 
 
 @pytest.mark.parametrize("shape", [(384, 384), (40, 300), (1, 7), (16, 1), (112, 1000)], ids=str)

@@ -1,9 +1,9 @@
 """`y = x Ŵᵀ` with Ŵ in packed codes.
 
-    parallel  groups of panels of 16 outputs
+    parallel  blocks of rows, groups of panels of 16 outputs
       one row: every word is decoded in registers and multiplied at once
-      several: serial blocks of rows, groups of inputs: the codes of a group are decoded once to a
-               tile in the first-level cache, and multiplied with all rows of the block
+      several: serial groups of inputs: the codes of a group are decoded once to a tile in the
+               first-level cache, and multiplied with all rows of the block
 
 No dense weight is ever in memory. With rounded activations the sums of a group are exact int32.
 """
@@ -20,7 +20,7 @@ from .finish import Finish, Value, outputs, put
 from .formats import quads_of
 from .many_rows import ManyRows
 from .rounding import rounded_arguments
-from .tasks import panel_groups
+from .tasks import tasks
 from .tir import (
     Argument,
     Buffer,
@@ -62,18 +62,18 @@ def code_product(
         stored = buffers[count + 2 :]
 
         def emit(tiling: CodeTiling, few: int | None) -> None:
-            with panel_groups(panels, tiling.group) as (_, left, group):
+            with tasks(rows, few or tiling.block, panels, tiling.group) as task:
 
                 def finished(row: Expr, panel: int, value: Value) -> None:
-                    column = (left + panel) * LANES
+                    column = (task.left + panel) * LANES
                     present = spec.out_features - column if spec.out_features % LANES else None
                     put(stored, finish, row, column, value, present)
 
-                task = (given, tiling, group, left, finished)
+                work = (given, tiling, task, finished)
                 if few is None:
-                    ManyRows(*task).emit(rows)
+                    ManyRows(*work).emit()
                 else:
-                    FewRows(*task).emit(rows, few)
+                    FewRows(*work).emit(few)
 
         layout = spec.source.format
         heights = [

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from .blocks import LANES
+from .blocks import LANES, block_count
 from .dots import Dots
 from .formats import Fields, Format, quads_of
 from .gemm import FloatTiling, Put
 from .sources import Codes
+from .tasks import Task
 from .tir import (
     Buffer,
     Expr,
@@ -20,10 +21,18 @@ from .tir import (
     convert,
     index,
     load,
+    prefetch,
     ramp,
     serial,
     unknown_zero,
 )
+
+_FAR = 1 << 20
+"""Bytes of codes that no second-level cache keeps.
+
+The panels of a task are read side by side, a few kilobytes of each: too short for the processor to
+see them coming.
+"""
 
 QUADS = 4
 """Of an iteration of the loop over a decoded tile."""
@@ -85,20 +94,24 @@ Totals = dict[tuple[int, int], Buffer]
 
 @dataclass(frozen=True, eq=False)
 class CodeTask:
-    """Emits what one task does for its panels, from the panel `left` on."""
+    """Emits what one task does for its rows and panels."""
 
     given: Given
     tiling: CodeTiling
-    panels: int
-    left: Expr
+    task: Task
     finished: Put
+
+    @property
+    def panels(self) -> int:
+        """How many."""
+        return self.task.panels
 
     @property
     def source(self) -> Codes:
         """Where the weights lie."""
         return self.given.spec.source
 
-    def over_groups(self, rows: Expr, emit: Callable[[Expr, Length], None]) -> None:
+    def over_groups(self, emit: Callable[[Expr, Length], None]) -> None:
         """Calls `emit` with each group and its length.
 
         A length is symbolic, so that LLVM does not unroll the loops over it, unless a group ends
@@ -107,7 +120,7 @@ class CodeTask:
         spec, group = self.given.spec, self.source.group
         full, rest = divmod(spec.in_features, group)
         unit = math.lcm(self.source.format.codes, 4 * QUADS)
-        whole: Length = group if group % unit else bind(index(group) + unknown_zero(rows))
+        whole: Length = group if group % unit else bind(index(group) + unknown_zero(self.task.rows))
         if rest and full and rest % unit == 0 and group % unit == 0:
             with serial(full + 1) as number:
                 emit(number, bind(tirx.min(whole, spec.in_features - number * group)))
@@ -120,7 +133,7 @@ class CodeTask:
 
     def scale(self, plane: Expr | int, panel: int, group: Expr, lane: int, lanes: int) -> Expr:
         """The scales of some outputs of a panel."""
-        return load(self.given.scales, plane, self.left + panel, group, ramp(lane, lanes))
+        return load(self.given.scales, plane, self.task.left + panel, group, ramp(lane, lanes))
 
     def units(self, group: Expr, length: Length, emit: Callable[[Expr, Expr, int], None]) -> None:
         """Calls `emit` with each unit of a group, its first code in the group and its codes."""
@@ -132,10 +145,24 @@ class CodeTask:
         if rest:
             emit(first + whole, index(length - rest), rest)
 
+    def prefetch(self, plane: Expr | int, panel: int, unit: Expr) -> None:
+        """Asks for a unit of the panel that comes after those of the task, if it is far away."""
+        stored = self.source.arguments(self.total, self.given.spec.in_features)[0]
+        if 4 * math.prod(stored.shape) < _FAR:
+            return
+        block = tirx.min(self.task.left + self.panels + panel, index(self.total - 1))
+        for word in range(self.source.format.size):
+            prefetch(self.given.codes, plane, block, unit * self.source.format.size + word, 0)
+
+    @property
+    def total(self) -> int:
+        """Panels of the weight."""
+        return block_count(self.given.spec.out_features)
+
     def floats(self, plane: Expr | int, panel: int, unit: Expr) -> list[Expr]:
         """The codes of a unit as floats."""
         stored, lookup = self.source.format, self.tiling.table
-        words = self.source.words(self.given.codes, plane, self.left + panel, unit)
+        words = self.source.words(self.given.codes, plane, self.task.left + panel, unit)
         if lookup is None or not isinstance(stored, Fields):
             return [_code(stored, quad, j) for quad in stored.quads(words) for j in range(4)]
         positions = tirx.Ramp(tirx.const(0, "int32"), tirx.const(1, "int32"), LANES)

@@ -1,8 +1,8 @@
 """`y[b, i, j] = Σ_window W[window] · x[b, window of (i, j)]`, channels last, each with each.
 
 parallel  blocks of outputs
-their windows side by side in the second-level cache, zeros for what lies outside of x
-serial    groups of panels: the product of `gemm`, finished and stored
+  their windows side by side in the second-level cache, zeros for what lies outside of x
+  serial    groups of panels: the product of `gemm`, finished and stored
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from .blocks import LANES, block_count, even_group
 from .finish import Finish, Value, outputs, put
 from .gemm import FloatTiling, product
 from .targets import float_tiling
+from .tasks import tasks
 from .tir import (
     Argument,
     Buffer,
@@ -28,7 +29,6 @@ from .tir import (
     load,
     local,
     only_if,
-    parallel,
     prim_func_of,
     ramp,
     serial,
@@ -75,26 +75,21 @@ def convolution(spec: Convolution, tiling: FloatTiling, finish: Finish | None = 
     group = even_group(panels, tiling.group)
 
     def body(x: Buffer, weight: Buffer, *stored: Buffer) -> None:
-        count = bind(tirx.floordiv(rows + (most - 1), index(most)))
-        least = bind(tirx.floordiv(rows, tirx.max(count, index(1))))
-        longer = bind(rows - least * count)
-        with parallel(count) as number:
-            first = bind(number * least + tirx.min(number, longer))
-            height = bind(least + tirx.Cast("int64", number < longer))
+        with tasks(rows, most, panels, panels) as task:
             laid_out = local(most * depth, "float32")
-            with serial(height) as row:
-                _lay_out(spec, lengths, x, first + row, laid_out, row * depth)
+            with serial(task.rows) as row:
+                _lay_out(spec, lengths, x, task.first + row, laid_out, row * depth)
             with serial(-(-panels // group)) as part:
                 left = bind(tirx.min(part * group, index(panels - group)))
 
                 def finished(row: Expr, panel: int, value: Value) -> None:
                     column = (left + panel) * LANES
                     present = spec.out_channels - column if spec.out_channels % LANES else None
-                    put(stored, finish, first + row, column, value, present)
+                    put(stored, finish, task.first + row, column, value, present)
 
                 product(
                     tiling,
-                    height,
+                    task.rows,
                     group,
                     depth,
                     lambda row, k: load(laid_out, row * depth + k),

@@ -1,7 +1,7 @@
 """`y = x Wᵀ` with W in panels of 16 outputs, `[ceil(out / 16), in, 16]`.
 
-parallel  groups of panels
-  the product of `gemm` for all rows, finished and stored
+parallel  blocks of rows, groups of panels
+  the product of `gemm`, finished and stored
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .blocks import LANES, block_count
 from .finish import Finish, Value, outputs, put
 from .gemm import FloatTiling, product
 from .targets import Choices, float_choices
-from .tasks import panel_groups
+from .tasks import tasks
 from .tir import (
     Argument,
     Buffer,
@@ -56,23 +56,23 @@ def dense(
 
     def body(rows: Expr, x: Buffer, weight: Buffer, *stored: Buffer) -> None:
         def emit(tiling: FloatTiling) -> None:
-            with panel_groups(panels, tiling.group) as (_, left, group):
+            with tasks(rows, tiling.rows, panels, tiling.group) as task:
 
                 def weights_at(panel: int, k: Expr) -> Expr:
-                    weights = load(weight, left + panel, k, ramp(0, LANES))
+                    weights = load(weight, task.left + panel, k, ramp(0, LANES))
                     return weights if dtype == "float32" else convert(weights, "float32", LANES)
 
                 def finished(row: Expr, panel: int, value: Value) -> None:
-                    column = (left + panel) * LANES
+                    column = (task.left + panel) * LANES
                     present = out_features - column if out_features % LANES else None
-                    put(stored, finish, row, column, value, present)
+                    put(stored, finish, task.first + row, column, value, present)
 
                 product(
                     tiling,
-                    rows,
-                    group,
+                    task.rows,
+                    task.panels,
                     in_features,
-                    lambda row, k: load(x, row, k),
+                    lambda row, k: load(x, task.first + row, k),
                     weights_at,
                     finished,
                 )

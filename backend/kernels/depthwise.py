@@ -1,9 +1,10 @@
 """`y[b, i, j, c] = Σ_window w[window, c] · x[b, window of (i, j), c]`: each channel by itself.
 
 parallel  lines of outputs
-serial    16 channels at a time
-serial    tiles of neighbouring outputs whose windows lie inside, in registers
-serial    the other outputs, one by one, each entry of their windows behind a condition
+  serial    some channels, whose weights stay in the first-level cache
+    serial    tiles of neighbouring outputs whose windows lie inside
+      serial    16 channels, their sums in registers
+    serial    the other outputs, one by one, each entry of their windows behind a condition
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ MOST_ENTRIES = 49
 _TILE = 4
 """Outputs of a tile, which share the weights and some of the inputs."""
 
+_BLOCKS = 8
+"""Of 16 channels, whose weights are used for a line: neighbours in memory are read in order."""
+
 
 @dataclass(frozen=True)
 class Depthwise:
@@ -67,19 +71,29 @@ def depthwise(spec: Depthwise, finish: Finish | None = None) -> PrimFunc:
     def body(x: Buffer, weight: Buffer, *stored: Buffer) -> None:
         high, wide = (bind(windows.outputs(axis, length)) for axis, length in enumerate(lengths))
         first, tiles = _whole_tiles(windows, lengths[1], wide)
-        with parallel(batch * high) as line, serial(block_count(channels)) as block:
-            # The last block overlaps the one before instead of being narrower.
-            channel = bind(tirx.min(block * LANES, index(channels - LANES)))
+        done = bind(tiles * _TILE)
+        blocks = block_count(channels)
+        with parallel(batch * high) as line, serial(-(-blocks // _BLOCKS)) as part:
             image = bind(tirx.floordiv(line, high))
-            line_of = _Line(
-                spec, finish, lengths, x, weight, stored, image, line - image * high, line * wide
+            block = bind(part * _BLOCKS)
+            outputs_of = _Line(
+                spec=spec,
+                finish=finish,
+                lengths=lengths,
+                x=x,
+                weight=weight,
+                stored=stored,
+                image=image,
+                row=bind(line - image * high),
+                start=bind(line * wide),
+                block=block,
+                blocks=bind(tirx.min(index(_BLOCKS), blocks - block)),
             )
             with serial(tiles) as number:
-                line_of.emit(channel, bind(first + number * _TILE), _TILE, checked=False)
-            done = bind(tiles * _TILE)
+                outputs_of.emit(bind(first + number * _TILE), _TILE, checked=False)
             with serial(wide - done) as number:
                 skipped = tirx.Select(number < first, index(0), done)
-                line_of.emit(channel, bind(number + skipped), 1, checked=True)
+                outputs_of.emit(bind(number + skipped), 1, checked=True)
 
     arguments = [
         images(batch, lengths, channels),
@@ -106,6 +120,8 @@ class _Line:
     Attributes:
         row: of the outputs in their image.
         start: the row of y for the first output of the line.
+        block: the first of the blocks of 16 channels.
+        blocks: how many.
     """
 
     spec: Depthwise
@@ -117,9 +133,18 @@ class _Line:
     image: Expr
     row: Expr
     start: Expr
+    block: Expr
+    blocks: Expr
 
-    def emit(self, channel: Expr, column: Expr, count: int, *, checked: bool) -> None:
-        """Sums and stores `count` outputs from `column` on."""
+    def emit(self, column: Expr, count: int, *, checked: bool) -> None:
+        """Sums and stores `count` outputs of some channels from `column` on."""
+        with serial(self.blocks) as number:
+            # The last block overlaps the one before instead of being narrower.
+            last = self.spec.channels - LANES
+            channel = bind(tirx.min((self.block + number) * LANES, index(last)))
+            self._outputs(channel, column, count, checked=checked)
+
+    def _outputs(self, channel: Expr, column: Expr, count: int, *, checked: bool) -> None:
         windows, (high, wide) = self.spec.windows, self.lengths
         every, lanes = ramp(0, LANES), ramp(channel, LANES)
         sums = [local(LANES, "float32") for _ in range(count)]

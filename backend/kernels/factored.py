@@ -18,7 +18,7 @@ from .blocks import LANES, block_count
 from .finish import Finish, Value, outputs, put
 from .gemm import FloatTiling, product
 from .targets import Choices, float_choices
-from .tasks import panel_groups
+from .tasks import tasks
 from .tir import (
     Argument,
     Buffer,
@@ -164,13 +164,15 @@ def _side_by_side(
     keep: Callable[[Expr, Expr, Expr, Value], None],
 ) -> None:
     """The products of all blocks of a factor; `keep` takes block, row, first output and values."""
-    with panel_groups(panels, tiling.group, blocks) as (block, left, group):
+    with tasks(rows, tiling.rows, panels, tiling.group, blocks) as task:
         product(
             tiling,
-            rows,
-            group,
+            task.rows,
+            task.panels,
             depth,
-            lambda row, k: x_at(block, row, k),
-            lambda panel, k: load(weights, block, left + panel, k, ramp(0, LANES)),
-            lambda row, panel, value: keep(block, row, (left + panel) * LANES, value),
+            lambda row, k: x_at(task.block, task.first + row, k),
+            lambda panel, k: load(weights, task.block, task.left + panel, k, ramp(0, LANES)),
+            lambda row, panel, value: keep(
+                task.block, task.first + row, (task.left + panel) * LANES, value
+            ),
         )

@@ -30,8 +30,9 @@ from .tir import (
 class FewRows(CodeTask):
     """Emits the sums of a few rows, which stay in registers while the codes pass by once."""
 
-    def emit(self, rows: Expr, height: int) -> None:
+    def emit(self, height: int) -> None:
         """All rows at once; what a tile has beyond the last row repeats that and is not stored."""
+        rows = self.task.rows
         wide = max(self.panels // (max(height // 4, 1) * self.source.planes), 1)
         step = self._rounded_group if self.given.spec.rounded else self._float_group
         numbers = [bind(tirx.min(index(row), rows - 1)) for row in range(height)]
@@ -42,7 +43,7 @@ class FewRows(CodeTask):
             }
             for total in totals.values():
                 store(total, zeros("float32", LANES), ramp(0, LANES))
-            self.over_groups(rows, partial(step, numbers, panels, totals))
+            self.over_groups(partial(step, numbers, panels, totals))
             for (row, panel), total in totals.items():
                 with only_if(rows > row):
                     self.finished(index(row), panel, partial(lane_of, total, index(0)))
@@ -76,8 +77,10 @@ class FewRows(CodeTask):
             start, quads = word + tirx.floordiv(code, index(4)), range(quads_of(count))
             for place in places:
                 plane, panel, part = place
+                if not part:
+                    self.prefetch(plane, panel, number)
                 weights = source.quads(
-                    self.given.codes, plane, self.left + panel, number, part, lanes
+                    self.given.codes, plane, self.task.left + panel, number, part, lanes
                 )
                 for row, mine in zip(rows, held, strict=True):
                     x = [broadcast(load(codes, row, start + j), lanes) for j in quads]
@@ -116,6 +119,7 @@ class FewRows(CodeTask):
 
         def unit(number: Expr, code: Expr, count: int) -> None:
             for place in places:
+                self.prefetch(*place, number)
                 codes = self.floats(*place, number)
                 for j in range(count):
                     for row, mine in zip(rows, held, strict=True):

@@ -45,6 +45,7 @@ class FloatTiling:
             0 is for one row. Its length is the greatest height.
         chains: independent sums of a single row, since an addition takes about four cycles.
         group: panels that one task computes.
+        rows: that one task computes, at most.
         chunk: inputs that are added up before the sums are, at most: of long chunks the panels,
             whose addresses are alike, push each other out of the first-level cache.
         chunk_of_one: the same for a single row, which reads every weight once.
@@ -54,6 +55,7 @@ class FloatTiling:
     panels: tuple[int, ...] = (4, 2, 1, 1)
     chains: int = 2
     group: int = 4
+    rows: int = 64
     chunk: int = 128
     chunk_of_one: int = 384
     unroll: int = 2

@@ -32,34 +32,23 @@ from .tir import (
 
 @dataclass(frozen=True, eq=False)
 class ManyRows(CodeTask):
-    """Emits the sums of blocks of rows, group by group."""
+    """Emits the sums of a block of rows, group by group."""
 
-    def emit(self, rows: Expr) -> None:
-        """Emits the sums of all rows."""
-        block, source = self.tiling.block, self.source
-        totals = local(block * self.panels * LANES, "float32")
-        with serial(tirx.floordiv(rows + (block - 1), index(block))) as number:
-            first = bind(number * block)
-            height = bind(tirx.min(index(block), rows - first))
-            with serial(height * self.panels) as i:
-                store(totals, zeros("float32", LANES), ramp(i * LANES, LANES))
-            if self.given.spec.rounded:
-                with serial(source.planes) as plane:
-                    self.over_groups(
-                        rows,
-                        lambda group, length: self._rounded_tile(
-                            plane, group, length, first, height, totals
-                        ),
-                    )
-            else:
-                self.over_groups(
-                    rows,
-                    lambda group, length: self._float_tile(group, length, first, height, totals),
-                )
-            with serial(height) as row:
-                for panel in range(self.panels):
-                    start = (row * self.panels + panel) * LANES
-                    self.finished(first + row, panel, partial(lane_of, totals, start))
+    def emit(self) -> None:
+        """Emits the sums of all rows of the task."""
+        task = self.task
+        totals = local(self.tiling.block * self.panels * LANES, "float32")
+        with serial(task.rows * self.panels) as i:
+            store(totals, zeros("float32", LANES), ramp(i * LANES, LANES))
+        if self.given.spec.rounded:
+            with serial(self.source.planes) as plane:
+                self.over_groups(partial(self._rounded_tile, totals, plane))
+        else:
+            self.over_groups(partial(self._float_tile, totals))
+        with serial(task.rows) as row:
+            for panel in range(self.panels):
+                start = (row * self.panels + panel) * LANES
+                self.finished(task.first + row, panel, partial(lane_of, totals, start))
 
     def _decode(self, group: Expr, length: Length, emit: Callable[[Expr, Expr], None]) -> Expr:
         """Calls `emit` with each unit of a group and its number.
@@ -87,14 +76,7 @@ class ManyRows(CodeTask):
         codes = self.source.format.codes
         return -(-self.source.group // codes) + self.source.format.continuous
 
-    def _float_tile(
-        self,
-        group: Expr,
-        length: Length,
-        first: Expr,
-        height: Expr,
-        totals: Buffer,
-    ) -> None:
+    def _float_tile(self, totals: Buffer, group: Expr, length: Length) -> None:
         source, panels, (x,) = self.source, self.panels, self.given.x
         codes = source.format.codes
         tile = local(self._units_of_tile() * codes * panels * LANES, "float32")
@@ -120,29 +102,23 @@ class ManyRows(CodeTask):
             totals,
         )
         most = len(self.tiling.floats.panels)
-        with tiles(height, most) as (row, tall):
+        with tiles(self.task.rows, most) as (row, tall):
             by_height(
                 tall,
                 most,
-                lambda rows: sums.emit(rows, first + row, index(0), index(length), row, add=True),
+                lambda rows: sums.emit(
+                    rows, self.task.first + row, index(0), index(length), row, add=True
+                ),
             )
 
-    def _rounded_tile(
-        self,
-        plane: Expr,
-        group: Expr,
-        length: Length,
-        first: Expr,
-        height: Expr,
-        totals: Buffer,
-    ) -> None:
+    def _rounded_tile(self, totals: Buffer, plane: Expr, group: Expr, length: Length) -> None:
         source, panels = self.source, self.panels
         each = source.format.codes // 4
         tile = local(self._units_of_tile() * each * panels * LANES, "int32")
 
         def decode(unit: Expr, number: Expr) -> None:
             for panel in range(panels):
-                quads = source.quads(self.given.codes, plane, self.left + panel, unit)
+                quads = source.quads(self.given.codes, plane, self.task.left + panel, unit)
                 for j, quad in enumerate(quads):
                     where = ((number * each + j) * panels + panel) * LANES
                     store(tile, quad, ramp(where, LANES))
@@ -154,11 +130,9 @@ class ManyRows(CodeTask):
             wide = min(self.tiling.panels[rows - 1], panels)
             for left in range(0, panels, wide):
                 columns = range(left, min(left + wide, panels))
-                self._rounded_sums(
-                    rows, columns, plane, group, length, first, row, tile, offset, totals
-                )
+                self._rounded_sums(rows, columns, plane, group, length, row, tile, offset, totals)
 
-        with tiles(height, most) as (row, tall):
+        with tiles(self.task.rows, most) as (row, tall):
             by_height(tall, most, lambda rows: emit(rows, row))
 
     def _rounded_sums(
@@ -168,7 +142,6 @@ class ManyRows(CodeTask):
         plane: Expr,
         group: Expr,
         length: Length,
-        first: Expr,
         row: Expr,
         tile: Buffer,
         offset: Expr,
@@ -177,11 +150,12 @@ class ManyRows(CodeTask):
         """Adds the products of a few rows with a decoded tile, in registers, to the totals."""
         source, dots = self.source, self.tiling.dots
         codes, scales, sums = self.given.x
+        top = self.task.first + row
         lanes, every = dots.lanes, ramp(0, dots.lanes)
         places = [(panel, part) for panel in columns for part in range(0, LANES, lanes)]
         held = [[local(lanes, "int32") for _ in places] for _ in range(rows)]
         for i in range(rows):
-            correction = -source.format.offset * load(sums, first + row + i, group)
+            correction = -source.format.offset * load(sums, top + i, group)
             for total in held[i]:
                 store(total, broadcast(correction, lanes), every)
         word = bind(group * quads_of(source.group))
@@ -198,10 +172,7 @@ class ManyRows(CodeTask):
                 for panel, part in places
             ]
             for i in range(rows):
-                x = [
-                    broadcast(load(codes, first + row + i, word + start + j), lanes)
-                    for j in range(count)
-                ]
+                x = [broadcast(load(codes, top + i, word + start + j), lanes) for j in range(count)]
                 for total, mine in zip(held[i], weights, strict=True):
                     products = list(zip(mine, x, strict=True))
                     value = dots.add(load(total, every), products, source.format.greatest)
@@ -214,7 +185,7 @@ class ManyRows(CodeTask):
         if rest:
             step(index(quads - rest), rest)
         for i in range(rows):
-            x_scale = broadcast(load(scales, first + row + i, group), lanes)
+            x_scale = broadcast(load(scales, top + i, group), lanes)
             for total, (panel, part) in zip(held[i], places, strict=True):
                 value = convert(load(total, every), "float32", lanes) * x_scale
                 value = value * self.scale(plane, panel, group, part, lanes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from tvm import tirx
 
@@ -24,17 +25,44 @@ def row_by_row(rows: Expr, features: int) -> Iterator[Expr]:
             yield start + i
 
 
-@contextmanager
-def panel_groups(panels: int, most: int, blocks: int = 1) -> Iterator[tuple[Expr, Expr, int]]:
-    """Tasks of up to `most` neighbouring panels of one of `blocks` blocks of a weight.
+@dataclass(frozen=True)
+class Task:
+    """Some rows and some neighbouring panels of one block of a weight.
 
-    Yields:
-        The block, the first panel in it, and how many panels each task has. The last task of a
-        block overlaps the one before instead of being narrower.
+    Attributes:
+        block: of the weight.
+        left: the first panel in it.
+        panels: how many; the same for all tasks.
+        first: the first row.
+        rows: how many.
     """
-    group = even_group(panels, most)
-    tasks = -(-panels // group)
-    with parallel(blocks * tasks) as number:
-        block = bind(tirx.floordiv(number, index(tasks)))
-        left = bind(tirx.min((number - block * tasks) * group, index(panels - group)))
-        yield block, left, group
+
+    block: Expr
+    left: Expr
+    panels: int
+    first: Expr
+    rows: Expr
+
+
+@contextmanager
+def tasks(rows: Expr, tall: int, panels: int, wide: int, blocks: int = 1) -> Iterator[Task]:
+    """Tasks of up to `tall` rows, all of nearly as many, and up to `wide` panels.
+
+    The last task of a block overlaps the one before instead of being narrower.
+    """
+    group = even_group(panels, wide)
+    groups = -(-panels // group)
+    parts = bind(tirx.max(tirx.floordiv(rows + (tall - 1), index(tall)), index(1)))
+    least = bind(tirx.floordiv(rows, parts))
+    taller = bind(rows - least * parts)
+    with parallel(parts * (blocks * groups)) as number:
+        part = bind(tirx.floordiv(number, index(blocks * groups)))
+        place = bind(number - part * (blocks * groups))
+        block = bind(tirx.floordiv(place, index(groups)))
+        yield Task(
+            block=block,
+            left=bind(tirx.min((place - block * groups) * group, index(panels - group))),
+            panels=group,
+            first=bind(part * least + tirx.min(part, taller)),
+            rows=bind(least + tirx.Cast("int64", part < taller)),
+        )

@@ -219,8 +219,8 @@ class Builder(Dimensions):
         """
         order = None if shape else _moved_channels(values)
         if order is not None:
-            before = [self._before(value, order) for value in values]
-            if all(value is not None for value in before):
+            before = [base for value in values if (base := self._before(value, order))]
+            if len(before) == len(values):
                 return self.transpose(self.elementwise(name, function, *before), order)
         shape = self.broadcast(*[value.shape for value in values], shape)
         readings = [self.reading(value.shape, shape) for value in values]

@@ -18,7 +18,7 @@ from ..kernels.depthwise import MOST_ENTRIES, Depthwise, depthwise_step
 from ..kernels.mathematics import dtype_of
 from ..kernels.windows import Windows
 from .builder import OUT_ELEMENTWISE_FUSABLE, Builder
-from .dimensions import extent, size
+from .dimensions import extent, is_number, size
 from .matmul import batched, linear
 from .node import Lowering, Node
 from .reduction import mean, reduce
@@ -91,9 +91,10 @@ def _conv(builder: Builder, node: Node) -> Value:
     groups = int(node.attribute("group", 1))
     outputs, inputs = int(weight.shape[0]), int(weight.shape[1])
     builder.require_equal(value.shape[1], inputs * groups)
-    windows = _known_windows(value, kernel, strides, dilations, before, after)
+    bare, low, high = _without_padding(value, before, after)
+    windows = _known_windows(bare, kernel, strides, dilations, low, high)
     if windows is not None and weight.static and (value.dtype, weight.dtype) == _FLOATS:
-        result = _channels_last(builder, value, weight, windows, groups)
+        result = _channels_last(builder, bare, weight, windows, groups)
         if result is not None:
             return _biased(builder, result, bias)
     value = pad(builder, node, value, [0, 0, *before], [0, 0, *after])
@@ -124,6 +125,22 @@ def _conv(builder: Builder, node: Node) -> Value:
     attributes = {"op_pattern": OUT_ELEMENTWISE_FUSABLE}
     result = builder.te("conv", compute, value, weight, spatial, attributes=attributes)
     return _biased(builder, result, bias)
+
+
+def _without_padding(
+    value: Value, before: Sequence[Dim], after: Sequence[Dim]
+) -> tuple[Value, list[Dim], list[Dim]]:
+    """The value before zeros were put around it, which the convolution then adds itself."""
+    if value.padded is None:
+        return value, list(before), list(after)
+    bare, *padding = value.padded
+    if any(not is_number(amount, 0) for added in padding for amount in added[:2]):
+        return value, list(before), list(after)
+    low, high = (
+        [own + more for own, more in zip(ends, added[2:], strict=True)]
+        for ends, added in zip((before, after), padding, strict=True)
+    )
+    return bare, low, high
 
 
 def _known_windows(
@@ -167,7 +184,7 @@ def _channels_last(
         return _channels_second(builder, linear(builder, x, matrix))
     if groups == 1:
         step = convolution_step(Convolution(windows, inputs, outputs))
-        shape = (block_count(outputs), windows.size * inputs, LANES)
+        shape: tuple[int, ...] = (block_count(outputs), windows.size * inputs, LANES)
         make = partial(_depth_last, array)
     elif alone and outputs >= LANES and windows.size <= MOST_ENTRIES:
         step = depthwise_step(Depthwise(windows, outputs))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from tvm import te, tirx
@@ -182,7 +183,10 @@ def pad(
 
         return te.compute([extent(dim) for dim in shape], entry, name="pad")
 
-    return builder.te("pad", compute, value, shape, list(before))
+    result = builder.te("pad", compute, value, shape, list(before))
+    if mode != "constant" or fill != 0:
+        return result
+    return replace(result, padded=(value, tuple(before), tuple(after)))
 
 
 def _inside(mode: str, index: Any, dim: Any) -> Any:

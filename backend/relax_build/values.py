@@ -44,6 +44,8 @@ class Value:
         expr: the Relax expression that computes it, where it is not known.
         name: of the initializer or input, for parameters and messages; empty otherwise.
         permuted: the value that this one is a transposition of, and its axes.
+        padded: the value that this one is with zeros at the ends of its axes, and how many of them
+            lie before and after each.
     """
 
     dtype: str
@@ -52,6 +54,7 @@ class Value:
     expr: Any = None
     name: str = ""
     permuted: tuple[Value, tuple[int, ...]] | None = None
+    padded: tuple[Value, tuple[Dim, ...], tuple[Dim, ...]] | None = None
 
     @property
     def rank(self) -> int:

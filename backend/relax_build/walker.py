@@ -110,6 +110,9 @@ class Walk:
         if failure is not None:
             raise failure
         self.module = block.get()
+        # What follows the inputs is weights, of which a call need not check all shapes again.
+        main = self.module["main"].with_attr("num_input", len(variables))
+        self.module.update_func(self.module.get_global_var("main"), main)
         self.inputs = [_signature(self.values[value], value) for value in model.graph.inputs]
         self.outputs = [_signature(self.values[value], value) for value in model.graph.outputs]
 
