@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from .blocks import LANES, block_count
+from .blocks import LANES
 from .dots import Dots
 from .formats import Fields, Format, quads_of
 from .gemm import FloatTiling, Put
@@ -21,18 +21,10 @@ from .tir import (
     convert,
     index,
     load,
-    prefetch,
     ramp,
     serial,
     unknown_zero,
 )
-
-_FAR = 1 << 20
-"""Bytes of codes that no second-level cache keeps.
-
-The panels of a task are read side by side, a few kilobytes of each: too short for the processor to
-see them coming.
-"""
 
 QUADS = 4
 """Of an iteration of the loop over a decoded tile."""
@@ -111,6 +103,12 @@ class CodeTask:
         """Where the weights lie."""
         return self.given.spec.source
 
+    @property
+    def panel_bytes(self) -> int:
+        """Of the codes of a panel, in one plane."""
+        codes, _ = self.source.arguments(1, self.given.spec.in_features)
+        return 4 * math.prod(codes.shape[1:])
+
     def over_groups(self, emit: Callable[[Expr, Length], None]) -> None:
         """Calls `emit` with each group and its length.
 
@@ -144,20 +142,6 @@ class CodeTask:
             emit(first + number, number * each, each)
         if rest:
             emit(first + whole, index(length - rest), rest)
-
-    def prefetch(self, plane: Expr | int, panel: int, unit: Expr) -> None:
-        """Asks for a unit of the panel that comes after those of the task, if it is far away."""
-        stored = self.source.arguments(self.total, self.given.spec.in_features)[0]
-        if 4 * math.prod(stored.shape) < _FAR:
-            return
-        block = tirx.min(self.task.left + self.panels + panel, index(self.total - 1))
-        for word in range(self.source.format.size):
-            prefetch(self.given.codes, plane, block, unit * self.source.format.size + word, 0)
-
-    @property
-    def total(self) -> int:
-        """Panels of the weight."""
-        return block_count(self.given.spec.out_features)
 
     def floats(self, plane: Expr | int, panel: int, unit: Expr) -> list[Expr]:
         """The codes of a unit as floats."""

@@ -25,6 +25,11 @@ from .tir import (
     zeros,
 )
 
+_SHORT = 16384
+"""Bytes of a panel: the processor fetches ahead what is read in order, but starts anew with each
+panel, and from memory several short ones side by side take twice as long as one behind the other.
+"""
+
 
 @dataclass(frozen=True, eq=False)
 class FewRows(CodeTask):
@@ -34,6 +39,8 @@ class FewRows(CodeTask):
         """All rows at once; what a tile has beyond the last row repeats that and is not stored."""
         rows = self.task.rows
         wide = max(self.panels // (max(height // 4, 1) * self.source.planes), 1)
+        if height == 1 and self.panel_bytes < _SHORT:
+            wide = 1
         step = self._rounded_group if self.given.spec.rounded else self._float_group
         numbers = [bind(tirx.min(index(row), rows - 1)) for row in range(height)]
         for start in range(0, self.panels, wide):
@@ -77,8 +84,6 @@ class FewRows(CodeTask):
             start, quads = word + tirx.floordiv(code, index(4)), range(quads_of(count))
             for place in places:
                 plane, panel, part = place
-                if not part:
-                    self.prefetch(plane, panel, number)
                 weights = source.quads(
                     self.given.codes, plane, self.task.left + panel, number, part, lanes
                 )
@@ -119,7 +124,6 @@ class FewRows(CodeTask):
 
         def unit(number: Expr, code: Expr, count: int) -> None:
             for place in places:
-                self.prefetch(*place, number)
                 codes = self.floats(*place, number)
                 for j in range(count):
                     for row, mine in zip(rows, held, strict=True):

@@ -120,13 +120,6 @@ def store(buffer: Buffer, value: Expr, *indices: int | Expr) -> None:
     T.buffer_store(buffer, value, [index(i) for i in indices])
 
 
-def prefetch(buffer: Buffer, *indices: int | Expr) -> None:
-    """Asks for the cache line of an entry before it is read."""
-    address = tirx.address_of(load(buffer, *indices))
-    reading, every_level, data = (tirx.const(number, "int32") for number in (0, 3, 1))
-    T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", address, reading, every_level, data))
-
-
 def local(size: int, dtype: str) -> Buffer:
     """A small array of this thread; where all indices are constant it lives in registers."""
     return T.alloc_buffer((size,), dtype)
