@@ -14,6 +14,7 @@ from .finishing import finish_products
 from .fusion import fuse
 from .module import TvmModule
 from .schedule import GENERIC, apply_schedules
+from .views import share_views
 from .walker import Walk
 
 
@@ -77,6 +78,7 @@ def _lower() -> Any:
             transform.LowerRuntimeBuiltin(),
             transform.ComputePrimValue(),
             transform.VMShapeLower(),
+            tvm.transform.module_pass(lambda module, _: share_views(module), opt_level=0),
             transform.AttachGlobalSymbol(),
         ]
     )
