@@ -241,6 +241,58 @@ def test_convolution(case: str):
     check_case(graph, {"x": normal(2, 6, 9, 11)}, {"x": normal(1, 6, 9, 11)}, reduction=54)
 
 
+PADS = {
+    "of the image": "0, 0, 1, 2, 0, 0, 2, 1",
+    "of the channels too": "0, 1, 1, 1, 0, 1, 1, 1",
+    "cut off": "0, 0, -1, 0, 0, 0, 0, -1",
+}
+
+
+@pytest.mark.parametrize("case", PADS)
+def test_padding_before_a_convolution(case: str):
+    channels = 4 if "channels" in case else 2
+    numbers = ", ".join(map(str, normal(5 * channels * 9)))
+    graph = f"""g (float[b, 2, 7, 8] x) => (float y)
+    <float[5, {channels}, 3, 3] w = {{{numbers}}}, int64[8] pads = {{{PADS[case]}}}> {{
+        padded = Pad(x, pads)
+        y = Conv <strides = [2, 2]> (padded, w)
+    }}"""
+    check_case(graph, {"x": normal(3, 2, 7, 8)}, reduction=36)
+
+
+def test_convolutions_around_work_on_each_entry():
+    weights = {"w": (16, 3, 3, 3), "d": (16, 1, 3, 3), "p": (16, 16, 1, 1)}
+    numbers = {
+        name: ", ".join(map(str, normal(int(np.prod(shape))) / 3))
+        for name, shape in weights.items()
+    }
+    given = ",\n".join(
+        f"float[{', '.join(map(str, shape))}] {name} = {{{numbers[name]}}}"
+        for name, shape in weights.items()
+    )
+    channel = ", ".join(map(str, np.abs(normal(16)) + 0.5))
+    graph = f"""g (float[b, 3, h, k] x, float[b, 16, 1, 1] gate) => (float y, float z, float last)
+    <{given}, float[16] c = {{{channel}}}> {{
+        zero = Constant <value_float = 0.0> ()
+        six = Constant <value_float = 6.0> ()
+        a = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (x, w)
+        normed = BatchNormalization(a, c, c, c, c)
+        first = Clip(normed, zero, six)
+        spread = Conv <group = 16, pads = [1, 1, 1, 1]> (first, d)
+        gated = Mul(spread, gate)
+        mixed = Conv(gated, p, c)
+        y = Add(mixed, first)
+        z = GlobalAveragePool(y)
+        last = Transpose <perm = [0, 2, 3, 1]> (y)
+    }}"""
+    sizes = [(1, 9, 12), (2, 8, 7)]
+    check_case(
+        graph,
+        *[{"x": normal(b, 3, h, k), "gate": normal(b, 16, 1, 1)} for b, h, k in sizes],
+        reduction=200,
+    )
+
+
 def test_convolution_of_a_symbolic_length():
     graph = """g (float[b, 2, n] x, float[3, 2, 3] w) => (float y) {
         y = Conv <pads = [1, 1], strides = [2]> (x, w)

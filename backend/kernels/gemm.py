@@ -46,7 +46,7 @@ class FloatTiling:
         chains: independent sums of a single row, since an addition takes about four cycles.
         group: panels that one task computes.
         rows: that one task computes, at most.
-        chunk: inputs that are added up before the sums are, at most: of long chunks the panels,
+        chunk: inputs that are added up before the sums are, at most: of longer chunks the panels,
             whose addresses are alike, push each other out of the first-level cache.
         chunk_of_one: the same for a single row, which reads every weight once.
         unroll: inputs of one iteration.
@@ -56,7 +56,7 @@ class FloatTiling:
     chains: int = 2
     group: int = 4
     rows: int = 64
-    chunk: int = 128
+    chunk: int = 640
     chunk_of_one: int = 384
     unroll: int = 2
 

@@ -53,7 +53,7 @@ def _(tiling: FloatTiling, kind: str, rows: int) -> Grid:
         }
     return {
         "panels": _HEIGHTS,
-        "chunk": (128, 256, 384, 768),
+        "chunk": (128, 384, 640, 1024),
         "group": (2, 4, 8),
         "unroll": (1, 2, 4),
     }
