@@ -18,12 +18,13 @@ from typing import Any
 import undense
 from undense.runtime.hardware import machine
 
+from .efficientnet import EfficientNet
 from .minilm import MiniLM
 from .results import FOLDER, ROOT, source_hash, write_whole
 from .script import Subject, times
 from .smollm2 import SmolLM2
 
-SUBJECTS: tuple[type[Subject], ...] = (MiniLM, SmolLM2)
+SUBJECTS: tuple[type[Subject], ...] = (MiniLM, SmolLM2, EfficientNet)
 BASELINE = "ONNX Runtime dense"
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     BASELINE: {"target": "ort-cpu", "scheme": "dense"},
@@ -55,7 +56,9 @@ _SECONDS = 40.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures the models that are asked for, and writes both files."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.whole_models", description=__doc__)
-    parser.add_argument("--model", action="append", help="minilm or smollm2; both by default")
+    parser.add_argument(
+        "--model", action="append", help="minilm, smollm2 or efficientnet; all by default"
+    )
     parser.add_argument("--threads", default="1,2", help="as 1,2")
     parser.add_argument("--quick", action="store_true", help="small models; nothing is written")
     options = parser.parse_args(arguments)

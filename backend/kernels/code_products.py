@@ -10,6 +10,7 @@ No dense weight is ever in memory. With rounded activations the sums of a group 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cache, partial
 
@@ -20,7 +21,7 @@ from .finish import Finish, Value, outputs, put
 from .formats import quads_of
 from .many_rows import ManyRows
 from .rounding import rounded_arguments
-from .tasks import tasks
+from .tasks import tasks, worth_sharing
 from .tir import (
     Argument,
     Buffer,
@@ -33,11 +34,14 @@ from .tir import (
 _FEW = (1, 2, 4, 8)
 """Rows of x whose sums stay in registers while the codes pass by once."""
 
+_FEW_FLOATS = (1, 2)
+"""The same of x in floats; of more rows a decoded tile is as fast."""
+
 _MOST_QUADS = 16
 """Of a unit, for all rows: more make the code long, and its compilation."""
 
-_FEW_FLOATS = (1, 2)
-"""The same of x in floats; of more rows a decoded tile is as fast."""
+_AS_SLOW = 8
+"""Decoding a code to a float and multiplying it, beside a product of bytes."""
 
 
 @cache
@@ -60,9 +64,14 @@ def code_product(
         count = 3 if spec.rounded else 1
         given = Given(spec, buffers[:count], *buffers[count : count + 2])
         stored = buffers[count + 2 :]
+        codes, _ = spec.source.arguments(panels, spec.in_features)
+        stored_bytes = 4 * math.prod(codes.shape)
+        products = spec.source.planes * spec.out_features * spec.in_features
+        products *= 1 if spec.rounded else _AS_SLOW
 
         def emit(tiling: CodeTiling, few: int | None) -> None:
-            with tasks(rows, few or tiling.block, panels, tiling.group) as task:
+            shared = few is None or worth_sharing(stored_bytes, few * products)
+            with tasks(rows, few or tiling.block, panels, tiling.group, shared=shared) as task:
 
                 def finished(row: Expr, panel: int, value: Value) -> None:
                     column = (task.left + panel) * LANES

@@ -55,8 +55,7 @@ def norm(features: int, epsilon: float, centered: bool, finish: Finish | None = 
         ]
 
     def body(rows: Expr, x: Buffer, *stored: Buffer) -> None:
-        with row_by_row(rows, features) as row:
-            _row(features, epsilon, centered, finish, x, stored, row)
+        row_by_row(rows, features, partial(_row, features, epsilon, centered, finish, x, stored))
 
     return prim_func(arguments, body)
 

@@ -74,12 +74,14 @@ def round_activations(in_features: int, group: int) -> PrimFunc:
         return [x, *rounded_arguments(rows, in_features, group)]
 
     def body(rows: Expr, x: Buffer, *rounded: Buffer) -> None:
-        with row_by_row(rows, in_features) as row:
+        def one(row: Expr) -> None:
             if full:
                 with serial(full) as number:
                     _group(x, rounded, row, number, group, group)
             if rest:
                 _group(x, rounded, row, index(full), rest, group)
+
+        row_by_row(rows, in_features, one)
 
     return prim_func(arguments, body)
 

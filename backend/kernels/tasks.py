@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tvm import tirx
 
 from .blocks import even_group
-from .tir import Expr, bind, index, parallel, serial
+from .tir import Expr, bind, index, only_if, parallel, serial
 
 _ENTRIES = 8192
 """Of a task that reads each entry a few times: fewer do not pay for waking a thread."""
 
 
-@contextmanager
-def row_by_row(rows: Expr, features: int) -> Iterator[Expr]:
-    """Rows of `features` entries, each on its own: yields one row of a task's block of them."""
+_BYTES, _PRODUCTS = 200_000, 1_500_000
+"""Of weights read, and of bytes multiplied: a thread needs about eight microseconds for either."""
+
+
+def row_by_row(rows: Expr, features: int, emit: Callable[[Expr], None]) -> None:
+    """Calls `emit` with each of some rows of `features` entries, blocks of them in parallel."""
     block = max(_ENTRIES // features, 1)
-    with parallel(tirx.floordiv(rows + (block - 1), index(block))) as number:
+    with only_if(rows <= block), serial(rows) as row:
+        emit(row)
+    with (
+        only_if(rows > block),
+        parallel(tirx.floordiv(rows + (block - 1), index(block))) as number,
+    ):
         start = number * block
         with serial(tirx.min(index(block), rows - start)) as i:
-            yield start + i
+            emit(start + i)
+
+
+def worth_sharing(stored_bytes: int, products: int) -> bool:
+    """Whether so much work pays for waking the threads, which takes a few microseconds."""
+    return stored_bytes > _BYTES or products > _PRODUCTS
 
 
 @dataclass(frozen=True)
@@ -45,17 +58,20 @@ class Task:
 
 
 @contextmanager
-def tasks(rows: Expr, tall: int, panels: int, wide: int, blocks: int = 1) -> Iterator[Task]:
+def tasks(
+    rows: Expr, tall: int, panels: int, wide: int, blocks: int = 1, *, shared: bool = True
+) -> Iterator[Task]:
     """Tasks of up to `tall` rows, all of nearly as many, and up to `wide` panels.
 
-    The last task of a block overlaps the one before instead of being narrower.
+    They are shared among the threads, or follow one another. The last task of a block overlaps the
+    one before instead of being narrower.
     """
     group = even_group(panels, wide)
     groups = -(-panels // group)
     parts = bind(tirx.max(tirx.floordiv(rows + (tall - 1), index(tall)), index(1)))
     least = bind(tirx.floordiv(rows, parts))
     taller = bind(rows - least * parts)
-    with parallel(parts * (blocks * groups)) as number:
+    with (parallel if shared else serial)(parts * (blocks * groups)) as number:
         part = bind(tirx.floordiv(number, index(blocks * groups)))
         place = bind(number - part * (blocks * groups))
         block = bind(tirx.floordiv(place, index(groups)))
