@@ -14,7 +14,6 @@ from .tir import Expr, bind, index, only_if, parallel, serial
 _ENTRIES = 8192
 """Of a task that reads each entry a few times: fewer do not pay for waking a thread."""
 
-
 _BYTES, _PRODUCTS = 200_000, 1_500_000
 """Of weights read, and of bytes multiplied: a thread needs about eight microseconds for either."""
 

@@ -178,7 +178,6 @@ def _channels_last(
     assert array is not None
     last = list(range(2, value.rank))
     x = builder.transpose(value, [0, *last, 1])
-    alone = groups == int(value.shape[1]) == outputs
     if groups == 1 and windows.pointwise:
         matrix = known(array.reshape(outputs, inputs).T, weight.dtype, weight.name)
         return _channels_second(builder, linear(builder, x, matrix))
@@ -186,7 +185,7 @@ def _channels_last(
         step = convolution_step(Convolution(windows, inputs, outputs))
         shape: tuple[int, ...] = (block_count(outputs), windows.size * inputs, LANES)
         make = partial(_depth_last, array)
-    elif alone and outputs >= LANES and windows.size <= MOST_ENTRIES:
+    elif inputs == 1 and groups == outputs >= LANES and windows.size <= MOST_ENTRIES:
         step = depthwise_step(Depthwise(windows, outputs))
         shape = (windows.size, outputs)
         make = partial(_channels_of_entries, array)
