@@ -21,9 +21,11 @@ Run = Callable[[Mapping[str, NDArray[Any]]], object]
 _PAUSE = 0.3
 """Seconds: TVM's idle threads spin for over 100 ms after a call and would slow the next engine."""
 
-_WARM_UP = 2
+_WARM_UP, _WARM_UP_TIME = 2, 0.02
+"""Calls that do not count after a pause, and for how many seconds, at least."""
 _IN_A_ROW = 5
-"""Calls that do not count after a pause, and samples that then follow."""
+"""Samples that then follow."""
+_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def interleaved(
         for name in order:
             time.sleep(pause(before, name) if callable(pause) else pause)
             before = name
-            _seconds(callables[name], _WARM_UP)
+            _settle(callables[name])
             for _ in range(min(_IN_A_ROW, repeats - start)):
                 samples[name].append(_seconds(callables[name], calls[name]) / calls[name])
     return {name: _timing(samples[name], calls[name]) for name in callables}
@@ -130,12 +132,23 @@ def bench(
 
 
 def _calls_for(call: Callable[[], object], min_time: float) -> int:
-    """How many calls last `min_time` at least; warms up as it counts."""
+    """How many calls last `min_time` at least; warms up as it counts.
+
+    The shortest of a few tries counts: a thread that waits for a core once may take that long.
+    """
     call()
     calls = 1
-    while _seconds(call, calls) < min_time:
+    while min(_seconds(call, calls) for _ in range(_TRIES)) < min_time:
         calls *= 2
     return calls
+
+
+def _settle(call: Callable[[], object]) -> None:
+    """Calls that do not count, until the threads that they woke have found a core each."""
+    start, calls = time.perf_counter(), 0
+    while calls < _WARM_UP or time.perf_counter() - start < _WARM_UP_TIME:
+        call()
+        calls += 1
 
 
 def _seconds(call: Callable[[], object], calls: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -22,11 +23,15 @@ def path(tmp_path_factory):
 
 def test_callables_take_turns_and_change_their_order():
     calls: list[str] = []
-    found = interleaved(
-        {name: lambda name=name: calls.append(name) for name in "ab"}, repeats=7, min_time=0
-    )
-    # each: one call and one count to warm up; a turn is two untimed calls and up to five samples
-    assert "".join(calls) == "aabb" + 7 * "a" + 7 * "b" + 4 * "b" + 4 * "a"
+
+    def call(name: str) -> None:
+        calls.append(name)
+        time.sleep(0.015)
+
+    found = interleaved({name: partial(call, name) for name in "ab"}, repeats=7, min_time=0)
+    # each: one call and three counts to warm up; a turn is two untimed calls, which last 20 ms, and
+    # up to five samples
+    assert "".join(calls) == "aaaabbbb" + 7 * "a" + 7 * "b" + 4 * "b" + 4 * "a"
     assert (found["a"].samples, found["a"].calls) == (7, 1)
 
 
