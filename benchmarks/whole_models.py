@@ -18,13 +18,13 @@ from typing import Any
 import undense
 from undense.runtime.hardware import machine
 
-from .efficientnet import EfficientNet
+from .efficientnet import EfficientNetLite0
 from .minilm import MiniLM
 from .results import FOLDER, ROOT, source_hash, write_whole
 from .script import Subject, times
 from .smollm2 import SmolLM2
 
-SUBJECTS: tuple[type[Subject], ...] = (MiniLM, SmolLM2, EfficientNet)
+SUBJECTS: tuple[type[Subject], ...] = (MiniLM, SmolLM2, EfficientNetLite0)
 BASELINE = "ONNX Runtime dense"
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     BASELINE: {"target": "ort-cpu", "scheme": "dense"},
