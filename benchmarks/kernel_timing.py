@@ -17,8 +17,8 @@ from .results import Row
 
 _SETTLES = {"undense": 0.2, "ggml": 0.3}
 _OTHERS_SETTLE = 0.07
-"""Seconds until the idle threads of an engine have gone to sleep: TVM's take 0.17, ggml's over 0.1,
-and ONNX Runtime's, of which each session has some, 0.05."""
+"""Seconds until the idle threads of an engine have gone to sleep: TVM's take 0.17 by its
+own default, ggml's over 0.1, and ONNX Runtime's, of which each session has some, 0.05."""
 _MIN_TIME = 0.002
 _TIME_A_CELL = 6.0
 """Seconds that all samples of a cell take; it is 5 samples at least and 10 at most."""

@@ -19,7 +19,8 @@ __all__ = ["Timing", "bench", "interleaved", "machine"]
 Run = Callable[[Mapping[str, NDArray[Any]]], object]
 
 _PAUSE = 0.3
-"""Seconds: TVM's idle threads spin for over 100 ms after a call and would slow the next engine."""
+"""Seconds: idle threads spin after a call, TVM's by its own default for over 100 ms, and would slow
+the next engine."""
 
 _WARM_UP, _WARM_UP_TIME = 2, 0.02
 """Calls that do not count after a pause, and for how many seconds, at least."""

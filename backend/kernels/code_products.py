@@ -10,14 +10,13 @@ No dense weight is ever in memory. With rounded activations the sums of a group 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import cache, partial
 
 from .blocks import LANES, block_count
 from .code_task import CodeProduct, CodeTiling, Given
 from .few_rows import FewRows
-from .finish import Finish, Value, outputs, put
+from .finish import Finish, Value, outputs, present, put
 from .formats import quads_of
 from .many_rows import ManyRows
 from .rounding import rounded_arguments
@@ -64,9 +63,9 @@ def code_product(
         count = 3 if spec.rounded else 1
         given = Given(spec, buffers[:count], *buffers[count : count + 2])
         stored = buffers[count + 2 :]
-        codes, _ = spec.source.arguments(panels, spec.in_features)
-        stored_bytes = 4 * math.prod(codes.shape)
-        products = spec.source.planes * spec.out_features * spec.in_features
+        planes = spec.source.planes
+        stored_bytes = planes * panels * spec.source.panel_bytes(spec.in_features)
+        products = planes * spec.out_features * spec.in_features
         products *= 1 if spec.rounded else _AS_SLOW
 
         def emit(tiling: CodeTiling, few: int | None) -> None:
@@ -75,8 +74,7 @@ def code_product(
 
                 def finished(row: Expr, panel: int, value: Value) -> None:
                     column = (task.left + panel) * LANES
-                    present = spec.out_features - column if spec.out_features % LANES else None
-                    put(stored, finish, row, column, value, present)
+                    put(stored, finish, row, column, value, present(spec.out_features, column))
 
                 work = (given, tiling, task, finished)
                 if few is None:

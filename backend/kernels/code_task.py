@@ -103,12 +103,6 @@ class CodeTask:
         """Where the weights lie."""
         return self.given.spec.source
 
-    @property
-    def panel_bytes(self) -> int:
-        """Of the codes of a panel, in one plane."""
-        codes, _ = self.source.arguments(1, self.given.spec.in_features)
-        return 4 * math.prod(codes.shape[1:])
-
     def over_groups(self, emit: Callable[[Expr, Length], None]) -> None:
         """Calls `emit` with each group and its length.
 

@@ -15,7 +15,7 @@ from tvm import tirx
 
 from .base import Output, Step
 from .blocks import LANES, block_count, even_group
-from .finish import Finish, Value, outputs, put
+from .finish import Finish, Value, outputs, present, put
 from .gemm import FloatTiling, product
 from .targets import float_tiling
 from .tasks import tasks
@@ -84,8 +84,8 @@ def convolution(spec: Convolution, tiling: FloatTiling, finish: Finish | None = 
 
                 def finished(row: Expr, panel: int, value: Value) -> None:
                     column = (left + panel) * LANES
-                    present = spec.out_channels - column if spec.out_channels % LANES else None
-                    put(stored, finish, task.first + row, column, value, present)
+                    row = task.first + row
+                    put(stored, finish, row, column, value, present(spec.out_channels, column))
 
                 product(
                     tiling,

@@ -11,7 +11,7 @@ from functools import cache, partial
 
 from .base import Output, Step
 from .blocks import LANES, block_count
-from .finish import Finish, Value, outputs, put
+from .finish import Finish, Value, outputs, present, put
 from .gemm import FloatTiling, product
 from .targets import Choices, float_choices
 from .tasks import tasks
@@ -64,8 +64,8 @@ def dense(
 
                 def finished(row: Expr, panel: int, value: Value) -> None:
                     column = (task.left + panel) * LANES
-                    present = out_features - column if out_features % LANES else None
-                    put(stored, finish, task.first + row, column, value, present)
+                    row = task.first + row
+                    put(stored, finish, row, column, value, present(out_features, column))
 
                 product(
                     tiling,

@@ -15,7 +15,7 @@ from tvm import tirx
 
 from .base import Output, Step
 from .blocks import LANES, block_count
-from .finish import Finish, Value, outputs, put
+from .finish import Finish, Value, outputs, present, put
 from .gemm import FloatTiling, product
 from .targets import Choices, float_choices
 from .tasks import tasks
@@ -132,8 +132,8 @@ def factored(
                 )
 
                 def finished(block: Expr, row: Expr, start: Expr, value: Value) -> None:
-                    present = width - start if width % LANES else None
-                    put(stored, finish, top + row, block * width + start, value, present)
+                    row, column = top + row, block * width + start
+                    put(stored, finish, row, column, value, present(width, start))
 
                 _side_by_side(
                     tiling,

@@ -39,7 +39,7 @@ class FewRows(CodeTask):
         """All rows at once; what a tile has beyond the last row repeats that and is not stored."""
         rows = self.task.rows
         wide = max(self.panels // (max(height // 4, 1) * self.source.planes), 1)
-        if height == 1 and self.panel_bytes < _SHORT:
+        if height == 1 and self.source.panel_bytes(self.given.spec.in_features) < _SHORT:
             wide = 1
         step = self._rounded_group if self.given.spec.rounded else self._float_group
         numbers = [bind(tirx.min(index(row), rows - 1)) for row in range(height)]

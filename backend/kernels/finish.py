@@ -39,13 +39,18 @@ def outputs(rows: Expr, width: int, finish: Finish | None) -> list[Argument]:
     return [*finish.arguments(rows), Argument("y", (rows, width), finish.dtype)]
 
 
+def present(width: int, start: Expr) -> Expr | None:
+    """How many outputs there are from `start` on; None if 16 at least, wherever a panel starts."""
+    return width - start if width % LANES else None
+
+
 def put(
     buffers: Sequence[Buffer],
     finish: Finish | None,
     row: Expr,
     column: Expr,
     value: Value,
-    present: Expr | None = None,
+    count: Expr | None = None,
 ) -> None:
     """Finishes and stores the 16 outputs of a panel for one row.
 
@@ -55,7 +60,7 @@ def put(
         row: of y.
         column: of the first output.
         value: the sum of each.
-        present: how many columns there are from `column` on, if it may be fewer than 16.
+        count: how many columns there are from `column` on, if it may be fewer than 16.
     """
     *further, y = buffers
 
@@ -65,11 +70,11 @@ def put(
             result = finish.apply(further, result, row, column + lane)
         store(y, result, row, column + lane)
 
-    if present is None:
+    if count is None:
         with vectorized(LANES) as lane:
             one(lane)
         return
-    with only_if(present >= LANES), vectorized(LANES) as lane:
+    with only_if(count >= LANES), vectorized(LANES) as lane:
         one(lane)
-    with only_if(present < LANES), serial(present) as lane:
+    with only_if(count < LANES), serial(count) as lane:
         one(lane)

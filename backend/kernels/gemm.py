@@ -19,6 +19,7 @@ from tvm import tirx
 
 from .blocks import LANES
 from .finish import Value, lane_of
+from .tasks import EvenParts
 from .tir import (
     Buffer,
     Expr,
@@ -115,12 +116,9 @@ def product(
 @contextmanager
 def tiles(rows: Expr, most: int) -> Iterator[tuple[Expr, Expr]]:
     """Tiles of up to `most` rows, all of nearly the same height: their first row and height."""
-    count = bind(tirx.floordiv(rows + (most - 1), index(most)))
-    lowest = bind(tirx.floordiv(rows, tirx.max(count, index(1))))
-    higher = bind(rows - lowest * count)
-    with serial(count) as number:
-        first = bind(number * lowest + tirx.min(number, higher))
-        yield first, bind(lowest + tirx.Cast("int64", number < higher))
+    parts = EvenParts.of(rows, most)
+    with serial(parts.count) as number:
+        yield parts.part(number)
 
 
 def by_height(height: Expr, most: int, emit: Callable[[int], None]) -> None:

@@ -95,7 +95,7 @@ def _row(
         put(stored, finish, row, i * LANES, partial(value_at, i * LANES))
     if rest:
         last = index(whole * LANES)
-        put(stored, finish, row, last, partial(value_at, last), present=index(rest))
+        put(stored, finish, row, last, partial(value_at, last), count=index(rest))
 
 
 def _sum(features: int, term: Callable[[Expr, int], Expr]) -> Expr:

@@ -34,15 +34,23 @@ class Codes:
 
     def arguments(self, blocks: int, in_features: int) -> tuple[Argument, ...]:
         """The stored buffers for `blocks` blocks of 16 outputs."""
+        groups, words = -(-in_features // self.group), self.row_words(in_features)
+        return (
+            Argument("codes", (self.planes, blocks, words, LANES), "int32"),
+            Argument("scales", (self.planes, blocks, groups, LANES), "float32"),
+        )
+
+    def row_words(self, in_features: int) -> int:
+        """Words of the codes of one output, in one plane."""
         full, rest = divmod(in_features, self.group)
         units = full * self.format.units(self.group) + self.format.units(rest)
         if self.format.continuous:
             units = self.format.units(in_features)
-        groups = full + (rest > 0)
-        return (
-            Argument("codes", (self.planes, blocks, units * self.format.size, LANES), "int32"),
-            Argument("scales", (self.planes, blocks, groups, LANES), "float32"),
-        )
+        return units * self.format.size
+
+    def panel_bytes(self, in_features: int) -> int:
+        """Bytes of the codes of a block of 16 outputs, in one plane."""
+        return 4 * LANES * self.row_words(in_features)
 
     def first_quad(self, group: Expr) -> tuple[Expr, Expr]:
         """The unit in which a group starts, and the quad of it."""

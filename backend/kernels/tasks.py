@@ -38,6 +38,33 @@ def worth_sharing(stored_bytes: int, products: int) -> bool:
 
 
 @dataclass(frozen=True)
+class EvenParts:
+    """Rows in as few parts as there can be, all of nearly the same height.
+
+    Attributes:
+        count: of the parts.
+        least: rows of the lower ones.
+        taller: how many parts, the first ones, have a row more.
+    """
+
+    count: Expr
+    least: Expr
+    taller: Expr
+
+    @classmethod
+    def of(cls, rows: Expr, most: int) -> EvenParts:
+        """Parts of up to `most` rows."""
+        count = bind(tirx.floordiv(rows + (most - 1), index(most)))
+        least = bind(tirx.floordiv(rows, tirx.max(count, index(1))))
+        return cls(count, least, bind(rows - least * count))
+
+    def part(self, number: Expr) -> tuple[Expr, Expr]:
+        """The first row of a part, and how many it has."""
+        first = bind(number * self.least + tirx.min(number, self.taller))
+        return first, bind(self.least + tirx.Cast("int64", number < self.taller))
+
+
+@dataclass(frozen=True)
 class Task:
     """Some rows and some neighbouring panels of one block of a weight.
 
@@ -67,17 +94,16 @@ def tasks(
     """
     group = even_group(panels, wide)
     groups = -(-panels // group)
-    parts = bind(tirx.max(tirx.floordiv(rows + (tall - 1), index(tall)), index(1)))
-    least = bind(tirx.floordiv(rows, parts))
-    taller = bind(rows - least * parts)
-    with (parallel if shared else serial)(parts * (blocks * groups)) as number:
+    parts = EvenParts.of(rows, tall)
+    with (parallel if shared else serial)(parts.count * (blocks * groups)) as number:
         part = bind(tirx.floordiv(number, index(blocks * groups)))
         place = bind(number - part * (blocks * groups))
         block = bind(tirx.floordiv(place, index(groups)))
+        first, height = parts.part(part)
         yield Task(
             block=block,
             left=bind(tirx.min((place - block * groups) * group, index(panels - group))),
             panels=group,
-            first=bind(part * least + tirx.min(part, taller)),
-            rows=bind(least + tirx.Cast("int64", part < taller)),
+            first=first,
+            rows=height,
         )

@@ -52,14 +52,19 @@ class Windows:
 
     def outputs(self, axis: int, length: Expr) -> Expr:
         """Windows along an axis of that length."""
-        reach = (self.kernel[axis] - 1) * self.dilations[axis] + 1
-        room = length + (self.before[axis] + self.after[axis] - reach)
-        return tirx.floordiv(room, index(self.strides[axis])) + 1
+        padded = length + (self.before[axis] + self.after[axis])
+        return count_windows(padded, self.kernel[axis], self.strides[axis], self.dilations[axis])
 
     def place(self, axis: int, output: Expr, entry: Expr | int) -> Expr:
         """The input of an entry of an output's window; it may lie outside."""
         start = output * self.strides[axis] - self.before[axis]
         return start + entry * self.dilations[axis]
+
+
+def count_windows(length: Expr, width: int, stride: int, dilation: int) -> Expr:
+    """Windows along a padded axis."""
+    reach = (width - 1) * dilation + 1
+    return tirx.floordiv(length - reach, index(stride)) + 1
 
 
 def images(batch: Expr, lengths: tuple[Expr, Expr], channels: int) -> Argument:

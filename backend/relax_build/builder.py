@@ -17,7 +17,7 @@ from ..kernels.emit import emit
 from ..kernels.targets import Workload, asked
 from .dimensions import Dimensions, extent
 from .parameters import Make, Parameters
-from .values import Dim, Value, known
+from .values import Dim, Value, channels_second, known
 from .work import Work
 
 _EMBEDDED = 16
@@ -287,7 +287,7 @@ def _moved_channels(values: Sequence[Value]) -> tuple[int, ...] | None:
     Work entry by entry is done before that, so that the kernel whose output it is can finish it.
     """
     rank = max(value.rank for value in values)
-    order = (0, rank - 1, *range(1, rank - 1))
+    order = channels_second(rank)
     moved = (value.permuted is not None and value.permuted[1] == order for value in values)
     return order if rank > 2 and any(moved) else None
 

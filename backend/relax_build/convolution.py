@@ -16,14 +16,14 @@ from ..kernels.blocks import LANES, block_count, interleave
 from ..kernels.convolution import Convolution, convolution_step
 from ..kernels.depthwise import MOST_ENTRIES, Depthwise, depthwise_step
 from ..kernels.mathematics import dtype_of
-from ..kernels.windows import Windows
+from ..kernels.windows import Windows, count_windows
 from .builder import OUT_ELEMENTWISE_FUSABLE, Builder
 from .dimensions import extent, is_number, size
 from .matmul import batched, linear
 from .node import Lowering, Node
 from .reduction import mean, reduce
 from .slicing import pad
-from .values import Dim, Value, known, like
+from .values import Dim, Value, channels_second, known, like
 
 CONVOLUTION = "convolution"
 """Name of the block that sums the windows, by which its schedule knows it."""
@@ -78,7 +78,7 @@ def _outputs(
 ) -> list[Dim]:
     """Windows along each axis of a padded input."""
     return [
-        builder.simplify(tirx.floordiv(extent(size) - ((width - 1) * dilation + 1), stride) + 1)
+        builder.simplify(count_windows(extent(size), width, stride, dilation))
         for size, width, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True)
     ]
 
@@ -206,7 +206,7 @@ def _channels_last(
 
 
 def _channels_second(builder: Builder, value: Value) -> Value:
-    return builder.transpose(value, [0, value.rank - 1, *range(1, value.rank - 1)])
+    return builder.transpose(value, channels_second(value.rank))
 
 
 def _depth_last(weight: NDArray[Any]) -> NDArray[Any]:

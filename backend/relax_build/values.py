@@ -82,6 +82,11 @@ def known(array: Any, dtype: str, name: str = "") -> Value:
     return Value(dtype, tuple(array.shape), host=array, name=name)
 
 
+def channels_second(rank: int) -> tuple[int, ...]:
+    """The axes of a transposition that moves channels from the last place to the second."""
+    return (0, rank - 1, *range(1, rank - 1))
+
+
 def plain(dim: Dim) -> Dim:
     """An int where the dimension is a constant."""
     return int(dim) if isinstance(dim, tirx.IntImm | int | np.integer) else dim

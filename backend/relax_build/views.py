@@ -60,13 +60,13 @@ class _Sharer(PyExprMutator):  # type: ignore[misc]
         elif value.op == _ALLOC_TENSOR:
             storage, offset, shape, dtype, device = value.args
             shape = self.first.get(shape, shape)
-            self.base[variable], self.shape[variable] = variable, shape
+            self.shape[variable] = shape
             key = (_ALLOC_TENSOR.name, storage, _plain(offset), shape, str(dtype), _plain(device))
             self._share(binding, key)
         elif name == _RESHAPE:
             tensor, shape = (self.first.get(argument, argument) for argument in value.args)
             base = self.base.get(tensor, tensor)
-            self.base[variable], self.shape[variable] = base, shape
+            self.base[variable] = base
             if base in self.shape and self.shape[base].same_as(shape):
                 self._repeat(variable, base)
                 return
@@ -83,7 +83,6 @@ class _Sharer(PyExprMutator):  # type: ignore[misc]
 
     def _repeat(self, variable: Any, earlier: Any) -> None:
         self.first[variable] = earlier
-        self.base[variable] = self.base.get(earlier, earlier)
         self.set_var_remap(variable, self.visit_expr(earlier))
 
 
