@@ -103,10 +103,18 @@ def test_one_block_a_task_where_that_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize("blocks", range(1, 40))
-def test_groups_of_blocks_leave_little_to_do_twice(blocks: int) -> None:
+def test_groups_of_blocks_leave_two_threads_about_the_same_work(blocks: int) -> None:
     size = even_group(blocks, 4)
-    assert 1 <= size <= min(blocks, 4)
-    assert -(-blocks // size) * size <= max(blocks, 2) * 1.34
+    assert min(blocks, 2) <= size <= min(blocks, 4)
+    rounds = -(-(-(-blocks // size)) // 2)
+    assert rounds * size <= max(0.67 * blocks + 0.5, 2)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "times", "size"), [(12, 1, 3), (36, 1, 3), (24, 1, 4), (7, 1, 4), (9, 4, 3), (5, 1, 3)]
+)
+def test_groups_of_blocks(blocks: int, times: int, size: int) -> None:
+    assert even_group(blocks, 4, times) == size
 
 
 @pytest.mark.parametrize("centered", [True, False], ids=["layer_norm", "rms_norm"])

@@ -25,10 +25,30 @@ def block_count(rows: int) -> int:
     return -(-rows // LANES)
 
 
-def even_group(blocks: int, most: int) -> int:
-    """How many blocks, up to `most`, a task takes so that the tasks do the least in all."""
-    sizes = range(min(2, most, blocks), min(most, blocks) + 1)
-    return min(sizes, key=lambda size: (-(-blocks // size) * size, -size))
+SHORT_PANEL = 16384
+"""Bytes of what a row reads of a block: the processor fetches ahead what is read in order, but
+starts anew with each block, and from memory several short ones side by side take up to twice as
+long as one behind the other.
+"""
+
+
+def even_group(blocks: int, most: int, times: int = 1) -> int:
+    """How many blocks, up to `most`, a task takes so that two threads are done the soonest.
+
+    Of equal ones three or more, which fill the registers, then that which leaves no narrower task,
+    then the widest.
+
+    Args:
+        blocks: of a weight.
+        most: of a task.
+        times: how many such weights there are.
+    """
+
+    def order(size: int) -> tuple[int, int, bool, int]:
+        rounds = -(-times * -(-blocks // size) // 2)
+        return rounds * size, -min(size, 3), blocks % size > 0, -size
+
+    return min(range(min(2, most, blocks), min(most, blocks) + 1), key=order)
 
 
 def interleave(matrix: NDArray[Scalar]) -> NDArray[Scalar]:

@@ -20,7 +20,7 @@ from .finish import Finish, Value, outputs, present, put
 from .formats import quads_of
 from .many_rows import ManyRows
 from .rounding import rounded_arguments
-from .tasks import tasks, worth_sharing
+from .tasks import Task, tasks, worth_sharing
 from .tir import (
     Argument,
     Buffer,
@@ -68,19 +68,21 @@ def code_product(
         products = planes * spec.out_features * spec.in_features
         products *= 1 if spec.rounded else _AS_SLOW
 
+        def emit_task(tiling: CodeTiling, few: int | None, task: Task) -> None:
+            def finished(row: Expr, panel: int, value: Value) -> None:
+                column = (task.left + panel) * LANES
+                put(stored, finish, row, column, value, present(spec.out_features, column))
+
+            work = (given, tiling, task, finished)
+            if few is None:
+                ManyRows(*work).emit()
+            else:
+                FewRows(*work).emit(few)
+
         def emit(tiling: CodeTiling, few: int | None) -> None:
             shared = few is None or worth_sharing(stored_bytes, few * products)
-            with tasks(rows, few or tiling.block, panels, tiling.group, shared=shared) as task:
-
-                def finished(row: Expr, panel: int, value: Value) -> None:
-                    column = (task.left + panel) * LANES
-                    put(stored, finish, row, column, value, present(spec.out_features, column))
-
-                work = (given, tiling, task, finished)
-                if few is None:
-                    ManyRows(*work).emit()
-                else:
-                    FewRows(*work).emit(few)
+            for task in tasks(rows, few or tiling.block, panels, tiling.group, shared=shared):
+                emit_task(tiling, few, task)
 
         layout = spec.source.format
         heights = [

@@ -53,6 +53,10 @@ class CodeTiling:
     block: int = 128
     table: str | None = None
 
+    def serving(self, rows: int) -> CodeTiling:
+        """The tiling for up to so many rows."""
+        return self
+
 
 @dataclass(frozen=True)
 class CodeProduct:

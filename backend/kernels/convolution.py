@@ -18,7 +18,7 @@ from .blocks import LANES, block_count, even_group
 from .finish import Finish, Value, outputs, present, put
 from .gemm import FloatTiling, product
 from .targets import float_tiling
-from .tasks import tasks
+from .tasks import Task, tasks, widths
 from .tir import (
     Argument,
     Buffer,
@@ -75,27 +75,30 @@ def convolution(spec: Convolution, tiling: FloatTiling, finish: Finish | None = 
     group = even_group(panels, tiling.group)
 
     def body(x: Buffer, weight: Buffer, *stored: Buffer) -> None:
-        with tasks(rows, most, panels, panels) as task:
+        def multiply(task: Task, laid_out: Buffer, left: Expr, wide: int) -> None:
+            def finished(row: Expr, panel: int, value: Value) -> None:
+                column = (left + panel) * LANES
+                row = task.first + row
+                put(stored, finish, row, column, value, present(spec.out_channels, column))
+
+            product(
+                tiling,
+                task.rows,
+                wide,
+                depth,
+                lambda row, k: load(laid_out, row * depth + k),
+                lambda panel, k: load(weight, left + panel, k, ramp(0, LANES)),
+                finished,
+            )
+
+        for task in tasks(rows, most, panels, panels):
             laid_out = local(most * depth, "float32")
             with serial(task.rows) as row:
                 _lay_out(spec, lengths, x, task.first + row, laid_out, row * depth)
             with serial(-(-panels // group)) as part:
-                left = bind(tirx.min(part * group, index(panels - group)))
-
-                def finished(row: Expr, panel: int, value: Value) -> None:
-                    column = (left + panel) * LANES
-                    row = task.first + row
-                    put(stored, finish, row, column, value, present(spec.out_channels, column))
-
-                product(
-                    tiling,
-                    task.rows,
-                    group,
-                    depth,
-                    lambda row, k: load(laid_out, row * depth + k),
-                    lambda panel, k: load(weight, left + panel, k, ramp(0, LANES)),
-                    finished,
-                )
+                left = bind(part * group)
+                for wide in widths(panels, group, left):
+                    multiply(task, laid_out, left, wide)
 
     arguments = [
         images(batch, lengths, spec.in_channels),

@@ -14,7 +14,7 @@ from .blocks import LANES, block_count
 from .finish import Finish, Value, outputs, present, put
 from .gemm import FloatTiling, product
 from .targets import Choices, float_choices
-from .tasks import tasks
+from .tasks import Task, tasks
 from .tir import (
     Argument,
     Buffer,
@@ -55,27 +55,29 @@ def dense(
         ]
 
     def body(rows: Expr, x: Buffer, weight: Buffer, *stored: Buffer) -> None:
+        def emit_task(tiling: FloatTiling, task: Task) -> None:
+            def weights_at(panel: int, k: Expr) -> Expr:
+                weights = load(weight, task.left + panel, k, ramp(0, LANES))
+                return weights if dtype == "float32" else convert(weights, "float32", LANES)
+
+            def finished(row: Expr, panel: int, value: Value) -> None:
+                column = (task.left + panel) * LANES
+                row = task.first + row
+                put(stored, finish, row, column, value, present(out_features, column))
+
+            product(
+                tiling.reading(in_features),
+                task.rows,
+                task.panels,
+                in_features,
+                lambda row, k: load(x, task.first + row, k),
+                weights_at,
+                finished,
+            )
+
         def emit(tiling: FloatTiling) -> None:
-            with tasks(rows, tiling.rows, panels, tiling.group) as task:
-
-                def weights_at(panel: int, k: Expr) -> Expr:
-                    weights = load(weight, task.left + panel, k, ramp(0, LANES))
-                    return weights if dtype == "float32" else convert(weights, "float32", LANES)
-
-                def finished(row: Expr, panel: int, value: Value) -> None:
-                    column = (task.left + panel) * LANES
-                    row = task.first + row
-                    put(stored, finish, row, column, value, present(out_features, column))
-
-                product(
-                    tiling,
-                    task.rows,
-                    task.panels,
-                    in_features,
-                    lambda row, k: load(x, task.first + row, k),
-                    weights_at,
-                    finished,
-                )
+            for task in tasks(rows, tiling.rows, panels, tiling.group):
+                emit_task(tiling, task)
 
         by_rows(rows, tilings, emit)
 

@@ -16,9 +16,9 @@ from tvm import tirx
 from .base import Output, Step
 from .blocks import LANES, block_count
 from .finish import Finish, Value, outputs, present, put
-from .gemm import FloatTiling, product
+from .gemm import FloatTiling, Runs, product
 from .targets import Choices, float_choices
-from .tasks import tasks
+from .tasks import Task, tasks
 from .tir import (
     Argument,
     Buffer,
@@ -38,6 +38,9 @@ from .tir import (
 
 _ROWS = 128
 """Of a block."""
+
+_MANY_PANELS = 64
+"""Enough for all threads."""
 
 
 @dataclass(frozen=True)
@@ -93,28 +96,16 @@ def factored(
         ]
 
     def body(rows: Expr, x: Buffer, first: Buffer, second: Buffer, *stored: Buffer) -> None:
-        # What the last panel has beyond the hidden features of a single block is never read.
-        hidden_width = max(spec.out_blocks * spec.middle, hidden_panels * LANES)
+        # What the last panel of a block has beyond its hidden features is never read.
+        block_width = hidden_panels * LANES
+        hidden_width = spec.in_blocks * block_width
         hidden = local(_ROWS * hidden_width, "float32")
+        # The hidden features of an output lie apart, `rank` of each block of the first factor.
+        runs = Runs(spec.rank, block_width - spec.rank) if spec.in_blocks > 1 else None
 
         def keep(block: Expr, row: Expr, start: Expr, value: Value) -> None:
-            base = row * hidden_width
-            if spec.in_blocks == 1:
-                with vectorized(LANES) as lane:
-                    store(hidden, value(lane), base + start + lane)
-                return
-
-            def scatter(lane: Expr) -> None:
-                output = start + lane
-                column = output // spec.rank * spec.middle + block * spec.rank
-                store(hidden, value(lane), base + column + output % spec.rank)
-
-            if spec.rank % LANES == 0:
-                with vectorized(LANES) as lane:
-                    scatter(lane)
-            else:
-                with serial(tirx.min(index(LANES), wide - start)) as lane:
-                    scatter(lane)
+            with vectorized(LANES) as lane:
+                store(hidden, value(lane), row * hidden_width + block * block_width + start + lane)
 
         def emit(tiling: FloatTiling) -> None:
             with serial(tirx.floordiv(rows + (_ROWS - 1), index(_ROWS))) as number:
@@ -141,11 +132,10 @@ def factored(
                     spec.out_blocks,
                     panels,
                     spec.middle,
-                    lambda block, row, k: load(
-                        hidden, row * hidden_width + block * spec.middle + k
-                    ),
+                    lambda block, row, k: load(hidden, row * hidden_width + block * spec.rank + k),
                     second,
                     finished,
+                    runs,
                 )
 
         by_rows(rows, tilings, emit)
@@ -162,11 +152,13 @@ def _side_by_side(
     x_at: Callable[[Expr, Expr, Expr], Expr],
     weights: Buffer,
     keep: Callable[[Expr, Expr, Expr, Value], None],
+    runs: Runs | None = None,
 ) -> None:
     """The products of all blocks of a factor; `keep` takes block, row, first output and values."""
-    with tasks(rows, tiling.rows, panels, tiling.group, blocks) as task:
+
+    def emit(task: Task) -> None:
         product(
-            tiling,
+            tiling.reading(depth),
             task.rows,
             task.panels,
             depth,
@@ -175,4 +167,10 @@ def _side_by_side(
             lambda row, panel, value: keep(
                 task.block, task.first + row, (task.left + panel) * LANES, value
             ),
+            runs,
         )
+
+    # Rows are divided for threads that would have nothing to do: each part reads the weights anew.
+    tall = _ROWS if blocks * panels >= _MANY_PANELS else tiling.rows
+    for task in tasks(rows, tall, panels, tiling.group, blocks):
+        emit(task)

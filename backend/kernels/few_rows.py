@@ -7,7 +7,7 @@ from functools import partial
 
 from tvm import tirx
 
-from .blocks import LANES
+from .blocks import LANES, SHORT_PANEL
 from .code_task import CodeTask, Length, Totals
 from .finish import lane_of
 from .formats import quads_of
@@ -25,11 +25,6 @@ from .tir import (
     zeros,
 )
 
-_SHORT = 16384
-"""Bytes of a panel: the processor fetches ahead what is read in order, but starts anew with each
-panel, and from memory several short ones side by side take twice as long as one behind the other.
-"""
-
 
 @dataclass(frozen=True, eq=False)
 class FewRows(CodeTask):
@@ -39,7 +34,7 @@ class FewRows(CodeTask):
         """All rows at once; what a tile has beyond the last row repeats that and is not stored."""
         rows = self.task.rows
         wide = max(self.panels // (max(height // 4, 1) * self.source.planes), 1)
-        if height == 1 and self.source.panel_bytes(self.given.spec.in_features) < _SHORT:
+        if height == 1 and self.source.panel_bytes(self.given.spec.in_features) < SHORT_PANEL:
             wide = 1
         step = self._rounded_group if self.given.spec.rounded else self._float_group
         numbers = [bind(tirx.min(index(row), rows - 1)) for row in range(height)]

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from tvm import tirx
 
-from .blocks import LANES
+from .blocks import LANES, SHORT_PANEL
 from .finish import Value, lane_of
 from .tasks import EvenParts
 from .tir import (
@@ -49,8 +49,7 @@ class FloatTiling:
         rows: that one task computes, at most.
         chunk: inputs that are added up before the sums are, at most: of longer chunks the panels,
             whose addresses are alike, push each other out of the first-level cache.
-        chunk_of_one: the same for a single row, which reads every weight once.
-        unroll: inputs of one iteration.
+        unroll: inputs of one iteration; of a single row as many as chains at least.
     """
 
     panels: tuple[int, ...] = (4, 2, 1, 1)
@@ -58,12 +57,31 @@ class FloatTiling:
     group: int = 4
     rows: int = 64
     chunk: int = 640
-    chunk_of_one: int = 384
     unroll: int = 2
+
+    def serving(self, rows: int) -> FloatTiling:
+        """The tiling for up to so many rows: one has no taller tiles, and tasks of more panels."""
+        if rows > 1:
+            return self
+        return replace(self, panels=self.panels[:1], group=2 * self.group, chunk=384)
+
+    def reading(self, depth: int) -> FloatTiling:
+        """The tiling for panels of `depth` floats that are in memory one behind the other."""
+        if len(self.panels) > 1 or depth * 4 * LANES >= SHORT_PANEL:
+            return self
+        return replace(self, panels=(1,), chains=4)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Between two runs of `length` inputs x skips `gap` numbers."""
+
+    length: int
+    gap: int
 
 
 XAt = Callable[[Expr, Expr], Expr]
-"""The number at a row and a depth."""
+"""The number at a row and a depth, which counts what is skipped between runs."""
 
 WeightsAt = Callable[[int, Expr], Expr]
 """The 16 weights of a panel at a depth."""
@@ -80,28 +98,27 @@ def product(
     x_at: XAt,
     weights_at: WeightsAt,
     put: Put,
+    runs: Runs | None = None,
 ) -> None:
     """Emits the sums of all rows with `panels` panels, which `put` takes.
 
-    A symbolic depth is one chunk.
+    A symbolic depth is one chunk. A depth in runs is a whole number of them.
     """
     most = len(tiling.panels)
     totals = local(most * panels * LANES, "float32")
-    sums = Sums(tiling, panels, x_at, weights_at, totals)
+    sums = Sums(tiling, panels, x_at, weights_at, totals, runs)
     nothing = bind(unknown_zero(rows))
     with tiles(rows, most) as (first, height):
 
         def emit(tall: int) -> None:
-            chunk = tiling.chunk_of_one if tall == 1 else tiling.chunk
-            steps = _steps(depth, chunk) if isinstance(depth, int) else 1
-            length = -(-depth // steps) if isinstance(depth, int) else depth
+            steps, length = _steps(depth, tiling.chunk, runs.length if runs else 1)
             if steps > 1:
                 for entry in range(tall * panels):
                     store(totals, zeros("float32", LANES), ramp(entry * LANES, LANES))
             with serial(steps) as step:
                 start = bind(step * length)
                 last: Expr = index(length) + nothing
-                if steps > 1 and depth % steps:
+                if steps * length != depth:
                     last = tirx.min(last, depth - start)
                 last = bind(last)
                 sums.emit(tall, first, start, last, index(0), add=steps > 1)
@@ -128,10 +145,14 @@ def by_height(height: Expr, most: int, emit: Callable[[int], None]) -> None:
             emit(tall)
 
 
-def _steps(depth: int, chunk: int) -> int:
-    """The number of chunks, equal ones if that does not take twice as many."""
-    least = max(-(-depth // chunk), 1)
-    return next((steps for steps in range(least, 2 * least) if depth % steps == 0), least)
+def _steps(depth: int | Expr, chunk: int, run: int) -> tuple[int, int | Expr]:
+    """The number of chunks and their length, equal ones if that does not take twice as many."""
+    if not isinstance(depth, int):
+        return 1, depth
+    runs = depth // run
+    least = max(-(-runs // max(chunk // run, 1)), 1)
+    steps = next((steps for steps in range(least, 2 * least) if runs % steps == 0), least)
+    return steps, -(-runs // steps) * run
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +161,7 @@ class Sums:
 
     Attributes:
         totals: `[row, panel, 16]`, where the sums go.
+        runs: of the depth; None is a single one.
     """
 
     tiling: FloatTiling
@@ -147,6 +169,7 @@ class Sums:
     x_at: XAt
     weights_at: WeightsAt
     totals: Buffer
+    runs: Runs | None = None
 
     def emit(
         self, rows: int, first: Expr, start: Expr, length: Expr, target: Expr, *, add: bool
@@ -167,7 +190,8 @@ class Sums:
         target: Expr,
         add: bool,
     ) -> None:
-        chains, unroll = self.tiling.chains if rows == 1 else 1, self.tiling.unroll
+        chains = self.tiling.chains if rows == 1 else 1
+        unroll = max(self.tiling.unroll, chains)
         width = len(panels)
         # A buffer for each row: TVM takes what is above 1 KB from its workspace, by a call.
         sums = [local(width * chains * LANES, "float32") for _ in range(rows)]
@@ -175,10 +199,10 @@ class Sums:
         def place(panel: int, chain: int) -> Expr:
             return ramp((panel * chains + chain) * LANES, LANES)
 
-        def step(k: Expr, chain: int) -> None:
+        def step(k: Expr, skipped: Expr, chain: int) -> None:
             weights = [self.weights_at(panel, k) for panel in panels]
             for row in range(rows):
-                x = broadcast(self.x_at(first + row, k), LANES)
+                x = broadcast(self.x_at(first + row, k + skipped), LANES)
                 for panel, values in enumerate(weights):
                     where = place(panel, chain)
                     store(sums[row], load(sums[row], where) + x * values, where)
@@ -186,12 +210,13 @@ class Sums:
         for row in range(rows):
             for entry in range(width * chains):
                 store(sums[row], zeros("float32", LANES), ramp(entry * LANES, LANES))
-        whole = tirx.floordiv(length, index(unroll))
-        with serial(whole) as number:
-            for j in range(unroll):
-                step(start + number * unroll + j, j % chains)
-        with serial(length - whole * unroll) as k:
-            step(start + whole * unroll + k, 0)
+        for begin, count, skipped in self._each_run(start, length):
+            whole = tirx.floordiv(count, index(unroll))
+            with serial(whole) as number:
+                for j in range(unroll):
+                    step(begin + number * unroll + j, skipped, j % chains)
+            with serial(count - whole * unroll) as k:
+                step(begin + whole * unroll + k, skipped, 0)
         for row in range(rows):
             for i, panel in enumerate(panels):
                 total = sum(
@@ -200,3 +225,14 @@ class Sums:
                 )
                 where = ramp(((target + row) * self.panels + panel) * LANES, LANES)
                 store(self.totals, load(self.totals, where) + total if add else total, where)
+
+    def _each_run(self, start: Expr, length: Expr) -> Iterator[tuple[Expr, Expr, Expr]]:
+        """Where a run of the chunk starts, its length, and what x has skipped up to there."""
+        if self.runs is None:
+            yield start, length, index(0)
+            return
+        before = bind(tirx.floordiv(start, index(self.runs.length)))
+        count = bind(index(self.runs.length) + unknown_zero(length))
+        with serial(tirx.floordiv(length, index(self.runs.length))) as number:
+            begin = bind(start + number * self.runs.length)
+            yield begin, count, bind((before + number) * self.runs.gap)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from tvm.target import Target
 from tvm.target.codegen import target_has_features
@@ -16,7 +16,15 @@ from .code_task import CodeTiling
 from .dots import Dots
 from .gemm import FloatTiling
 
-T = TypeVar("T")
+
+class Tiling(Protocol):
+    """How a kernel is cut up."""
+
+    def serving(self, rows: int) -> Self:
+        """The tiling for up to so many rows."""
+
+
+T = TypeVar("T", bound=Tiling)
 
 
 def float_avx512(target: Target) -> FloatTiling | None:
@@ -160,7 +168,7 @@ def choices(tiling: T, kind: str, out_features: int, in_features: int) -> Choice
     for rows in ROWS:
         fields = records.get((*workload, rows), {})
         try:
-            own = with_fields(tiling, fields)
+            own = with_fields(tiling.serving(rows), fields)
         except (AttributeError, TypeError) as error:
             raise LoweringError(
                 f"the tuning record of {kind} {out_features}x{in_features} does not fit its tiling "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -71,7 +70,7 @@ class Task:
     Attributes:
         block: of the weight.
         left: the first panel in it.
-        panels: how many; the same for all tasks.
+        panels: how many.
         first: the first row.
         rows: how many.
     """
@@ -83,16 +82,16 @@ class Task:
     rows: Expr
 
 
-@contextmanager
 def tasks(
     rows: Expr, tall: int, panels: int, wide: int, blocks: int = 1, *, shared: bool = True
 ) -> Iterator[Task]:
     """Tasks of up to `tall` rows, all of nearly as many, and up to `wide` panels.
 
-    They are shared among the threads, or follow one another. The last task of a block overlaps the
-    one before instead of being narrower.
+    They are shared among the threads, or follow one another. Where the last task of a block is
+    narrower it comes as a second one, whose code is another; what is emitted meanwhile is the code
+    of the task.
     """
-    group = even_group(panels, wide)
+    group = even_group(panels, wide, blocks)
     groups = -(-panels // group)
     parts = EvenParts.of(rows, tall)
     with (parallel if shared else serial)(parts.count * (blocks * groups)) as number:
@@ -100,10 +99,22 @@ def tasks(
         place = bind(number - part * (blocks * groups))
         block = bind(tirx.floordiv(place, index(groups)))
         first, height = parts.part(part)
-        yield Task(
-            block=block,
-            left=bind(tirx.min((place - block * groups) * group, index(panels - group))),
-            panels=group,
-            first=first,
-            rows=height,
+        left = bind((place - block * groups) * group)
+        yield from (
+            Task(block, left, width, first, height) for width in widths(panels, group, left)
         )
+
+
+def widths(panels: int, group: int, left: Expr) -> Iterator[int]:
+    """How many panels a group has that starts with the panel `left`: all, or what remains.
+
+    What is emitted meanwhile is the code for so many.
+    """
+    rest = panels % group
+    if not rest:
+        yield group
+        return
+    with only_if(left < panels - rest):
+        yield group
+    with only_if(left >= panels - rest):
+        yield rest

@@ -90,7 +90,9 @@ def tune(
     with machine:
         work = Walk(model).builder.work
     tunable = {
-        workload: found for workload, found in work.items() if grid(found.tiling, workload[0], 1)
+        workload: found
+        for workload, found in work.items()
+        if grid(found.tiling, workload[0], ROWS[0])
     }
     seed = read_plan(artifact.file(PLAN)).seed
     results: list[tuple[Record, Found]] = []

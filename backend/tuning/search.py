@@ -63,7 +63,7 @@ class Search:
         self, workload: Workload, work: Work, rows: int, progress: Progress = lambda _: None
     ) -> Found | None:
         """The best tiling of a kernel for up to `rows` rows; None if there is none to try."""
-        tilings = candidates(work.tiling, workload[0], rows, self.trials, self.seed)
+        tilings = candidates(work.tiling.serving(rows), workload[0], rows, self.trials, self.seed)
         default, others = programs(workload, work, tilings, self.target)
         progress(len(tilings) - len(others))
         if not others:

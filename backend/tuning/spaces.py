@@ -44,7 +44,7 @@ def grid(tiling: object, kind: str, rows: int) -> Grid:
 @grid.register
 def _(tiling: FloatTiling, kind: str, rows: int) -> Grid:
     if rows == 1:
-        # One row has tiles of one height, and one chunk is as good as several.
+        # One chunk is as good as several.
         return {
             "panels": (*_ONE_HEIGHT, (8,)),
             "chains": (1, 2, 4),
