@@ -131,8 +131,9 @@ def _parser() -> argparse.ArgumentParser:
     tuning.add_argument("artifact", metavar="OUT", help="made for target llvm")
     tuning.add_argument(
         "--trials", type=int, default=32, metavar="N",
-        help="candidates of each kernel and number of rows at most (default 32, about a second "
-        "each); 0 measures nothing and builds with what was measured before",
+        help="candidates of each kernel and number of rows, and of each function without a "
+        "schedule, at most (default 32, about a second each); 0 measures nothing and builds with "
+        "what was measured before",
     )  # fmt: skip
     tuning.add_argument(
         "--rows", metavar="1,8,32,128", help="numbers of rows to tune for (default: these four)"

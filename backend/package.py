@@ -97,8 +97,8 @@ class Lowered:
         kernels: what made `kernels.so`; None without it.
         generic_functions: functions of TVM that no rule but the last one scheduled, with the name
             of the rule, or None where none fitted.
-        tuning: the kernels that asked for tilings, and the records that they took; None for
-            ONNX Runtime's own kernels, which have none.
+        tuning: the kernels that asked for tilings, the functions that no rule fits, and the
+            records that they took; None for ONNX Runtime's own kernels, which have none.
         versions: of what packed weights look like, beside those of the packages.
     """
 
@@ -136,15 +136,20 @@ def lower(
         return Lowered("ort", _bytes(folder, MODEL, MODEL_DATA))
     from .kernels import targets
     from .kernels.blocks import PACKING
+    from .relax_build.traces import traced
     from .tuning.choose import UNTUNED, choose_records
 
     machine = Target("tvm", target.mcpu)
     chosen = choose_records(machine) if tuned else UNTUNED
-    with targets.tuned(chosen.fields), targets.asked() as asked:
+    with (
+        targets.tuned(chosen.fields),
+        targets.asked() as asked,
+        traced(chosen.traces) as met,
+    ):
         make = _lower_for_onnx_runtime if target.engine == "ort" else _lower_for_tvm
         lowered = make(model, target, folder)
     versions = {"packing": str(PACKING)}
-    return replace(lowered, tuning=chosen.report(asked), versions=versions)
+    return replace(lowered, tuning=chosen.report(asked, met), versions=versions)
 
 
 def _lower_for_tvm(model: ir.Model, target: Target, folder: Path) -> Lowered:

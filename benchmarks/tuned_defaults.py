@@ -22,7 +22,7 @@ DEFAULTS = Path(undense.backend.tuning.__file__).parent / "defaults.json"
 
 def main() -> None:
     """Replaces the families that something was measured for."""
-    records = [record for record in read_records() if record.current]
+    records = [record for record in read_records() if isinstance(record, Record) and record.current]
     found = [filled(family, records, str(machine()["cpu"])) for family in families()]
     DEFAULTS.write_text(json.dumps({"families": found}, indent=1) + "\n", encoding="utf-8")
     for family in found:

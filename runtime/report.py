@@ -18,6 +18,7 @@ VERIFY_HEADINGS = ("output", "execution error", "tolerance", "approximation erro
 TUNING_HEADINGS = (
     "kernel", "shape", "rows", "tried", "rule, µs", "best, µs", "speed-up", "spread", "chosen",
 )  # fmt: skip
+FUNCTION_HEADINGS = ("function", "tried", "rule, µs", "best, µs", "speed-up", "spread", "chosen")
 PROFILE_HEADINGS = ("function", "calls", "ms a run", "share", "shapes")
 _VERIFY_KEYS = ("execution_error", "tolerance", "approximation_error", "holds")
 _MOST = 12
@@ -108,8 +109,17 @@ def print_tuning(found: Mapping[str, Any]) -> None:
                 f"dropped for wrong outputs: {result['wrong']} candidates of {result['kind']} "
                 f"{_shape(result)} for {result['rows']} rows"
             )
+    for result in found["functions"]:
+        if result["wrong"]:
+            print(f"dropped for wrong outputs: {result['wrong']} traces of {result['name']}")
+    if found["functions"]:
+        _print_rows(FUNCTION_HEADINGS, [_function_row(result) for result in found["functions"]])
     for kernel in found["untunable"]:
         print(f"no tilings to try: {kernel['kind']} {_shape(kernel)}")
+    for name in found["unsearchable"]:
+        print(
+            f"not searched: {name}, whose shapes are not fixed; compile the model with fixed ones"
+        )
     print(f"database: {found['database']}")
     for line in _code(found):
         print(line)
@@ -129,6 +139,12 @@ def _tuning_row(result: Mapping[str, Any]) -> list[str]:
         *map(_text, numbers),
         fields or "the rule's own",
     ]
+
+
+def _function_row(result: Mapping[str, Any]) -> list[str]:
+    numbers = (result["default_us"], result["median_us"], result["speedup"], result["spread"])
+    chosen = "the trace" if result["searched"] else "the rule's own"
+    return [result["name"], str(result["tried"]), *map(_text, numbers), chosen]
 
 
 def _shape(kernel: Mapping[str, Any]) -> str:
@@ -186,6 +202,10 @@ def _code(report: Mapping[str, Any]) -> Iterator[str]:
             f"kernels with tuned tilings: {tuning['tuned']} of {len(tuning['kernels'])} "
             f"({', '.join(sources)})"
         )
+    records = [found["record"] for found in (tuning or {}).get("functions", ())]
+    searched = sorted(record["name"] for record in records if record and record["trace"])
+    if searched:
+        yield f"functions with schedules that were searched for: {', '.join(searched)}"
     generic = report.get("generic_functions")
     if generic:
         names = [function["name"] for function in generic]

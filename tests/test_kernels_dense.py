@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -106,12 +107,13 @@ def test_one_block_a_task_where_that_is_asked_for() -> None:
 def test_groups_of_blocks_leave_two_threads_about_the_same_work(blocks: int) -> None:
     size = even_group(blocks, 4)
     assert min(blocks, 2) <= size <= min(blocks, 4)
-    rounds = -(-(-(-blocks // size)) // 2)
+    rounds = math.ceil(math.ceil(blocks / size) / 2)
     assert rounds * size <= max(0.67 * blocks + 0.5, 2)
 
 
 @pytest.mark.parametrize(
-    ("blocks", "times", "size"), [(12, 1, 3), (36, 1, 3), (24, 1, 4), (7, 1, 4), (9, 4, 3), (5, 1, 3)]
+    ("blocks", "times", "size"),
+    [(12, 1, 3), (36, 1, 3), (24, 1, 4), (7, 1, 4), (9, 4, 3), (5, 1, 3)],
 )
 def test_groups_of_blocks(blocks: int, times: int, size: int) -> None:
     assert even_group(blocks, 4, times) == size

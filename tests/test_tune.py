@@ -68,8 +68,9 @@ def test_tune_measures_and_the_module_still_holds(
     shapes = [(row["kind"], row["out_features"], row["in_features"]) for row in result["results"]]
     assert shapes == [("dense", 48, 64), ("dense", 48, 48)]
     assert all(row["tried"] == 2 and row["wrong"] == 0 for row in result["results"])
+    assert [(row["name"], row["wrong"]) for row in result["functions"]] == [("cumsum", 0)]
     assert result["holds"] in (True, None)
-    assert len(read_records()) == 2
+    assert len(read_records()) == 3
     assert main(command) == 0
     assert "speed-up" in capsys.readouterr().out
 
@@ -126,14 +127,11 @@ def test_a_record_that_fits_no_tiling_is_said(artifact: Path) -> None:
 
 def test_candidates_are_in_the_order_of_the_seed() -> None:
     tiling = FloatTiling()
-    some = candidates(tiling, "dense", 8, 5, seed=0)
-    assert some == candidates(tiling, "dense", 8, 5, seed=0)
-    assert some != candidates(tiling, "dense", 8, 5, seed=1)
-    assert len(some) == 5
-    everything = candidates(tiling, "dense", 8, 10**6, seed=0)
-    assert everything[:5] == some
+    everything = list(candidates(tiling, "dense", 8, seed=0))
+    assert everything == list(candidates(tiling, "dense", 8, seed=0))
+    assert everything != list(candidates(tiling, "dense", 8, seed=1))
     assert {} not in everything
-    assert candidates("no tiling", "dense", 8, 5, seed=0) == []
+    assert not list(candidates("no tiling", "dense", 8, seed=0))
 
 
 def test_only_steps_that_a_tiling_decides_are_measured_and_wrong_ones_are_found() -> None:
@@ -141,7 +139,8 @@ def test_only_steps_that_a_tiling_decides_are_measured_and_wrong_ones_are_found(
     with machine:
         work = Walk(model()).builder.work
     ((workload, each), *_) = work.items()
-    default, others = programs(workload, each, [FIELDS, dict(FIELDS), {"chains": 2}], machine)
+    tilings = [FIELDS, dict(FIELDS), {"chains": 2}, {"group": 1}]
+    default, others = programs(workload, each, tilings, 1, machine)
     assert [program.fields for program in others] == [FIELDS]
     bench = Bench(LocalDevice(1), machine, default, arguments(each, default, 8, seed=0))
     compared = bench.compare(others[0], samples=3)
@@ -199,6 +198,59 @@ def test_artifacts_that_cannot_be_tuned_are_refused(
     undense.compile(model(), with_onnx=False, output=tmp_path / "bare")
     assert main(["tune", str(tmp_path / "bare")]) == 2
     assert "holds no model.onnx" in capsys.readouterr().err
+
+
+POOLED = """
+agraph (float[1, 8, 24, 24] x) => (float[1, 16, 12, 12] y) {
+    a = MaxPool <kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1]> (x)
+    y = Conv <group = 4, pads = [1, 1, 1, 1]> (a, w)
+}
+"""
+
+
+def test_functions_that_no_rule_fits_are_searched_and_compiled_with_what_was_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pooled = graph(POOLED, w=normal(16, 2, 3, 3))
+    plain = undense.compile(pooled, scheme="dense", output=tmp_path / "out")
+    monkeypatch.setattr(Comparison, "faster", True)
+    result = tuning.tune(tmp_path / "out", trials=4, threads=1)
+    assert {row["name"] for row in result["functions"]} == {"pool", "conv"}
+    assert all(row["searched"] and not row["wrong"] for row in result["functions"])
+    assert not result["results"]
+    assert result["rebuilt"]
+    assert result["holds"]
+    assert not tuning.tune(tmp_path / "out", trials=0)["rebuilt"]
+    assert main(["inspect", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    assert "schedules that were searched for: conv, pool" in out
+    assert "no schedule of their own" not in out
+    tuned = undense.compile(pooled, scheme="dense")
+    assert not tuned.report["generic_functions"]
+    feed = {"x": normal(1, 8, 24, 24)}
+    np.testing.assert_allclose(tuned.run(feed)["y"], plain.run(feed)["y"], rtol=1e-5, atol=1e-5)
+
+
+def test_functions_of_any_size_are_not_searched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    open_size = graph(
+        "agraph (float[N, 8] x) => (float[N, 8] y) {y = CumSum (x, axis)}", axis=np.array(1)
+    )
+    undense.compile(open_size, scheme="dense", output=tmp_path / "out")
+    assert main(["tune", str(tmp_path / "out"), "--trials", "1"]) == 0
+    assert "not searched: cumsum, whose shapes are not fixed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("trace", [[], [[["Fuse", ["b9"], [1], ["l1"]]], []]])
+def test_a_trace_that_fits_no_function_is_said(trace: Any, artifact: Path) -> None:
+    from test_tuning_database import FUNCTION
+
+    (asked,) = undense.load(artifact).report["tuning"]["functions"]
+    cpu = cpu_name(Target.parse("llvm"))
+    add_records([dataclasses.replace(FUNCTION, cpu=cpu, function=asked["function"], trace=trace)])
+    with pytest.raises(LoweringError, match=r"the tuning record of function .*--no-tuned"):
+        undense.compile(model(), scheme="dense")
 
 
 def test_functions_without_a_schedule_of_their_own_are_named(

@@ -13,7 +13,13 @@ from undense.backend.target import Target
 from undense.backend.tuning import choose
 from undense.backend.tuning.choose import choose_records, families
 from undense.backend.tuning.database import add_records, database_path, read_records
-from undense.backend.tuning.record import Record, cpu_name, versions
+from undense.backend.tuning.record import (
+    FunctionRecord,
+    Record,
+    cpu_name,
+    record_from_json,
+    versions,
+)
 from undense.passes.errors import TuningError
 
 RECORD = Record(
@@ -32,6 +38,17 @@ RECORD = Record(
 )
 
 
+FUNCTION = FunctionRecord(
+    name="cumsum",
+    function="00ff",
+    trace=[[], []],
+    **{
+        name: getattr(RECORD, name)
+        for name in ("cpu", "median_us", "default_us", "spread", "threads", "versions", "date")
+    },
+)
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNDENSE_CACHE", str(tmp_path / "cache"))
@@ -39,8 +56,8 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_records_come_back_as_they_were() -> None:
     assert read_records() == []
-    add_records([RECORD])
-    assert read_records() == [RECORD]
+    add_records([RECORD, FUNCTION])
+    assert read_records() == [FUNCTION, RECORD]
 
 
 def test_a_newer_record_replaces_the_one_of_the_same_kernel_and_processor() -> None:
@@ -105,6 +122,21 @@ def test_a_record_with_a_wrong_field_is_named() -> None:
         read_records()
 
 
+def test_records_of_functions_are_for_their_processor_and_versions() -> None:
+    target = Target.parse("llvm -mcpu=x86-64-v3")
+    mine = dataclasses.replace(FUNCTION, cpu=cpu_name(target))
+    no_better = dataclasses.replace(mine, function="01", trace=None)
+    old = dataclasses.replace(mine, function="02", versions={**versions(), "apache-tvm": "0"})
+    foreign = dataclasses.replace(mine, function="03", cpu="another")
+    add_records([mine, no_better, old, foreign])
+    chosen = choose_records(target)
+    assert chosen.traces == {"00ff": [[], []]}
+    (asked, unknown, without) = chosen.report([], ["00ff", "01", "02"])["functions"]
+    assert asked == {"function": "00ff", "record": mine.to_json()}
+    assert unknown["record"]["trace"] is None
+    assert without["record"] is None
+
+
 def test_the_user_s_records_win_over_shipped_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     target = Target.parse("llvm -mcpu=x86-64-v3")
     shipped = dataclasses.replace(RECORD, cpu="another", fields={"unroll": 1})
@@ -158,5 +190,5 @@ def test_measured_records_become_shipped_ones() -> None:
     vnni = dataclasses.replace(RECORD, cpu="znver4+" + "+".join(sorted(newest.flags)))
     found = filled(older, [RECORD, own_best, vnni], "a machine")
     assert (found["measured"], found["machine"]) == (True, "a machine")
-    assert [Record.from_json(record) for record in found["records"]] == [RECORD]
+    assert [record_from_json(record) for record in found["records"]] == [RECORD]
     assert filled(older, [vnni], "a machine")["machine"] == older.machine

@@ -50,6 +50,8 @@ class FloatTiling:
         chunk: inputs that are added up before the sums are, at most: of longer chunks the panels,
             whose addresses are alike, push each other out of the first-level cache.
         unroll: inputs of one iteration; of a single row as many as chains at least.
+        side_by_side: whether a single row sums short panels at once too, instead of one behind the
+            other, in four chains.
     """
 
     panels: tuple[int, ...] = (4, 2, 1, 1)
@@ -58,6 +60,7 @@ class FloatTiling:
     rows: int = 64
     chunk: int = 640
     unroll: int = 2
+    side_by_side: bool = False
 
     def serving(self, rows: int) -> FloatTiling:
         """The tiling for up to so many rows: one has no taller tiles, and tasks of more panels."""
@@ -67,7 +70,8 @@ class FloatTiling:
 
     def reading(self, depth: int) -> FloatTiling:
         """The tiling for panels of `depth` floats that are in memory one behind the other."""
-        if len(self.panels) > 1 or depth * 4 * LANES >= SHORT_PANEL:
+        long = depth * 4 * LANES >= SHORT_PANEL
+        if len(self.panels) > 1 or self.side_by_side or long:
             return self
         return replace(self, panels=(1,), chains=4)
 

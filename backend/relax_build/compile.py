@@ -44,8 +44,7 @@ def build(model: ir.Model, target: Target) -> TvmModule:
     machine = target.tvm()
     with machine:
         walk = Walk(model)
-        module = finish_products(fuse(walk.module), walk.builder.products)
-        module, rules = apply_schedules(module)
+        module, rules = apply_schedules(fused(walk))
         with without_compaction():
             executable = tvm.compile(module, target=machine, relax_pipeline=_lower())
     builder = walk.builder
@@ -59,6 +58,11 @@ def build(model: ir.Model, target: Target) -> TvmModule:
             name: rule for name, rule in sorted(rules.items()) if rule in (GENERIC, None)
         },
     )
+
+
+def fused(walk: Walk) -> Any:
+    """The module of a walk with its operators in functions, of which some have kernels already."""
+    return finish_products(fuse(walk.module), walk.builder.products)
 
 
 def _lower() -> Any:

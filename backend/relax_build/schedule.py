@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tvm
@@ -13,6 +13,7 @@ from tvm.s_tir.schedule import ScheduleError
 from ..kernels.lowering import compacted, is_scheduled
 from .convolution import CONVOLUTION
 from .matmul import COLUMNS, PARTIAL, PRODUCT, ROWS
+from .traces import copied, found_for, replayed
 
 _REDUCTION = 2
 """`IterVar.CommReduce`: the kind of a loop that sums."""
@@ -24,6 +25,9 @@ Rule = Callable[[Any], Any]
 
 GENERIC = "sums"
 """Name of the last rule, which knows nothing of what a function computes."""
+
+SEARCHED = "searched"
+"""In the place of a rule's name: a trace that was found by measuring."""
 
 
 def apply_schedules(module: Any) -> tuple[Any, dict[str, str | None]]:
@@ -45,16 +49,47 @@ def apply_schedules(module: Any) -> tuple[Any, dict[str, str | None]]:
     return compacted(module, set(rules)), rules
 
 
+def unfitted(module: Any) -> dict[str, Any]:
+    """The functions of a module, by name, that no rule but the last one fits."""
+    return {
+        str(variable.name_hint): function
+        for variable, function in module.functions.items()
+        if isinstance(function, tirx.PrimFunc)
+        and not is_scheduled(function)
+        and _scheduled(function, _rules()) is None
+    }
+
+
+def generic_schedule(function: Any) -> tuple[Any, str | None]:
+    """A function with the schedule of the last rule, or its plain loops; the name of the rule."""
+    found = _scheduled(function, {GENERIC: _sums})
+    return found or (function, None)
+
+
 def _schedule(function: Any) -> tuple[Any, str | None]:
     """The scheduled function, and the name of the rule that fitted."""
-    for name, rule in _rules().items():
+    found = _scheduled(function, _rules())
+    if found is not None:
+        return found
+    trace = found_for(function)
+    if trace is not None:
+        return _done(replayed(function, trace)), SEARCHED
+    return generic_schedule(function)
+
+
+def _scheduled(function: Any, rules: Mapping[str, Rule]) -> tuple[Any, str] | None:
+    for name, rule in rules.items():
         try:
-            schedule = rule(Schedule(tvm.IRModule({"main": function})))
+            schedule = rule(Schedule(tvm.IRModule({"main": copied(function)})))
         except ScheduleError:
             continue
         if schedule is not None:
-            return schedule.mod["main"].with_attr("tirx.is_scheduled", True), name
-    return function, None
+            return _done(schedule.mod["main"]), name
+    return None
+
+
+def _done(function: Any) -> Any:
+    return function.with_attr("tirx.is_scheduled", True)
 
 
 def _rules() -> dict[str, Rule]:
@@ -64,7 +99,6 @@ def _rules() -> dict[str, Rule]:
         "convolution": _convolution,
         "elementwise": _elementwise,
         "rows": _rows,
-        GENERIC: _sums,
     }
 
 

@@ -33,15 +33,37 @@ from ...runtime.hardware import cpu_flags, usable_cores
 from ...runtime.report import read_report, write_report
 from ..kernels.targets import ROWS, Workload
 from ..package import check_toolchain, lower
+from ..relax_build.compile import fused
+from ..relax_build.schedule import unfitted
+from ..relax_build.traces import function_key
 from ..relax_build.walker import Walk
 from ..relax_build.work import Work
 from ..target import Target
 from .choose import choose_records
 from .database import add_records, database_path
 from .device import Device, LocalDevice
-from .record import Record, cpu_name, versions
+from .functions import is_fixed
+from .record import FunctionRecord, Record, cpu_name, versions
 from .search import Found, Search
 from .spaces import grid
+
+
+class _Meter:
+    """Counts candidates for a progress bar."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress, self._total = progress, total
+        self._done = self._whole = 0
+
+    def more(self, number: int) -> None:
+        """So many candidates more are done."""
+        self._done += number
+        self._progress(self._done, self._total, "tune")
+
+    def more_in_all(self, number: int) -> None:
+        """A search of so many candidates is over, however many of them there were."""
+        self._whole += number
+        self.more(self._whole - self._done)
 
 
 def tune(
@@ -66,9 +88,11 @@ def tune(
         progress: is told what is done.
 
     Returns:
-        A JSON object: "results", one for each kernel and number of rows; "untunable" kernels;
-        "tuning", what the artifact now uses; whether it was "rebuilt", and whether it "holds":
-        None where it was not rebuilt, or is for another processor.
+        A JSON object: "results", one for each kernel and number of rows; "functions", one for each
+        that no rule fits, searched by MetaSchedule; "untunable" kernels, and "unsearchable"
+        functions, whose shapes are not fixed; "tuning", what the artifact now uses; whether it was
+        "rebuilt", and whether it "holds": None where it was not rebuilt, or is for another
+        processor.
 
     Raises:
         UndenseError: the artifact cannot be tuned, or nothing can be measured; says why.
@@ -88,24 +112,35 @@ def tune(
     model = ir.load(artifact.file(MODEL))
     machine = target.tvm()
     with machine:
-        work = Walk(model).builder.work
+        walk = Walk(model)
+        work, rest = walk.builder.work, unfitted(fused(walk))
     tunable = {
         workload: found
         for workload, found in work.items()
         if grid(found.tiling, workload[0], ROWS[0])
     }
+    searchable = {
+        function_key(function): (name, function)
+        for name, function in rest.items()
+        if is_fixed(function)
+    }
     seed = read_plan(artifact.file(PLAN)).seed
     results: list[tuple[Record, Found]] = []
-    if trials and tunable:
-        with _devices(target, threads, tracker) as devices:
+    functions: list[tuple[FunctionRecord, Found]] = []
+    if trials and (tunable or searchable):
+        with _devices(target, threads, tracker) as devices, machine:
             search = Search(devices, machine, trials, seed)
-            results = _measure(search, tunable, wanted, cpu_name(target), progress)
+            meter = _Meter(progress, (len(tunable) * len(wanted) + len(searchable)) * trials)
+            results = _measure(search, tunable, wanted, cpu_name(target), meter)
+            functions = _measure_functions(search, searchable, cpu_name(target), meter)
     rebuilt = _rebuild(artifact, model, target)
     return {
         "cpu": cpu_name(target),
         "database": str(database_path()),
         "results": [_row(record, found) for record, found in results],
+        "functions": [_function_row(record, found) for record, found in functions],
         "untunable": [_named(workload) for workload in sorted(set(work) - set(tunable))],
+        "unsearchable": sorted(name for name, function in rest.items() if not is_fixed(function)),
         "tuning": read_report(open_artifact(path)).get("tuning"),
         "rebuilt": rebuilt,
         "holds": _holds(path, target) if rebuilt else None,
@@ -140,38 +175,22 @@ def _measure(
     work: Mapping[Workload, Work],
     rows: Sequence[int],
     cpu: str,
-    progress: Progress,
+    meter: _Meter,
 ) -> list[tuple[Record, Found]]:
-    total, done = len(work) * len(rows) * search.trials, 0
-
-    def more(number: int) -> None:
-        nonlocal done
-        done += number
-        progress(done, total, "tune")
-
     found = []
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
     for (kind, outputs, inputs), each in work.items():
         for number in rows:
-            before = done
-            outcome = search.run((kind, outputs, inputs), each, number, more)
-            more(before + search.trials - done)
+            outcome = search.run((kind, outputs, inputs), each, number, meter.more)
+            meter.more_in_all(search.trials)
             if outcome is None:
                 continue
-            comparison = outcome.comparison
             record = Record(
                 kind=kind,
                 out_features=outputs,
                 in_features=inputs,
                 rows=number,
-                cpu=cpu,
                 fields=outcome.fields,
-                median_us=comparison.median_us,
-                default_us=comparison.default_us,
-                spread=comparison.spread,
-                threads=search.devices[0].threads,
-                versions=versions(),
-                date=today,
+                **_measured(search, outcome, cpu),
             )
             # At once: what stops the search later does not take it away.
             add_records([record])
@@ -179,13 +198,48 @@ def _measure(
     return found
 
 
+def _measure_functions(
+    search: Search, functions: Mapping[str, tuple[str, Any]], cpu: str, meter: _Meter
+) -> list[tuple[FunctionRecord, Found]]:
+    found = []
+    for key, (name, function) in functions.items():
+        outcome = search.run_function(function, meter.more)
+        meter.more_in_all(search.trials)
+        if outcome is None:
+            continue
+        record = FunctionRecord(
+            name=name,
+            function=key,
+            trace=outcome.fields.get("trace"),
+            **_measured(search, outcome, cpu),
+        )
+        add_records([record])
+        found.append((record, outcome))
+    return found
+
+
+def _measured(search: Search, outcome: Found, cpu: str) -> dict[str, Any]:
+    """What every record says, by the names of its fields."""
+    comparison = outcome.comparison
+    return {
+        "cpu": cpu,
+        "median_us": comparison.median_us,
+        "default_us": comparison.default_us,
+        "spread": comparison.spread,
+        "threads": search.devices[0].threads,
+        "versions": versions(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
 def _rebuild(artifact: Artifact, model: ir.Model, target: Target) -> bool:
     """Writes the artifact again with the records of today; False where it already has them."""
     report = read_report(artifact)
     had = report.get("tuning") or {}
     kernels = [tuple(kernel.values()) for kernel in had.get("kernels", ())]
-    now = json.dumps(choose_records(target).report(kernels)["records"], sort_keys=True)
-    if had and now == json.dumps(had["records"], sort_keys=True):
+    met = [function["function"] for function in had.get("functions", ())]
+    now = choose_records(target).report(kernels, met)
+    if had and _as_text(now) == _as_text(had):
         return False
 
     def fill(folder: Path) -> Manifest:
@@ -217,18 +271,29 @@ def _holds(path: str | Path, target: Target) -> bool | None:
     return verify(Path(path)).holds
 
 
+def _as_text(tuning: Mapping[str, Any]) -> str:
+    """What decides the code, in a form that can be compared."""
+    chosen = [tuning["records"], tuning.get("functions", [])]
+    return json.dumps(chosen, sort_keys=True)
+
+
 def _row(record: Record, found: Found) -> dict[str, Any]:
-    comparison = asdict(found.comparison)
-    ratio = comparison.pop("ratio")
     return {
         **_named(record.key[:3]),
         "rows": record.rows,
-        "tried": found.tried,
-        "wrong": found.wrong,
         "fields": dict(record.fields),
-        **comparison,
-        "speedup": 1 / ratio,
+        **_compared(found),
     }
+
+
+def _function_row(record: FunctionRecord, found: Found) -> dict[str, Any]:
+    return {"name": record.name, "searched": record.trace is not None, **_compared(found)}
+
+
+def _compared(found: Found) -> dict[str, Any]:
+    comparison = asdict(found.comparison)
+    ratio = comparison.pop("ratio")
+    return {"tried": found.tried, "wrong": found.wrong, **comparison, "speedup": 1 / ratio}
 
 
 def _named(workload: Workload) -> dict[str, Any]:

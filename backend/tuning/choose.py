@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ..target import Target
 from .database import read_records
-from .record import Record, cpu_name
+from .record import FunctionRecord, Record, cpu_name, record_from_json
 
 Source = Literal["measured here", "shipped"]
 
@@ -25,7 +25,7 @@ class Family:
         flags: as /proc/cpuinfo spells them; a processor needs all of them.
         measured: whether its records were measured, and not guessed.
         machine: what they were measured on; None where they were not.
-        records: none means that the rules' own tilings stand.
+        records: of kernels; none means that the rules' own tilings stand.
     """
 
     name: str
@@ -37,20 +37,36 @@ class Family:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The records for a target, by kernel and number of rows, with where each comes from."""
+    """The records for a target, with where each comes from.
+
+    Attributes:
+        records: by kernel and number of rows.
+        functions: measured here, by what they compute.
+    """
 
     records: Mapping[tuple[str, int, int, int], tuple[Record, Source]]
+    functions: Mapping[str, FunctionRecord]
 
     @property
     def fields(self) -> dict[tuple[str, int, int, int], Mapping[str, Any]]:
         """As `kernels.targets.tuned` takes them."""
         return {key: record.fields for key, (record, _) in self.records.items()}
 
-    def report(self, asked: Iterable[tuple[str, int, int]]) -> dict[str, Any]:
-        """What of it the kernels that asked for tilings got, as a JSON object.
+    @property
+    def traces(self) -> dict[str, Any]:
+        """As `relax_build.traces.traced` takes them."""
+        return {
+            key: record.trace for key, record in self.functions.items() if record.trace is not None
+        }
+
+    def report(
+        self, asked: Iterable[tuple[str, int, int]], met: Iterable[str] = ()
+    ) -> dict[str, Any]:
+        """What of it the kernels and functions that asked got, as a JSON object.
 
         Args:
             asked: kind, outputs and inputs of each kernel.
+            met: keys of the functions that no rule fits.
         """
         kernels = sorted(set(asked))
         used = [
@@ -64,10 +80,15 @@ class Chosen:
             "kernels": [dict(zip(names, kernel, strict=True)) for kernel in kernels],
             "tuned": len(tuned),
             "records": used,
+            "functions": [
+                {"function": key, "record": record and record.to_json()}
+                for key in sorted(set(met))
+                for record in [self.functions.get(key)]
+            ],
         }
 
 
-UNTUNED = Chosen({})
+UNTUNED = Chosen({}, {})
 """No records at all: every kernel takes its rule's tiling."""
 
 
@@ -84,10 +105,15 @@ def choose_records(target: Target) -> Chosen:
     for record in family.records if family else ():
         if record.current:
             chosen[record.key] = (record, "shipped")
-    for record in read_records():
-        if record.current and record.cpu == cpu:
-            chosen[record.key] = (record, "measured here")
-    return Chosen(chosen)
+    functions = {}
+    for found in read_records():
+        if not found.current or found.cpu != cpu:
+            continue
+        if isinstance(found, FunctionRecord):
+            functions[found.function] = found
+        else:
+            chosen[found.key] = (found, "measured here")
+    return Chosen(chosen, functions)
 
 
 @cache
@@ -100,7 +126,14 @@ def families() -> tuple[Family, ...]:
             frozenset(found["flags"]),
             found["measured"],
             found["machine"],
-            tuple(map(Record.from_json, found["records"])),
+            tuple(map(_kernel_record, found["records"])),
         )
         for found in json.loads(text)["families"]
     )
+
+
+def _kernel_record(found: Any) -> Record:
+    record = record_from_json(found)
+    if not isinstance(record, Record):
+        raise TypeError("functions have no shipped records")
+    return record

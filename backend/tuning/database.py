@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...passes.errors import TuningError, cause_of
-from .record import Record
+from .record import FunctionRecord, Record, record_from_json
 
 _FORMAT = 1
 
@@ -26,7 +26,7 @@ def database_path() -> Path:
     return Path(cache) / "undense" / "tuning.json"
 
 
-def read_records(path: Path | None = None) -> list[Record]:
+def read_records(path: Path | None = None) -> list[Record | FunctionRecord]:
     """All records of the database in a fixed order; none where there is no file.
 
     Args:
@@ -45,7 +45,7 @@ def read_records(path: Path | None = None) -> list[Record]:
     return records_of(text, path)
 
 
-def records_of(text: str, origin: Path) -> list[Record]:
+def records_of(text: str, origin: Path) -> list[Record | FunctionRecord]:
     """The records of a database's text; `origin` is named in errors.
 
     Raises:
@@ -58,13 +58,13 @@ def records_of(text: str, origin: Path) -> list[Record]:
                 f"{origin} has format {document['format']} and this undense reads {_FORMAT}: "
                 "move it away, install the undense that wrote it, or compile with --no-tuned"
             )
-        return [Record.from_json(found) for found in document["records"]]
+        return [record_from_json(found) for found in document["records"]]
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(origin, cause_of(error)) from error
 
 
-def add_records(found: Iterable[Record], path: Path | None = None) -> Path:
-    """Merges records into the database; they replace those of the same kernel and processor.
+def add_records(found: Iterable[Record | FunctionRecord], path: Path | None = None) -> Path:
+    """Merges records into the database; they replace those of the same work and processor.
 
     Other processes may do so at the same time: nobody's records are lost.
 
@@ -75,14 +75,17 @@ def add_records(found: Iterable[Record], path: Path | None = None) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_suffix(".lock")):
-            merged = {(record.cpu, *record.key): record for record in read_records(path)}
-            merged.update({(record.cpu, *record.key): record for record in found})
+            merged = {_place(record): record for record in (*read_records(path), *found)}
             _replace(path, [merged[key].to_json() for key in sorted(merged)])
     except OSError as error:
         raise TuningError(
             f"{path} cannot be written ({cause_of(error)}); set UNDENSE_CACHE to a folder that can"
         ) from error
     return path
+
+
+def _place(record: Record | FunctionRecord) -> tuple[Any, ...]:
+    return (record.cpu, type(record).__name__, record.key)
 
 
 @contextlib.contextmanager

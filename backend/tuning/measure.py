@@ -1,16 +1,15 @@
-"""Times a candidate beside the rule's tiling, in turns, so that both meet the same machine."""
+"""Times a candidate beside the rule's choice, in turns, so that both meet the same machine."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .device import Device
-from .program import Program
 
 _SAMPLE = 2e-3
 """Seconds that a sample lasts at least."""
@@ -19,9 +18,24 @@ _TOLERANCE = 1e-4
 """Relative difference of two orders of summation at most; a wrong kernel is further off."""
 
 
+class Candidate(Protocol):
+    """Functions that can be compiled and timed."""
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """What it has that the rule's choice has not."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the functions."""
+
+    def compile(self, target: Any) -> Any:
+        """Their machine code."""
+
+
 @dataclass(frozen=True)
 class Comparison:
-    """A candidate beside the rule's tiling.
+    """A candidate beside the rule's choice.
 
     Attributes:
         median_us: microseconds of a call of the candidate.
@@ -56,13 +70,13 @@ class _Function:
 
 
 class Bench:
-    """One kernel and number of rows on one device, its arguments in place."""
+    """One kernel and number of rows, or one function, on one device, its arguments in place."""
 
     def __init__(
         self,
         device: Device,
         target: Any,
-        default: Program,
+        default: Candidate,
         arrays: Sequence[Sequence[NDArray[Any]]],
     ) -> None:
         self._device, self._target = device, target
@@ -71,8 +85,8 @@ class Bench:
         self._outputs = self._run(self._default)
         self._calls = max(1, round(_SAMPLE / max(self._time(self._default, 1), 1e-7)))
 
-    def compare(self, candidate: Program, samples: int) -> Comparison | None:
-        """The candidate beside the rule's tiling; None where its outputs are others."""
+    def compare(self, candidate: Candidate, samples: int) -> Comparison | None:
+        """The candidate beside the rule's choice; None where its outputs are others."""
         timed = self._load(candidate)
         if not self._agrees(self._run(timed)):
             return None
@@ -89,7 +103,7 @@ class Bench:
             float(median), float(default), float(np.median(ratios)), float(high - low)
         )
 
-    def _load(self, program: Program) -> list[_Function]:
+    def _load(self, program: Candidate) -> list[_Function]:
         module = self._device.load(program.compile(self._target))
         return [_Function(module, name, self._device.cpu) for name in program.names]
 

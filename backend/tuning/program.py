@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,14 +47,19 @@ class Program:
 
 
 def programs(
-    workload: Workload, work: Work, tilings: Sequence[Mapping[str, Any]], target: Any
+    workload: Workload,
+    work: Work,
+    tilings: Iterable[Mapping[str, Any]],
+    trials: int,
+    target: Any,
 ) -> tuple[Program, list[Program]]:
-    """The program of the rule's tiling, and those of others as far as their code differs.
+    """The program of the rule's tiling, and up to `trials` of others whose code differs.
 
     Args:
         workload: the kernel.
         work: how its steps are made.
         tilings: the fields of each that differ from the rule's.
+        trials: how many to take.
         target: of TVM.
     """
 
@@ -67,6 +72,8 @@ def programs(
     own, code = make({})
     different: dict[Any, tuple[Sequence[Step], dict[str, Any]]] = {code: (own, {})}
     for fields in tilings:
+        if len(different) > trials:
+            break
         steps, other = make(fields)
         different.setdefault(other, (steps, dict(fields)))
     decided = tuple(
@@ -81,12 +88,12 @@ def programs(
 def arguments(work: Work, program: Program, rows: int, seed: int) -> list[list[NDArray[Any]]]:
     """The arguments of each function to measure: random inputs, and outputs of zeros."""
     random = np.random.default_rng(seed)
-    values = {"x": _filled(random, (rows, work.features), work.dtype)}
+    values = {"x": filled(random, (rows, work.features), work.dtype)}
     for suffix, (shape, dtype) in work.stored.items():
-        values[suffix] = _filled(random, shape, dtype)
+        values[suffix] = filled(random, shape, dtype)
     for step in program.steps:
         for output in step.outputs:
-            values[output.name] = _filled(random, (rows, output.width), output.dtype)
+            values[output.name] = filled(random, (rows, output.width), output.dtype)
     found = []
     for position in program.decided:
         step = program.steps[position]
@@ -95,11 +102,11 @@ def arguments(work: Work, program: Program, rows: int, seed: int) -> list[list[N
     return found
 
 
-def _filled(random: np.random.Generator, shape: Sequence[int], dtype: str) -> NDArray[Any]:
+def filled(random: np.random.Generator, shape: Sequence[int], dtype: str) -> NDArray[Any]:
     """Normal floats and any codes; int64 may be positions, and 0 is always one."""
     if dtype.startswith("float"):
         return random.standard_normal(shape).astype(dtype)
-    if dtype == "int64":
+    if dtype in ("int64", "bool"):
         return np.zeros(shape, dtype)
     limits = np.iinfo(dtype)
     return random.integers(limits.min, limits.max, shape, dtype, endpoint=True)

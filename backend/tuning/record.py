@@ -1,4 +1,4 @@
-"""`Record`: the fields of a tiling that one measurement chose, and what it was taken on."""
+"""What one measurement chose, and what it was taken on: a tiling's fields, or a trace."""
 
 from __future__ import annotations
 
@@ -16,46 +16,30 @@ SCHEDULES = 3
 
 _COUNTS = ("out_features", "in_features", "rows", "threads")
 _TIMES = ("median_us", "default_us", "spread")
-_TEXTS = ("kind", "cpu", "date")
+_TEXTS = ("kind", "cpu", "date", "name", "function")
 
 
-@dataclass(frozen=True)
-class Record:
-    """What was measured of one kernel at one number of rows.
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What every record says.
 
     Attributes:
-        kind: of the kernel, as it asks for its tilings.
-        out_features: of the product.
-        in_features: of the product.
-        rows: one of the numbers of rows that a tiling is chosen for.
         cpu: the processor that code was generated for, see `cpu_name`.
-        fields: of the tiling that differ from the rule's, as `with_fields` takes them; none where
-            the rule's own was the best.
-        median_us: microseconds of a call with these fields.
-        default_us: of a call with the rule's tiling, which took turns with it.
+        median_us: microseconds of a call with what was chosen.
+        default_us: of a call with the rule's choice, which took turns with it.
         spread: interquartile range of the ratio of the two.
         threads: that were used.
         versions: of undense, TVM and the schedules.
         date: of the measurement.
     """
 
-    kind: str
-    out_features: int
-    in_features: int
-    rows: int
     cpu: str
-    fields: Mapping[str, Any]
     median_us: float
     default_us: float
     spread: float
     threads: int
     versions: Mapping[str, str]
     date: str
-
-    @property
-    def key(self) -> tuple[str, int, int, int]:
-        """The kernel and number of rows that it is for."""
-        return (self.kind, self.out_features, self.in_features, self.rows)
 
     @property
     def current(self) -> bool:
@@ -71,22 +55,70 @@ class Record:
             for value in [getattr(self, field.name)]
         }
 
-    @staticmethod
-    def from_json(found: Any) -> Record:
-        """The record of a JSON object.
 
-        Raises:
-            ValueError: a field is missing, not known, or of another type; names it.
-        """
-        if not isinstance(found, dict):
-            raise ValueError("a record is no object")
-        names = {field.name for field in dataclasses.fields(Record)}
-        if wrong := sorted(names.symmetric_difference(found)):
-            raise ValueError(f"a record lacks, or should not have, {wrong[0]}")
-        for name in names:
-            if not _fits(name, found[name]):
-                raise ValueError(f"{name} of a record is {found[name]!r}")
-        return Record(**{**found, "fields": _hashable(found["fields"])})
+@dataclass(frozen=True, kw_only=True)
+class Record(Measured):
+    """What was measured of one kernel at one number of rows.
+
+    Attributes:
+        kind: of the kernel, as it asks for its tilings.
+        out_features: of the product.
+        in_features: of the product.
+        rows: one of the numbers of rows that a tiling is chosen for.
+        fields: of the tiling that differ from the rule's, as `with_fields` takes them; none where
+            the rule's own was the best.
+    """
+
+    kind: str
+    out_features: int
+    in_features: int
+    rows: int
+    fields: Mapping[str, Any]
+
+    @property
+    def key(self) -> tuple[str, int, int, int]:
+        """The kernel and number of rows that it is for."""
+        return (self.kind, self.out_features, self.in_features, self.rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FunctionRecord(Measured):
+    """What was measured of one function that no rule of ours fits.
+
+    Attributes:
+        name: that it had in the model it was measured in.
+        function: what it computes, as `traces.function_key` says.
+        trace: its schedule as JSON; None where what the last rule does was the best.
+    """
+
+    name: str
+    function: str
+    trace: Any
+
+    @property
+    def key(self) -> tuple[str]:
+        """The function that it is for."""
+        return (self.function,)
+
+
+def record_from_json(found: Any) -> Record | FunctionRecord:
+    """The record of a JSON object.
+
+    Raises:
+        ValueError: a field is missing, not known, or of another type; names it.
+    """
+    if not isinstance(found, dict):
+        raise ValueError("a record is no object")
+    record_type = FunctionRecord if "function" in found else Record
+    names = {field.name for field in dataclasses.fields(record_type)}
+    if wrong := sorted(names.symmetric_difference(found)):
+        raise ValueError(f"a record lacks, or should not have, {wrong[0]}")
+    for name in names:
+        if not _fits(name, found[name]):
+            raise ValueError(f"{name} of a record is {found[name]!r}")
+    if record_type is FunctionRecord:
+        return FunctionRecord(**found)
+    return Record(**{**found, "fields": _hashable(found["fields"])})
 
 
 def versions() -> dict[str, str]:
@@ -110,6 +142,8 @@ def _fits(name: str, value: Any) -> bool:
         return isinstance(value, int | float) and value >= 0
     if name in _TEXTS:
         return isinstance(value, str)
+    if name == "trace":
+        return value is None or isinstance(value, list)
     return isinstance(value, dict)
 
 

@@ -1,4 +1,4 @@
-"""Searches the grid of one kernel: all candidates briefly, then the best ones with more samples."""
+"""Searches candidates of a kernel or function: all of them briefly, then the best ones again."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
+from numpy.typing import NDArray
+
 from ..kernels.targets import Workload
 from ..relax_build.work import Work
 from .device import Device
-from .measure import Bench, Comparison
-from .program import Program, arguments, programs
+from .functions import function_arguments, traced_programs
+from .measure import Bench, Candidate, Comparison
+from .program import arguments, programs
 from .spaces import candidates
 
 _BRIEF, _LONG = 5, 25
@@ -27,14 +30,14 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Found:
-    """The outcome for one kernel at one number of rows.
+    """The outcome for one kernel at one number of rows, or one function.
 
     Attributes:
-        fields: of the best tiling that differ from the rule's; none if no other one is faster by
-            more than the spread.
-        comparison: of the best candidate with the rule's tiling.
+        fields: of the best tiling that differ from the rule's, or the best `trace`; none if no
+            candidate is faster by more than the spread.
+        comparison: of the best candidate with the rule's choice.
         tried: how many candidates were measured.
-        wrong: those of them whose outputs were not those of the rule's tiling.
+        wrong: those of them whose outputs were not those of the rule's choice.
     """
 
     fields: Mapping[str, Any]
@@ -63,14 +66,30 @@ class Search:
         self, workload: Workload, work: Work, rows: int, progress: Progress = lambda _: None
     ) -> Found | None:
         """The best tiling of a kernel for up to `rows` rows; None if there is none to try."""
-        tilings = candidates(work.tiling.serving(rows), workload[0], rows, self.trials, self.seed)
-        default, others = programs(workload, work, tilings, self.target)
-        progress(len(tilings) - len(others))
+        tilings = candidates(work.tiling.serving(rows), workload[0], rows, self.seed)
+        default, others = programs(workload, work, tilings, self.trials, self.target)
+        progress(self.trials - len(others))
+        return self._best(default, others, arguments(work, default, rows, self.seed), progress)
+
+    def run_function(self, function: Any, progress: Progress = lambda _: None) -> Found | None:
+        """The best trace of MetaSchedule for a function that no rule fits; None if it has none."""
+        default, others = traced_programs(
+            function, self.trials, self.target, self.devices[0].threads, self.seed
+        )
+        progress(self.trials - len(others))
+        return self._best(default, others, [function_arguments(function, self.seed)], progress)
+
+    def _best(
+        self,
+        default: Candidate,
+        others: Sequence[Candidate],
+        arrays: Sequence[Sequence[NDArray[Any]]],
+        progress: Progress,
+    ) -> Found | None:
         if not others:
             return None
-        arrays = arguments(work, default, rows, self.seed)
         benches = [Bench(device, self.target, default, arrays) for device in self.devices]
-        brief = list[tuple[Program, Comparison]]()
+        brief = list[tuple[Candidate, Comparison]]()
         for candidate, comparison in _compare(benches, others, _BRIEF):
             if comparison is not None:
                 brief.append((candidate, comparison))
@@ -85,9 +104,9 @@ class Search:
 
 
 def _compare(
-    benches: Sequence[Bench], candidates: Sequence[Program], samples: int
-) -> Iterator[tuple[Program, Comparison | None]]:
-    """Every candidate beside the rule's tiling, on whichever bench is free."""
+    benches: Sequence[Bench], candidates: Sequence[Candidate], samples: int
+) -> Iterator[tuple[Candidate, Comparison | None]]:
+    """Every candidate beside the rule's choice, on whichever bench is free."""
     if len(benches) == 1:
         # In this thread, whose pool of TVM has the number of threads that was asked for.
         for candidate in candidates:
@@ -97,7 +116,7 @@ def _compare(
     for bench in benches:
         free.put(bench)
 
-    def compare(candidate: Program) -> Comparison | None:
+    def compare(candidate: Candidate) -> Comparison | None:
         bench = free.get()
         try:
             return bench.compare(candidate, samples)
@@ -108,5 +127,5 @@ def _compare(
         yield from zip(candidates, pool.map(compare, candidates), strict=True)
 
 
-def _ratio(pair: tuple[Program, Comparison]) -> float:
+def _ratio(pair: tuple[Candidate, Comparison]) -> float:
     return pair[1].ratio

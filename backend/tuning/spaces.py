@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import singledispatch
 from typing import Any
 
@@ -50,6 +50,7 @@ def _(tiling: FloatTiling, kind: str, rows: int) -> Grid:
             "chains": (1, 2, 4),
             "group": (2, 4, 8, 16),
             "unroll": (1, 2, 4, 8),
+            "side_by_side": (False, True),
         }
     return {
         "panels": _HEIGHTS,
@@ -77,14 +78,13 @@ def _(tiling: CodeTiling, kind: str, rows: int) -> Grid:
     return {"group": (2, 4, 8), "block": (16, 32, 64, 128), **of_the_products}
 
 
-def candidates(tiling: Any, kind: str, rows: int, trials: int, seed: int) -> list[dict[str, Any]]:
-    """Up to `trials` points of the grid in a random order, each as what differs from the rule's.
+def candidates(tiling: Any, kind: str, rows: int, seed: int) -> Iterator[dict[str, Any]]:
+    """All points of the grid in a random order, each as what differs from the rule's.
 
     Args:
         tiling: the rule's.
         kind: of the kernel.
         rows: that it serves.
-        trials: how many at most.
         seed: of the order.
     """
     points = _points(grid(tiling, kind, rows))
@@ -97,7 +97,7 @@ def candidates(tiling: Any, kind: str, rows: int, trials: int, seed: int) -> lis
         }
         for point in points
     )
-    return list(itertools.islice(filter(None, changed), trials))
+    return filter(None, changed)
 
 
 def _points(values: Grid) -> list[dict[str, Any]]:
