@@ -22,6 +22,7 @@ from undense.backend.kernels.finish import Finish
 from undense.backend.kernels.lowering import without_compaction
 from undense.backend.kernels.norm import norm_step
 from undense.backend.kernels.targets import float_tiling, tuned
+from undense.backend.kernels.tasks import lowest_part
 from undense.backend.kernels.tir import Argument, load
 
 Array = NDArray[Any]
@@ -97,6 +98,13 @@ def test_tilings_of_records_compute_the_same() -> None:
         x, y = normal(rows, 96), np.zeros((rows, 64), np.float32)
         run(x, interleave(weight), y)
         assert_close(y, x.astype(np.float64) @ weight.T.astype(np.float64), reduction=96)
+
+
+@pytest.mark.parametrize("most", [1, 4, 6, 64, 128])
+@pytest.mark.parametrize("least", [1, 2, 3, 9, 33, 129])
+def test_the_lowest_part_is_one_that_there_is(least: int, most: int) -> None:
+    lowest = {rows // math.ceil(rows / most) for rows in range(least, 10 * (least + most))}
+    assert lowest_part(least, most) == min(lowest)
 
 
 def test_one_block_a_task_where_that_is_asked_for() -> None:

@@ -79,9 +79,10 @@ def code_product(
             else:
                 FewRows(*work).emit(few)
 
-        def emit(tiling: CodeTiling, few: int | None) -> None:
+        def emit(tiling: CodeTiling, few: int | None, least: int) -> None:
+            tall = few or tiling.block
             shared = few is None or worth_sharing(stored_bytes, few * products)
-            for task in tasks(rows, few or tiling.block, panels, tiling.group, shared=shared):
+            for task in tasks(rows, tall, panels, tiling.group, least=least, shared=shared):
                 emit_task(tiling, few, task)
 
         layout = spec.source.format
@@ -98,7 +99,7 @@ def code_product(
             for most, tiling in tilings
             if most is None or most > most_of_few
         ]
-        by_rows(rows, choices, lambda choice: choice())
+        by_rows(rows, choices, lambda choice, least: choice(least))
 
     return prim_func(arguments, body)
 

@@ -73,10 +73,11 @@ def dense(
                 lambda row, k: load(x, task.first + row, k),
                 weights_at,
                 finished,
+                least=task.least,
             )
 
-        def emit(tiling: FloatTiling) -> None:
-            for task in tasks(rows, tiling.rows, panels, tiling.group):
+        def emit(tiling: FloatTiling, least: int) -> None:
+            for task in tasks(rows, tiling.rows, panels, tiling.group, least=least):
                 emit_task(tiling, task)
 
         by_rows(rows, tilings, emit)

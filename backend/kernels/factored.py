@@ -11,22 +11,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
-from tvm import tirx
-
 from .base import Output, Step
 from .blocks import LANES, block_count
 from .finish import Finish, Value, outputs, present, put
 from .gemm import FloatTiling, Runs, product
 from .targets import Choices, float_choices
-from .tasks import Task, tasks
+from .tasks import EvenParts, Task, lowest_part, tasks
 from .tir import (
     Argument,
     Buffer,
     Expr,
     PrimFunc,
-    bind,
     by_rows,
-    index,
     load,
     local,
     prim_func,
@@ -107,13 +103,12 @@ def factored(
             with vectorized(LANES) as lane:
                 store(hidden, value(lane), row * hidden_width + block * block_width + start + lane)
 
-        def emit(tiling: FloatTiling) -> None:
-            with serial(tirx.floordiv(rows + (_ROWS - 1), index(_ROWS))) as number:
-                top = bind(number * _ROWS)
-                height = bind(tirx.min(index(_ROWS), rows - top))
-                _side_by_side(
-                    tiling,
-                    height,
+        def emit(tiling: FloatTiling, least: int) -> None:
+            parts = EvenParts.of(rows, _ROWS)
+            with serial(parts.count) as number:
+                top, height = parts.part(number)
+                multiply = partial(_side_by_side, tiling, height, lowest_part(least, _ROWS))
+                multiply(
                     spec.in_blocks,
                     hidden_panels,
                     depth,
@@ -126,9 +121,7 @@ def factored(
                     row, column = top + row, block * width + start
                     put(stored, finish, row, column, value, present(width, start))
 
-                _side_by_side(
-                    tiling,
-                    height,
+                multiply(
                     spec.out_blocks,
                     panels,
                     spec.middle,
@@ -146,6 +139,7 @@ def factored(
 def _side_by_side(
     tiling: FloatTiling,
     rows: Expr,
+    least: int,
     blocks: int,
     panels: int,
     depth: int,
@@ -168,9 +162,10 @@ def _side_by_side(
                 task.block, task.first + row, (task.left + panel) * LANES, value
             ),
             runs,
+            task.least,
         )
 
     # Rows are divided for threads that would have nothing to do: each part reads the weights anew.
     tall = _ROWS if blocks * panels >= _MANY_PANELS else tiling.rows
-    for task in tasks(rows, tall, panels, tiling.group, blocks):
+    for task in tasks(rows, tall, panels, tiling.group, blocks, least=least):
         emit(task)

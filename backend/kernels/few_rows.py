@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from tvm import tirx
@@ -19,8 +19,8 @@ from .tir import (
     index,
     load,
     local,
-    only_if,
     ramp,
+    serial,
     store,
     zeros,
 )
@@ -33,26 +33,42 @@ class FewRows(CodeTask):
     def emit(self, height: int) -> None:
         """All rows at once; what a tile has beyond the last row repeats that and is not stored."""
         rows = self.task.rows
-        wide = max(self.panels // (max(height // 4, 1) * self.source.planes), 1)
+        # Registers of fewer lanes hold fewer sums.
+        halves = LANES // self.tiling.dots.lanes if self.given.spec.rounded else 1
+        wide = max(self.panels // (max(height // 4, 1) * self.source.planes * halves), 1)
         if height == 1 and self.source.panel_bytes(self.given.spec.in_features) < SHORT_PANEL:
             wide = 1
-        step = self._rounded_group if self.given.spec.rounded else self._float_group
         numbers = [bind(tirx.min(index(row), rows - 1)) for row in range(height)]
-        for start in range(0, self.panels, wide):
-            panels = range(start, min(start + wide, self.panels))
-            totals = {
-                (row, panel): local(LANES, "float32") for row in range(height) for panel in panels
-            }
-            for total in totals.values():
-                store(total, zeros("float32", LANES), ramp(0, LANES))
-            self.over_groups(partial(step, numbers, panels, totals))
-            for (row, panel), total in totals.items():
-                with only_if(rows > row):
-                    self.finished(index(row), panel, partial(lane_of, total, index(0)))
+        times, rest = divmod(self.panels, wide)
+        with serial(times) as number:
+            self._beside(numbers, bind(number * wide), wide)
+        if rest:
+            self._beside(numbers, index(times * wide), rest)
 
-    def _rounded_group(
-        self, rows: list[Expr], panels: range, totals: Totals, group: Expr, length: Length
-    ) -> None:
+    def _beside(self, numbers: list[Expr], start: Expr, count: int) -> None:
+        """All rows with some of the panels, side by side."""
+        task = replace(self.task, left=bind(self.task.left + start), panels=count)
+        part = replace(self, task=task)
+        step = part._rounded_group if self.given.spec.rounded else part._float_group
+        totals = {
+            (row, panel): local(LANES, "float32")
+            for row in range(len(numbers))
+            for panel in range(count)
+        }
+        for total in totals.values():
+            store(total, zeros("float32", LANES), ramp(0, LANES))
+        self.over_groups(partial(step, numbers, totals))
+        # Finished in a loop: unrolled, that is most of the code where an activation is in it.
+        together = local(len(totals) * LANES, "float32")
+        for (row, panel), total in totals.items():
+            where = ramp((row * count + panel) * LANES, LANES)
+            store(together, load(total, ramp(0, LANES)), where)
+        with serial(task.rows) as row:
+            for panel in range(count):
+                place = (row * count + panel) * LANES
+                self.finished(row, start + panel, partial(lane_of, together, place))
+
+    def _rounded_group(self, rows: list[Expr], totals: Totals, group: Expr, length: Length) -> None:
         source, dots = self.source, self.tiling.dots
         codes, scales, sums = self.given.x
         chains, lanes = (self.tiling.chains if len(rows) == 1 else 1), dots.lanes
@@ -60,7 +76,7 @@ class FewRows(CodeTask):
         places = [
             (plane, panel, part)
             for plane in range(source.planes)
-            for panel in panels
+            for panel in range(self.panels)
             for part in range(0, LANES, lanes)
         ]
         held = [
@@ -101,12 +117,10 @@ class FewRows(CodeTask):
                 where = ramp(part, lanes)
                 store(totals[i, panel], load(totals[i, panel], where) + value, where)
 
-    def _float_group(
-        self, rows: list[Expr], panels: range, totals: Totals, group: Expr, length: Length
-    ) -> None:
+    def _float_group(self, rows: list[Expr], totals: Totals, group: Expr, length: Length) -> None:
         source, (x,) = self.source, self.given.x
         every, chains = ramp(0, LANES), 2 if len(rows) == 1 else 1
-        places = [(plane, panel) for plane in range(source.planes) for panel in panels]
+        places = [(plane, panel) for plane in range(source.planes) for panel in range(self.panels)]
         held = [
             {place: [local(LANES, "float32") for _ in range(chains)] for place in places}
             for _ in rows

@@ -19,7 +19,7 @@ from tvm import tirx
 
 from .blocks import LANES, SHORT_PANEL
 from .finish import Value, lane_of
-from .tasks import EvenParts
+from .tasks import EvenParts, lowest_part
 from .tir import (
     Buffer,
     Expr,
@@ -90,7 +90,7 @@ XAt = Callable[[Expr, Expr], Expr]
 WeightsAt = Callable[[int, Expr], Expr]
 """The 16 weights of a panel at a depth."""
 
-Put = Callable[[Expr, int, Value], None]
+Put = Callable[[Expr, int | Expr, Value], None]
 """Emits what becomes of the 16 sums of a row and a panel, given by lane."""
 
 
@@ -103,8 +103,9 @@ def product(
     weights_at: WeightsAt,
     put: Put,
     runs: Runs | None = None,
+    least: int = 1,
 ) -> None:
-    """Emits the sums of all rows with `panels` panels, which `put` takes.
+    """Emits the sums of all rows, `least` or more, with `panels` panels, which `put` takes.
 
     A symbolic depth is one chunk. A depth in runs is a whole number of them.
     """
@@ -127,7 +128,7 @@ def product(
                 last = bind(last)
                 sums.emit(tall, first, start, last, index(0), add=steps > 1)
 
-        by_height(height, most, emit)
+        by_height(height, least, most, emit)
         with serial(height) as row:
             for panel in range(panels):
                 start = (row * panels + panel) * LANES
@@ -142,9 +143,9 @@ def tiles(rows: Expr, most: int) -> Iterator[tuple[Expr, Expr]]:
         yield parts.part(number)
 
 
-def by_height(height: Expr, most: int, emit: Callable[[int], None]) -> None:
-    """Emits the code for each height that a tile can have."""
-    for tall in range(1, most + 1):
+def by_height(height: Expr, least: int, most: int, emit: Callable[[int], None]) -> None:
+    """Emits the code for each height up to `most` that a tile of `least` rows or more can have."""
+    for tall in range(lowest_part(least, most), most + 1):
         with only_if(tirx.EQ(height, index(tall))):
             emit(tall)
 

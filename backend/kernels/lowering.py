@@ -9,6 +9,8 @@ from tvm import s_tir, tirx
 
 _COMPACTION = "s_tir.CompactBufferAllocation"
 
+_LLVM_DOES = ("tirx.CommonSubexprElim", "s_tir.HoistIfThenElse")
+
 
 def is_scheduled(function: Any) -> bool:
     """Whether a kernel has fixed the loops of a function already."""
@@ -18,9 +20,10 @@ def is_scheduled(function: Any) -> bool:
 def without_compaction() -> Any:
     """The pass context to compile in: compacting the buffers of one kernel takes seconds.
 
-    Kernels allocate what they need; functions with schedules are compacted by `compacted`.
+    Kernels allocate what they need; functions with schedules are compacted by `compacted`. What
+    LLVM does in a tenth of the time is left to it.
     """
-    return tvm.transform.PassContext(disabled_pass=[_COMPACTION])
+    return tvm.transform.PassContext(disabled_pass=[_COMPACTION, *_LLVM_DOES])
 
 
 def compacted(module: Any, names: set[str]) -> Any:

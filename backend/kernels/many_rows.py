@@ -105,6 +105,7 @@ class ManyRows(CodeTask):
         with tiles(self.task.rows, most) as (row, tall):
             by_height(
                 tall,
+                self.task.least,
                 most,
                 lambda rows: sums.emit(
                     rows, self.task.first + row, index(0), index(length), row, add=True
@@ -133,7 +134,7 @@ class ManyRows(CodeTask):
                 self._rounded_sums(rows, columns, plane, group, length, row, tile, offset, totals)
 
         with tiles(self.task.rows, most) as (row, tall):
-            by_height(tall, most, lambda rows: emit(rows, row))
+            by_height(tall, self.task.least, most, lambda rows: emit(rows, row))
 
     def _rounded_sums(
         self,

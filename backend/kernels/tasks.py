@@ -63,6 +63,11 @@ class EvenParts:
         return first, bind(self.least + tirx.Cast("int64", number < self.taller))
 
 
+def lowest_part(least: int, most: int) -> int:
+    """Rows of the lowest of parts of up to `most` rows, where there are `least` rows or more."""
+    return min(rows // -(-rows // most) for rows in range(least, least + 2 * most))
+
+
 @dataclass(frozen=True)
 class Task:
     """Some rows and some neighbouring panels of one block of a weight.
@@ -73,6 +78,7 @@ class Task:
         panels: how many.
         first: the first row.
         rows: how many.
+        least: rows that every such task has.
     """
 
     block: Expr
@@ -80,12 +86,22 @@ class Task:
     panels: int
     first: Expr
     rows: Expr
+    least: int
 
 
 def tasks(
-    rows: Expr, tall: int, panels: int, wide: int, blocks: int = 1, *, shared: bool = True
+    rows: Expr,
+    tall: int,
+    panels: int,
+    wide: int,
+    blocks: int = 1,
+    *,
+    least: int = 1,
+    shared: bool = True,
 ) -> Iterator[Task]:
     """Tasks of up to `tall` rows, all of nearly as many, and up to `wide` panels.
+
+    There are `least` rows or more.
 
     They are shared among the threads, or follow one another. Where the last task of a block is
     narrower it comes as a second one, whose code is another; what is emitted meanwhile is the code
@@ -101,7 +117,8 @@ def tasks(
         first, height = parts.part(part)
         left = bind((place - block * groups) * group)
         yield from (
-            Task(block, left, width, first, height) for width in widths(panels, group, left)
+            Task(block, left, width, first, height, lowest_part(least, tall))
+            for width in widths(panels, group, left)
         )
 
 

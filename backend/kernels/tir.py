@@ -56,18 +56,21 @@ def only_if(condition: Expr) -> Any:
 
 
 def by_rows(
-    rows: Expr, choices: Sequence[tuple[int | None, Choice]], emit: Callable[[Choice], None]
+    rows: Expr, choices: Sequence[tuple[int | None, Choice]], emit: Callable[[Choice, int], None]
 ) -> None:
-    """Emits the code of each choice, of which the first one that serves so many rows runs."""
-    least = 0
+    """Emits the code of each choice, of which the first one that serves so many rows runs.
+
+    `emit` is told too how many rows there are at least.
+    """
+    least = 1
     for most, choice in choices:
-        if most is None and not least:
-            emit(choice)
+        if most is None and least == 1:
+            emit(choice, least)
             continue
-        above = rows > least
-        with only_if(above if most is None else tirx.all(above, rows <= most)):
-            emit(choice)
-        least = most or 0
+        enough = rows >= least
+        with only_if(enough if most is None else tirx.all(enough, rows <= most)):
+            emit(choice, least)
+        least = (most or 0) + 1
 
 
 def bind(value: Expr) -> Expr:
