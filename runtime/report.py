@@ -116,10 +116,8 @@ def print_tuning(found: Mapping[str, Any]) -> None:
         _print_rows(FUNCTION_HEADINGS, [_function_row(result) for result in found["functions"]])
     for kernel in found["untunable"]:
         print(f"no tilings to try: {kernel['kind']} {_shape(kernel)}")
-    for name in found["unsearchable"]:
-        print(
-            f"not searched: {name}, whose shapes are not fixed; compile the model with fixed ones"
-        )
+    for function in found["unsearchable"]:
+        print(f"no schedule to try: {function['name']}: {function['reason']}")
     print(f"database: {found['database']}")
     for line in _code(found):
         print(line)

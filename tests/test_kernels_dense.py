@@ -21,6 +21,8 @@ from undense.backend.kernels.dense import dense_step
 from undense.backend.kernels.finish import Finish
 from undense.backend.kernels.lowering import without_compaction
 from undense.backend.kernels.norm import norm_step
+from undense.backend.kernels.factored import Factored, factored_step
+from undense.backend.kernels.targets import ROWS as ROWS_TUNED
 from undense.backend.kernels.targets import float_tiling, tuned
 from undense.backend.kernels.tasks import lowest_part
 from undense.backend.kernels.tir import Argument, load
@@ -98,6 +100,27 @@ def test_tilings_of_records_compute_the_same() -> None:
         x, y = normal(rows, 96), np.zeros((rows, 64), np.float32)
         run(x, interleave(weight), y)
         assert_close(y, x.astype(np.float64) @ weight.T.astype(np.float64), reduction=96)
+
+
+@pytest.mark.parametrize("chunk", [640, 10, 3])
+@pytest.mark.parametrize(("in_blocks", "out_blocks", "rank"), [(1, 1, 90), (3, 2, 5), (4, 3, 20)])
+def test_two_factors_in_blocks(in_blocks: int, out_blocks: int, rank: int, chunk: int) -> None:
+    spec = Factored(out_blocks * 100, in_blocks * 24, in_blocks, out_blocks, rank)
+    first = normal(in_blocks, out_blocks * rank, 24)
+    second = normal(out_blocks, 100, in_blocks * rank, seed=1)
+    fields = {"chunk": chunk}
+    records = {("some", spec.out_features, spec.in_features, rows): fields for rows in ROWS_TUNED}
+    with tuned(records):
+        run = built(lambda: factored_step("some", spec, ("first", "second")).function)
+    for rows in (0, 1, 2, 7, 64, 129):
+        x, y = normal(rows, spec.in_features), np.zeros((rows, spec.out_features), np.float32)
+        run(x, interleave(first), interleave(second), y)
+        inputs = x.astype(np.float64).reshape(rows, in_blocks, 24)
+        hidden = np.einsum("rbi,bji->rbj", inputs, first)
+        hidden = hidden.reshape(rows, in_blocks, out_blocks, rank).transpose(0, 2, 1, 3)
+        hidden = hidden.reshape(rows, out_blocks, in_blocks * rank)
+        wanted = np.einsum("rbi,bji->rbj", hidden, second).reshape(rows, spec.out_features)
+        assert_close(y, wanted, reduction=24 * in_blocks * rank)
 
 
 @pytest.mark.parametrize("most", [1, 4, 6, 64, 128])

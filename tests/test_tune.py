@@ -239,7 +239,22 @@ def test_functions_of_any_size_are_not_searched(
     )
     undense.compile(open_size, scheme="dense", output=tmp_path / "out")
     assert main(["tune", str(tmp_path / "out"), "--trials", "1"]) == 0
-    assert "not searched: cumsum, whose shapes are not fixed" in capsys.readouterr().out
+    assert "no schedule to try: cumsum: its shapes are not fixed" in capsys.readouterr().out
+
+
+def test_what_metaschedule_cannot_do_is_said(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tvm.s_tir.meta_schedule import TuneContext
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a rule of its own")
+
+    monkeypatch.setattr(TuneContext, "pre_tuning", fail)
+    fake_search(monkeypatch, {})
+    assert main(["tune", str(artifact), "--trials", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "no schedule to try: cumsum: MetaSchedule has no schedule of it" in out
 
 
 @pytest.mark.parametrize("trace", [[], [[["Fuse", ["b9"], [1], ["l1"]]], []]])

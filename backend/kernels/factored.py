@@ -98,6 +98,8 @@ def factored(
         hidden = local(_ROWS * hidden_width, "float32")
         # The hidden features of an output lie apart, `rank` of each block of the first factor.
         runs = Runs(spec.rank, block_width - spec.rank) if spec.in_blocks > 1 else None
+        many = spec.out_blocks * panels >= _MANY_PANELS
+        together = local(spec.out_blocks * spec.middle, "float32") if runs and many else None
 
         def keep(block: Expr, row: Expr, start: Expr, value: Value) -> None:
             with vectorized(LANES) as lane:
@@ -121,10 +123,24 @@ def factored(
                     row, column = top + row, block * width + start
                     put(stored, finish, row, column, value, present(width, start))
 
-                multiply(
-                    spec.out_blocks,
-                    panels,
-                    spec.middle,
+                def put_together(block: Expr) -> None:
+                    with serial(spec.in_blocks) as i, serial(spec.rank) as t:
+                        source = i * block_width + block * spec.rank + t
+                        target = block * spec.middle + i * spec.rank + t
+                        store(together, load(hidden, source), target)
+
+                multiply_second = partial(multiply, spec.out_blocks, panels, spec.middle)
+                if together is not None and len(tiling.panels) == 1:
+                    # A single row meets each weight once: short runs would hold up reading them.
+                    with serial(spec.out_blocks) as block:
+                        put_together(block)
+                    multiply_second(
+                        lambda block, _, k: load(together, block * spec.middle + k),
+                        second,
+                        finished,
+                    )
+                    return
+                multiply_second(
                     lambda block, row, k: load(hidden, row * hidden_width + block * spec.rank + k),
                     second,
                     finished,

@@ -123,7 +123,7 @@ def product(
             with serial(steps) as step:
                 start = bind(step * length)
                 last: Expr = index(length) + nothing
-                if steps * length != depth:
+                if isinstance(depth, int) and steps * length != depth:
                     last = tirx.min(last, depth - start)
                 last = bind(last)
                 sums.emit(tall, first, start, last, index(0), add=steps > 1)

@@ -90,7 +90,7 @@ def tune(
     Returns:
         A JSON object: "results", one for each kernel and number of rows; "functions", one for each
         that no rule fits, searched by MetaSchedule; "untunable" kernels, and "unsearchable"
-        functions, whose shapes are not fixed; "tuning", what the artifact now uses; whether it was
+        functions, each with its reason; "tuning", what the artifact now uses; whether it was
         "rebuilt", and whether it "holds": None where it was not rebuilt, or is for another
         processor.
 
@@ -140,11 +140,27 @@ def tune(
         "results": [_row(record, found) for record, found in results],
         "functions": [_function_row(record, found) for record, found in functions],
         "untunable": [_named(workload) for workload in sorted(set(work) - set(tunable))],
-        "unsearchable": sorted(name for name, function in rest.items() if not is_fixed(function)),
+        "unsearchable": [
+            {"name": name, "reason": reason}
+            for name, function in sorted(rest.items())
+            if (reason := _reason(function, searched=bool(trials), found=functions))
+        ],
         "tuning": read_report(open_artifact(path)).get("tuning"),
         "rebuilt": rebuilt,
         "holds": _holds(path, target) if rebuilt else None,
     }
+
+
+def _reason(
+    function: Any, *, searched: bool, found: Sequence[tuple[FunctionRecord, Found]]
+) -> str | None:
+    """Why no schedule of a function was measured; None where some were, or none was asked for."""
+    if not is_fixed(function):
+        return "its shapes are not fixed; compile the model with fixed ones"
+    key = function_key(function)
+    if searched and all(record.function != key for record, _ in found):
+        return "MetaSchedule has no schedule of it"
+    return None
 
 
 def _rows(rows: Sequence[int] | None) -> list[int]:

@@ -108,7 +108,7 @@ def function_arguments(function: Any, seed: int) -> list[NDArray[Any]]:
 def _samples(
     function: Any, number: int, target: Any, threads: int, seed: int
 ) -> Iterator[tvm.s_tir.Schedule]:
-    """Up to so many schedules out of MetaSchedule's spaces for a CPU."""
+    """Up to so many schedules out of MetaSchedule's spaces for a CPU; fewer where it fails."""
     from tvm.s_tir import meta_schedule
 
     attributes = dict(target.attrs.items())
@@ -123,11 +123,14 @@ def _samples(
             rand_state=seed + 1,
             num_threads=1,
         )
-    context.pre_tuning(max_trials=number, num_trials_per_iter=min(number, _BATCH))
-    while found := context.generate_measure_candidates():
-        yield from (candidate.sch for candidate in found)
-        context.search_strategy.notify_runner_results(found, [])
-    context.post_tuning()
+    try:
+        context.pre_tuning(max_trials=number, num_trials_per_iter=min(number, _BATCH))
+        while found := context.generate_measure_candidates():
+            yield from (candidate.sch for candidate in found)
+            context.search_strategy.notify_runner_results(found, [])
+        context.post_tuning()
+    except (RuntimeError, TypeError, ValueError):  # what is a limitation of its rules
+        return
 
 
 def _plain(value: Any) -> Any:
