@@ -18,10 +18,10 @@ from tvm.target import Target
 from undense.backend.kernels.attention import Attention, attention
 from undense.backend.kernels.blocks import even_group, interleave
 from undense.backend.kernels.dense import dense_step
+from undense.backend.kernels.factored import Factored, factored_step
 from undense.backend.kernels.finish import Finish
 from undense.backend.kernels.lowering import without_compaction
 from undense.backend.kernels.norm import norm_step
-from undense.backend.kernels.factored import Factored, factored_step
 from undense.backend.kernels.targets import ROWS as ROWS_TUNED
 from undense.backend.kernels.targets import float_tiling, tuned
 from undense.backend.kernels.tasks import lowest_part
