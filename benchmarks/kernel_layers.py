@@ -14,7 +14,7 @@ import onnx_ir as ir
 import tvm
 from tvm.runtime.vm import VirtualMachine
 from undense.backend.kernels import kernel_for
-from undense.backend.kernels.lowering import without_compaction
+from undense.backend.kernels.lowering import lowering_context
 from undense.backend.relax_build.compile import build
 from undense.backend.target import Target
 from undense.runtime.tvm_session import use_threads
@@ -41,7 +41,7 @@ def structured(weight: Weight, scheme: str) -> Layer:
         module = tvm.IRModule(
             {name: func.with_attr("global_symbol", name) for name, func in functions.items()}
         )
-        with without_compaction():
+        with lowering_context():
             executable = tvm.compile(module, target=machine)
     compiled = [executable[step.name] for step in steps]
 

@@ -16,7 +16,7 @@ from tvm.target import Target
 from tvm.target.codegen import llvm_get_system_cpu, target_has_features
 from undense.backend.kernels import kernel_for
 from undense.backend.kernels.emit import emit
-from undense.backend.kernels.lowering import without_compaction
+from undense.backend.kernels.lowering import lowering_context
 from undense.passes.errors import SchemeError
 from undense.passes.structures import structures
 from undense.passes.structures.base import Factors, Structure
@@ -119,7 +119,7 @@ def compiled(
     """The layer as a function of x, or of indices."""
     module, packed = lowered(structure, factors, shape, leading, target=target, gather=gather)
     machine = Target(target or HOST)
-    with machine, without_compaction():
+    with machine, lowering_context():
         executable = tvm.compile(module, target=machine)
     vm = relax.VirtualMachine(executable, tvm.cpu())
     weights = [tvm.runtime.tensor(tensor) for tensor in packed.values()]
@@ -143,7 +143,7 @@ def prim_funcs(module: tvm.IRModule) -> dict[str, Any]:
 def built(make: Callable[[], Any], target: dict[str, str] | None = None) -> Callable[..., None]:
     """The function that `make` gives inside of a target, compiled."""
     machine = Target(target or HOST)
-    with machine, without_compaction():
+    with machine, lowering_context():
         function = make().with_attr("global_symbol", "main")
         run = tvm.compile(tvm.IRModule({"main": function}), target=machine)["main"]
 

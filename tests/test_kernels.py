@@ -21,7 +21,7 @@ from kernels import (
 )
 from tvm import tirx
 from undense.backend.kernels import kernel_for, kernels
-from undense.backend.kernels.lowering import without_compaction
+from undense.backend.kernels.lowering import lowering_context
 from undense.passes.errors import LoweringError
 from undense.passes.scheme import parse_scheme
 from undense.passes.structures import structures
@@ -99,7 +99,7 @@ def test_each_rule_computes_the_same(scheme: str, rule: str) -> None:
     structure = resolved(scheme, SMALL)
     factors = random_factors(structure, SMALL)
     if not host_has(feature):
-        with tvm.target.Target(target) as machine, without_compaction():
+        with tvm.target.Target(target) as machine, lowering_context():
             tvm.compile(lowered(structure, factors, SMALL, target=target)[0], target=machine)
         pytest.skip(f"this machine compiles but cannot run {feature}")
     run = compiled(structure, factors, SMALL, target=target)

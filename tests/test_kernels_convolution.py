@@ -88,3 +88,14 @@ def test_many_outputs_of_deep_windows() -> None:
     y = np.zeros(wanted.shape, np.float32)
     run(x, interleave(np.moveaxis(weight, 1, -1).reshape(24, -1)), y)
     assert_close(y, wanted, reduction=9 * 272)
+
+
+def test_a_window_is_laid_out_once_however_many_outputs_there_are() -> None:
+    windows = WINDOWS["3x3"]
+
+    def shared(outputs: int) -> list[str]:
+        text = convolution_step(Convolution(windows, 8, outputs)).function.script()
+        return [line.split(" in ")[1] for line in text.splitlines() if "T.parallel(" in line]
+
+    assert shared(320) == shared(16)
+    assert len(shared(320)) == 1

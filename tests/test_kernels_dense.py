@@ -20,7 +20,7 @@ from undense.backend.kernels.blocks import even_group, interleave
 from undense.backend.kernels.dense import dense_step
 from undense.backend.kernels.factored import Factored, factored_step
 from undense.backend.kernels.finish import Finish
-from undense.backend.kernels.lowering import without_compaction
+from undense.backend.kernels.lowering import lowering_context
 from undense.backend.kernels.norm import norm_step
 from undense.backend.kernels.targets import ROWS as ROWS_TUNED
 from undense.backend.kernels.targets import float_tiling, tuned
@@ -103,11 +103,16 @@ def test_tilings_of_records_compute_the_same() -> None:
 
 
 @pytest.mark.parametrize("chunk", [640, 10, 3])
-@pytest.mark.parametrize(("in_blocks", "out_blocks", "rank"), [(1, 1, 90), (3, 2, 5), (4, 3, 20)])
-def test_two_factors_in_blocks(in_blocks: int, out_blocks: int, rank: int, chunk: int) -> None:
-    spec = Factored(out_blocks * 100, in_blocks * 24, in_blocks, out_blocks, rank)
+@pytest.mark.parametrize(
+    ("in_blocks", "out_blocks", "rank", "width"),
+    [(1, 1, 90, 100), (3, 2, 5, 100), (4, 3, 20, 100), (2, 2, 5, 600)],
+)
+def test_two_factors_in_blocks(
+    in_blocks: int, out_blocks: int, rank: int, width: int, chunk: int
+) -> None:
+    spec = Factored(out_blocks * width, in_blocks * 24, in_blocks, out_blocks, rank)
     first = normal(in_blocks, out_blocks * rank, 24)
-    second = normal(out_blocks, 100, in_blocks * rank, seed=1)
+    second = normal(out_blocks, width, in_blocks * rank, seed=1)
     fields = {"chunk": chunk}
     records = {("some", spec.out_features, spec.in_features, rows): fields for rows in ROWS_TUNED}
     with tuned(records):
@@ -218,7 +223,7 @@ def test_dot_products_of_bytes_are_the_cpus_own() -> None:
     found = {}
     for name, cpu in {"vnni": "cascadelake", "madd": "x86-64-v3"}.items():
         machine = Target({"kind": "llvm", "mcpu": cpu})
-        with machine, without_compaction():
+        with machine, lowering_context():
             *_, step = kernel_for(structure).steps(structure, 64, 128, shapes)
             function = step.function.with_attr("global_symbol", "main")
             found[name] = tvm.compile(tvm.IRModule({"main": function}), target=machine)

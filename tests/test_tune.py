@@ -140,7 +140,7 @@ def test_only_steps_that_a_tiling_decides_are_measured_and_wrong_ones_are_found(
         work = Walk(model()).builder.work
     ((workload, each), *_) = work.items()
     tilings = [FIELDS, dict(FIELDS), {"chains": 2}, {"group": 1}]
-    default, others = programs(workload, each, tilings, 1, machine)
+    default, others = programs(workload, each, 8, tilings, 1, machine)
     assert [program.fields for program in others] == [FIELDS]
     bench = Bench(LocalDevice(1), machine, default, arguments(each, default, 8, seed=0))
     compared = bench.compare(others[0], samples=3)
@@ -165,8 +165,9 @@ def test_a_gain_within_the_spread_is_none() -> None:
     ],
 )
 def test_structured_layers_are_tuned(scheme: str, kind: str, tmp_path: Path) -> None:
-    undense.compile(model(), scheme=scheme, output=tmp_path / "out")
-    result = tuning.tune(tmp_path / "out", trials=1, rows=[1], threads=1)
+    text = "agraph (float[4, 64] x) => (float[4, 160] y) {y = MatMul (x, w)}"
+    undense.compile(graph(text, w=normal(64, 160)), scheme=scheme, output=tmp_path / "out")
+    result = tuning.tune(tmp_path / "out", trials=1, rows=[8], threads=1)
     assert {row["kind"].split("(")[0] for row in result["results"]} == {kind}
     assert all(row["tried"] and not row["wrong"] for row in result["results"])
     assert result["holds"] is not False
@@ -239,7 +240,17 @@ def test_functions_of_any_size_are_not_searched(
     )
     undense.compile(open_size, scheme="dense", output=tmp_path / "out")
     assert main(["tune", str(tmp_path / "out"), "--trials", "1"]) == 0
-    assert "no schedule to try: cumsum: its shapes are not fixed" in capsys.readouterr().out
+    assert "no schedule to try: cumsum: its sizes are not fixed" in capsys.readouterr().out
+
+
+def test_an_artifact_from_before_functions_were_searched_is_built_again(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not tuning.tune(artifact, trials=0)["rebuilt"]
+    report = json.loads((artifact / "report.json").read_text())
+    del report["tuning"]["functions"]
+    monkeypatch.setattr(tuning, "read_report", lambda _: report)
+    assert tuning.tune(artifact, trials=0)["rebuilt"]
 
 
 def test_what_metaschedule_cannot_do_is_said(

@@ -69,7 +69,7 @@ def code_product(
         products *= 1 if spec.rounded else _AS_SLOW
 
         def emit_task(tiling: CodeTiling, few: int | None, task: Task) -> None:
-            def finished(row: Expr, panel: int, value: Value) -> None:
+            def finished(row: Expr, panel: int | Expr, value: Value) -> None:
                 column = (task.left + panel) * LANES
                 put(stored, finish, row, column, value, present(spec.out_features, column))
 
@@ -99,7 +99,7 @@ def code_product(
             for most, tiling in tilings
             if most is None or most > most_of_few
         ]
-        by_rows(rows, choices, lambda choice, least: choice(least))
+        by_rows(rows, choices, lambda choice, least, _: choice(least))
 
     return prim_func(arguments, body)
 

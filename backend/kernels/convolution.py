@@ -91,7 +91,8 @@ def convolution(spec: Convolution, tiling: FloatTiling, finish: Finish | None = 
                 finished,
             )
 
-        for task in tasks(rows, most, panels, panels):
+        # Each task computes all panels of its rows, whose windows it has laid out.
+        for task in tasks(rows, most, 1, 1):
             laid_out = local(most * depth, "float32")
             with serial(task.rows) as row:
                 _lay_out(spec, lengths, x, task.first + row, laid_out, row * depth)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache, partial
 
+import numpy as np
+
 from .base import Output, Step
 from .blocks import LANES, block_count
 from .finish import Finish, Value, outputs, present, put
@@ -45,7 +47,7 @@ def dense(
     finish: Finish | None = None,
 ) -> PrimFunc:
     """The PrimFunc `(x, weight, *finish, y)`."""
-    panels = block_count(out_features)
+    panels, size = block_count(out_features), np.dtype(dtype).itemsize
 
     def arguments(rows: Expr) -> Sequence[Argument]:
         return [
@@ -66,7 +68,7 @@ def dense(
                 put(stored, finish, row, column, value, present(out_features, column))
 
             product(
-                tiling.reading(in_features),
+                tiling.reading(in_features * size * LANES),
                 task.rows,
                 task.panels,
                 in_features,
@@ -76,7 +78,7 @@ def dense(
                 least=task.least,
             )
 
-        def emit(tiling: FloatTiling, least: int) -> None:
+        def emit(tiling: FloatTiling, least: int, _: int | None) -> None:
             for task in tasks(rows, tiling.rows, panels, tiling.group, least=least):
                 emit_task(tiling, task)
 

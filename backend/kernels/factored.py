@@ -35,6 +35,9 @@ from .tir import (
 _ROWS = 128
 """Of a block."""
 
+_FLOAT = 4
+"""Bytes."""
+
 _MANY_PANELS = 64
 """Enough for all threads."""
 
@@ -105,7 +108,7 @@ def factored(
             with vectorized(LANES) as lane:
                 store(hidden, value(lane), row * hidden_width + block * block_width + start + lane)
 
-        def emit(tiling: FloatTiling, least: int) -> None:
+        def emit(tiling: FloatTiling, least: int, most: int | None) -> None:
             parts = EvenParts.of(rows, _ROWS)
             with serial(parts.count) as number:
                 top, height = parts.part(number)
@@ -130,7 +133,7 @@ def factored(
                         store(together, load(hidden, source), target)
 
                 multiply_second = partial(multiply, spec.out_blocks, panels, spec.middle)
-                if together is not None and len(tiling.panels) == 1:
+                if together is not None and most == 1:
                     # A single row meets each weight once: short runs would hold up reading them.
                     with serial(spec.out_blocks) as block:
                         put_together(block)
@@ -168,7 +171,7 @@ def _side_by_side(
 
     def emit(task: Task) -> None:
         product(
-            tiling.reading(depth),
+            tiling.reading(depth * _FLOAT * LANES),
             task.rows,
             task.panels,
             depth,

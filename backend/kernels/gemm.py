@@ -68,10 +68,9 @@ class FloatTiling:
             return self
         return replace(self, panels=self.panels[:1], group=2 * self.group, chunk=384)
 
-    def reading(self, depth: int) -> FloatTiling:
-        """The tiling for panels of `depth` floats that are in memory one behind the other."""
-        long = depth * 4 * LANES >= SHORT_PANEL
-        if len(self.panels) > 1 or self.side_by_side or long:
+    def reading(self, panel_bytes: int) -> FloatTiling:
+        """The tiling for panels of so many bytes that are in memory one behind the other."""
+        if len(self.panels) > 1 or self.side_by_side or panel_bytes >= SHORT_PANEL:
             return self
         return replace(self, panels=(1,), chains=4)
 

@@ -17,11 +17,11 @@ def is_scheduled(function: Any) -> bool:
     return bool(function.attrs.get("tirx.is_scheduled", False)) if function.attrs else False
 
 
-def without_compaction() -> Any:
-    """The pass context to compile in: compacting the buffers of one kernel takes seconds.
+def lowering_context() -> Any:
+    """The pass context to compile in, without passes that take seconds for one kernel.
 
-    Kernels allocate what they need; functions with schedules are compacted by `compacted`. What
-    LLVM does in a tenth of the time is left to it.
+    Buffers are not compacted: kernels allocate what they need, and functions with schedules are
+    compacted by `compacted`. What LLVM does in a tenth of the time is left to it.
     """
     return tvm.transform.PassContext(disabled_pass=[_COMPACTION, *_LLVM_DOES])
 

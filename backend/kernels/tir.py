@@ -56,20 +56,22 @@ def only_if(condition: Expr) -> Any:
 
 
 def by_rows(
-    rows: Expr, choices: Sequence[tuple[int | None, Choice]], emit: Callable[[Choice, int], None]
+    rows: Expr,
+    choices: Sequence[tuple[int | None, Choice]],
+    emit: Callable[[Choice, int, int | None], None],
 ) -> None:
     """Emits the code of each choice, of which the first one that serves so many rows runs.
 
-    `emit` is told too how many rows there are at least.
+    `emit` is told too how many rows there are at least and at most.
     """
     least = 1
     for most, choice in choices:
         if most is None and least == 1:
-            emit(choice, least)
+            emit(choice, least, most)
             continue
         enough = rows >= least
         with only_if(enough if most is None else tirx.all(enough, rows <= most)):
-            emit(choice, least)
+            emit(choice, least, most)
         least = (most or 0) + 1
 
 

@@ -56,9 +56,9 @@ class Functions:
         """
         import tvm
 
-        from ..kernels.lowering import without_compaction
+        from ..kernels.lowering import lowering_context
 
-        with machine, without_compaction():
+        with machine, lowering_context():
             module = tvm.compile(tvm.IRModule(self._named), target=machine).mod
         wanted = set(re.findall(r"@((?:__)?TVM\w+)", module.inspect_source("ll")))
         if missing := sorted(wanted - PROVIDED):

@@ -8,7 +8,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ...passes.errors import MissingDependencyError
-from ..kernels.lowering import without_compaction
+from ..kernels.lowering import lowering_context
 from ..target import Target
 from .finishing import finish_products
 from .fusion import fuse
@@ -45,7 +45,7 @@ def build(model: ir.Model, target: Target) -> TvmModule:
     with machine:
         walk = Walk(model)
         module, rules = apply_schedules(fused(walk))
-        with without_compaction():
+        with lowering_context():
             executable = tvm.compile(module, target=machine, relax_pipeline=_lower())
     builder = walk.builder
     return TvmModule(

@@ -33,7 +33,8 @@ SEARCHED = "searched"
 def apply_schedules(module: Any) -> tuple[Any, dict[str, str | None]]:
     """Schedules every PrimFunc of a module that no kernel has scheduled; the first fit wins.
 
-    A function that no rule fits keeps its plain loops: slow, and correct.
+    A function that no rule fits takes the trace that was found for it. Without one the last rule
+    has it, or it keeps its plain loops: slow, and correct.
 
     Returns:
         The module, and by the name of each such function that of its rule: None where none fitted.

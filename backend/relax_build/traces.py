@@ -56,7 +56,7 @@ def replayed(function: Any, trace: Any) -> Any:
     schedule = Schedule(tvm.IRModule({"main": copied(function)}))
     try:
         Trace.apply_json_to_schedule(trace, schedule)
-    except (ScheduleError, RuntimeError, TypeError, ValueError) as error:
+    except (ScheduleError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise LoweringError(
             f"the tuning record of function {function_key(function)} does not fit it: tune again, "
             "or compile with --no-tuned"

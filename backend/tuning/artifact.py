@@ -133,13 +133,14 @@ def tune(
             meter = _Meter(progress, (len(tunable) * len(wanted) + len(searchable)) * trials)
             results = _measure(search, tunable, wanted, cpu_name(target), meter)
             functions = _measure_functions(search, searchable, cpu_name(target), meter)
-    rebuilt = _rebuild(artifact, model, target)
+    tried = {record.key[:3] for record, _ in results} if trials else set(tunable)
+    rebuilt = _rebuild(artifact, model, target, [function_key(found) for found in rest.values()])
     return {
         "cpu": cpu_name(target),
         "database": str(database_path()),
         "results": [_row(record, found) for record, found in results],
         "functions": [_function_row(record, found) for record, found in functions],
-        "untunable": [_named(workload) for workload in sorted(set(work) - set(tunable))],
+        "untunable": [_named(workload) for workload in sorted(set(work) - tried)],
         "unsearchable": [
             {"name": name, "reason": reason}
             for name, function in sorted(rest.items())
@@ -156,10 +157,10 @@ def _reason(
 ) -> str | None:
     """Why no schedule of a function was measured; None where some were, or none was asked for."""
     if not is_fixed(function):
-        return "its shapes are not fixed; compile the model with fixed ones"
+        return "its sizes are not fixed; compile the model with fixed shapes"
     key = function_key(function)
     if searched and all(record.function != key for record, _ in found):
-        return "MetaSchedule has no schedule of it"
+        return "MetaSchedule has no schedule of it that computes the same"
     return None
 
 
@@ -248,12 +249,11 @@ def _measured(search: Search, outcome: Found, cpu: str) -> dict[str, Any]:
     }
 
 
-def _rebuild(artifact: Artifact, model: ir.Model, target: Target) -> bool:
+def _rebuild(artifact: Artifact, model: ir.Model, target: Target, met: Sequence[str]) -> bool:
     """Writes the artifact again with the records of today; False where it already has them."""
     report = read_report(artifact)
     had = report.get("tuning") or {}
     kernels = [tuple(kernel.values()) for kernel in had.get("kernels", ())]
-    met = [function["function"] for function in had.get("functions", ())]
     now = choose_records(target).report(kernels, met)
     if had and _as_text(now) == _as_text(had):
         return False

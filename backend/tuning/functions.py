@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import tvm
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tvm import tirx
 
 from ...passes.errors import LoweringError
-from ..kernels.lowering import compacted, without_compaction
+from ..kernels.lowering import compacted, lowering_context
 from ..relax_build.schedule import generic_schedule
 from ..relax_build.traces import copied, replayed
 from .program import filled
@@ -56,13 +56,13 @@ class Traced:
         """Its machine code."""
         (name,) = self.names
         module = tvm.IRModule({name: self.function.with_attr("global_symbol", name)})
-        with without_compaction():
+        with lowering_context():
             return tvm.compile(compacted(module, {name}), target=target)
 
 
 def is_fixed(function: Any) -> bool:
-    """Whether all shapes of a function are known: MetaSchedule's traces are for one size."""
-    return all(
+    """Whether all sizes of a function are known: MetaSchedule's traces are for one size."""
+    return not any(tvm.ir.is_prim_var(parameter) for parameter in function.params) and all(
         isinstance(length, tirx.IntImm)
         for parameter in function.params
         for length in parameter.shape
@@ -81,7 +81,7 @@ def traced_programs(
         threads: that loops are shared among.
         seed: of the traces.
     """
-    default = Traced({}, generic_schedule(function)[0])
+    default = Traced({}, generic_schedule(function)[0].without_attr("tirx.is_scheduled"))
     different = {tvm_ffi.structural_hash(default.function): default}
     for schedule in _samples(function, _ROUNDS * trials, target, threads, seed):
         trace = _plain(schedule.trace.as_json())
@@ -112,7 +112,7 @@ def _samples(
     from tvm.s_tir import meta_schedule
 
     attributes = dict(target.attrs.items())
-    with mock.patch.dict(sys.modules, {_INTRINSICS: ModuleType(_INTRINSICS)}):
+    with _without(_INTRINSICS):
         context = meta_schedule.TuneContext(
             tvm.IRModule({"main": copied(function).with_attr("global_symbol", "main")}),
             target=tvm.target.Target({**attributes, "kind": "llvm", "num-cores": threads}),
@@ -131,6 +131,19 @@ def _samples(
         context.post_tuning()
     except (RuntimeError, TypeError, ValueError):  # what is a limitation of its rules
         return
+
+
+@contextmanager
+def _without(module: str) -> Iterator[None]:
+    """What imports a module meanwhile gets an empty one, unless it has been imported before."""
+    missing = module not in sys.modules
+    if missing:
+        sys.modules[module] = ModuleType(module)
+    try:
+        yield
+    finally:
+        if missing:
+            del sys.modules[module]
 
 
 def _plain(value: Any) -> Any:

@@ -12,8 +12,8 @@ import tvm_ffi
 from numpy.typing import NDArray
 
 from ..kernels.base import Step
-from ..kernels.lowering import without_compaction
-from ..kernels.targets import ROWS, Workload, tuned
+from ..kernels.lowering import lowering_context
+from ..kernels.targets import Workload, tuned
 from ..relax_build.work import Work
 
 
@@ -42,13 +42,14 @@ class Program:
             name: self.steps[position].function.with_attr("global_symbol", name)
             for name, position in zip(self.names, self.decided, strict=True)
         }
-        with without_compaction():
+        with lowering_context():
             return tvm.compile(tvm.IRModule(functions), target=target)
 
 
 def programs(
     workload: Workload,
     work: Work,
+    rows: int,
     tilings: Iterable[Mapping[str, Any]],
     trials: int,
     target: Any,
@@ -58,14 +59,15 @@ def programs(
     Args:
         workload: the kernel.
         work: how its steps are made.
+        rows: that are measured.
         tilings: the fields of each that differ from the rule's.
         trials: how many to take.
         target: of TVM.
     """
 
     def make(fields: Mapping[str, Any]) -> tuple[Sequence[Step], tuple[int, ...]]:
-        # For every number of rows, so that no code is made but what is measured.
-        with target, tuned({(*workload, number): fields for number in ROWS}):
+        # Only for the rows that are measured: code that differs elsewhere is no other candidate.
+        with target, tuned({(*workload, rows): fields}):
             steps = work.make()
         return steps, tuple(tvm_ffi.structural_hash(step.function) for step in steps)
 

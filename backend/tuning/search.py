@@ -67,7 +67,7 @@ class Search:
     ) -> Found | None:
         """The best tiling of a kernel for up to `rows` rows; None if there is none to try."""
         tilings = candidates(work.tiling.serving(rows), workload[0], rows, self.seed)
-        default, others = programs(workload, work, tilings, self.trials, self.target)
+        default, others = programs(workload, work, rows, tilings, self.trials, self.target)
         progress(self.trials - len(others))
         return self._best(default, others, arguments(work, default, rows, self.seed), progress)
 

@@ -20,6 +20,9 @@ from ..kernels.targets import with_fields
 Grid = Mapping[str, Sequence[Any]]
 """Values by field, as `with_fields` takes them; fields that are left out stay as the rule says."""
 
+_FEW = 8
+"""Rounded rows whose sums stay in registers: they are in no block."""
+
 _ONE_HEIGHT = ((1,), (2,), (4,))
 _HEIGHTS = (
     (4, 2, 1, 1),
@@ -64,12 +67,9 @@ def _(tiling: FloatTiling, kind: str, rows: int) -> Grid:
 def _(tiling: CodeTiling, kind: str, rows: int) -> Grid:
     rounded = kind.endswith("_int8")
     if rows == 1:
-        of_the_products: Grid = (
-            {"panels": _ONE_HEIGHT, "chains": (1, 2, 4)}
-            if rounded
-            else {"floats": _points({"panels": _ONE_HEIGHT, "unroll": (1, 2, 4)})}
-        )
-        return {"group": (2, 4, 8), **of_the_products}
+        return {"group": (2, 4, 8), **({"chains": (1, 2, 4)} if rounded else {})}
+    if rounded and rows == _FEW:
+        return {"group": (2, 4, 8), "panels": _HEIGHTS}
     of_the_products = (
         {"panels": _HEIGHTS}
         if rounded
