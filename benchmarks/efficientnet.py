@@ -25,6 +25,8 @@ SCHEMES = (
     "low_rank{ratio=0.75}",
     "monarch{ratio=0.75}",
 )
+ROUNDED = ("int_codes{bits=8,group=32,activations=int8}",)
+"""With activations rounded to int8 in both engines."""
 
 
 class EfficientNetLite0(Subject):
@@ -42,6 +44,7 @@ class EfficientNetLite0(Subject):
         self.variants = [
             Variant("auto", calibrated=True),
             *(Variant(scheme, calibrated) for scheme in SCHEMES for calibrated in (False, True)),
+            *(Variant(scheme, calibrated=True) for scheme in ROUNDED),
         ]
 
     def capture(self) -> ir.Model:

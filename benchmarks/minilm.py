@@ -28,6 +28,11 @@ SCHEMES = (
     "monarch{ratio=0.75}",
     "monarch{ratio=0.5}",
 )
+ROUNDED = (
+    "int_codes{bits=8,group=128,activations=int8}",
+    "int_codes{bits=4,group=128,activations=int8}",
+)
+"""With activations rounded to int8 in both engines."""
 ERROR_LINES = 64
 
 
@@ -48,6 +53,7 @@ class MiniLM(Subject):
                 for scheme in SCHEMES
                 for flag in calibrated
             ),
+            *(Variant(scheme, calibrated=True, ignored=EMBEDDINGS) for scheme in ROUNDED),
         ]
 
     def capture(self) -> ir.Model:

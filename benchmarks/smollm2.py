@@ -26,6 +26,9 @@ SCHEMES = (
     "trit_planes{planes=2,group=64}",
 )
 EMBEDDING_SCHEME = "int_codes{bits=8,group=64}"
+ROUNDED = "int_codes{bits=4,group=64,activations=int8}"
+ROUNDED_EMBEDDING = "int_codes{bits=8,group=64,activations=int8}"
+"""With activations rounded to int8 in both engines."""
 WINDOWS = 10
 
 
@@ -47,7 +50,7 @@ class SmolLM2(Subject):
             for rules in ((), ((EMBEDDING, EMBEDDING_SCHEME),))
             for scheme in SCHEMES
             for calibrated in (False, True)
-        ]
+        ] + [Variant(ROUNDED, calibrated=True, rules=((EMBEDDING, ROUNDED_EMBEDDING),))]
 
     def capture(self) -> ir.Model:
         """Batch, tokens and past stay symbolic."""
