@@ -30,7 +30,7 @@ from .tir import (
     prim_func,
 )
 
-_FEW = (1, 2, 4, 8)
+FEW = (1, 2, 4, 8)
 """Rows of x whose sums stay in registers while the codes pass by once."""
 
 _FEW_FLOATS = (1, 2)
@@ -88,7 +88,7 @@ def code_product(
         layout = spec.source.format
         heights = [
             height
-            for height in (_FEW if spec.rounded else _FEW_FLOATS)
+            for height in (FEW if spec.rounded else _FEW_FLOATS)
             if not layout.continuous and height * quads_of(layout.codes) <= _MOST_QUADS
         ]
         most_of_few = max(heights, default=0)

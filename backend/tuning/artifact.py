@@ -6,10 +6,11 @@ import contextlib
 import datetime
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import onnx_ir as ir
 
@@ -46,6 +47,11 @@ from .functions import is_fixed
 from .record import FunctionRecord, Record, cpu_name, versions
 from .search import Found, Search
 from .spaces import grid
+
+AnyRecord = TypeVar("AnyRecord", Record, FunctionRecord)
+
+_OPEN_SIZES = "its sizes are not fixed; compile the model with fixed shapes"
+_NO_SCHEDULE = "MetaSchedule has no schedule of it that computes the same"
 
 
 class _Meter:
@@ -113,17 +119,17 @@ def tune(
     machine = target.tvm()
     with machine:
         walk = Walk(model)
-        work, rest = walk.builder.work, unfitted(fused(walk))
+        work = walk.builder.work
+        rest = {
+            function_key(function): (name, function)
+            for name, function in unfitted(fused(walk)).items()
+        }
     tunable = {
         workload: found
         for workload, found in work.items()
         if grid(found.tiling, workload[0], ROWS[0])
     }
-    searchable = {
-        function_key(function): (name, function)
-        for name, function in rest.items()
-        if is_fixed(function)
-    }
+    searchable = {key: found for key, found in rest.items() if is_fixed(found[1])}
     seed = read_plan(artifact.file(PLAN)).seed
     results: list[tuple[Record, Found]] = []
     functions: list[tuple[FunctionRecord, Found]] = []
@@ -134,7 +140,8 @@ def tune(
             results = _measure(search, tunable, wanted, cpu_name(target), meter)
             functions = _measure_functions(search, searchable, cpu_name(target), meter)
     tried = {record.key[:3] for record, _ in results} if trials else set(tunable)
-    rebuilt = _rebuild(artifact, model, target, [function_key(found) for found in rest.values()])
+    searched = {record.function for record, _ in functions} if trials else set(searchable)
+    rebuilt = _rebuild(artifact, model, target, list(rest))
     return {
         "cpu": cpu_name(target),
         "database": str(database_path()),
@@ -142,26 +149,13 @@ def tune(
         "functions": [_function_row(record, found) for record, found in functions],
         "untunable": [_named(workload) for workload in sorted(set(work) - tried)],
         "unsearchable": [
-            {"name": name, "reason": reason}
-            for name, function in sorted(rest.items())
-            if (reason := _reason(function, searched=bool(trials), found=functions))
+            {"name": rest[key][0], "reason": _NO_SCHEDULE if key in searchable else _OPEN_SIZES}
+            for key in sorted(set(rest) - searched, key=lambda key: rest[key][0])
         ],
         "tuning": read_report(open_artifact(path)).get("tuning"),
         "rebuilt": rebuilt,
         "holds": _holds(path, target) if rebuilt else None,
     }
-
-
-def _reason(
-    function: Any, *, searched: bool, found: Sequence[tuple[FunctionRecord, Found]]
-) -> str | None:
-    """Why no schedule of a function was measured; None where some were, or none was asked for."""
-    if not is_fixed(function):
-        return "its sizes are not fixed; compile the model with fixed shapes"
-    key = function_key(function)
-    if searched and all(record.function != key for record, _ in found):
-        return "MetaSchedule has no schedule of it that computes the same"
-    return None
 
 
 def _rows(rows: Sequence[int] | None) -> list[int]:
@@ -194,42 +188,56 @@ def _measure(
     cpu: str,
     meter: _Meter,
 ) -> list[tuple[Record, Found]]:
-    found = []
-    for (kind, outputs, inputs), each in work.items():
-        for number in rows:
-            outcome = search.run((kind, outputs, inputs), each, number, meter.more)
-            meter.more_in_all(search.trials)
-            if outcome is None:
-                continue
-            record = Record(
-                kind=kind,
-                out_features=outputs,
-                in_features=inputs,
-                rows=number,
-                fields=outcome.fields,
-                **_measured(search, outcome, cpu),
-            )
-            # At once: what stops the search later does not take it away.
-            add_records([record])
-            found.append((record, outcome))
-    return found
+    def kept(workload: Workload, number: int, outcome: Found) -> Record:
+        kind, outputs, inputs = workload
+        return Record(
+            kind=kind,
+            out_features=outputs,
+            in_features=inputs,
+            rows=number,
+            fields=outcome.fields,
+            **_measured(search, outcome, cpu),
+        )
+
+    outcomes = (
+        (search.run(workload, each, number, meter.more), partial(kept, workload, number))
+        for workload, each in work.items()
+        for number in rows
+    )
+    return _keep(outcomes, search.trials, meter)
 
 
 def _measure_functions(
     search: Search, functions: Mapping[str, tuple[str, Any]], cpu: str, meter: _Meter
 ) -> list[tuple[FunctionRecord, Found]]:
-    found = []
-    for key, (name, function) in functions.items():
-        outcome = search.run_function(function, meter.more)
-        meter.more_in_all(search.trials)
-        if outcome is None:
-            continue
-        record = FunctionRecord(
+    def kept(key: str, name: str, outcome: Found) -> FunctionRecord:
+        return FunctionRecord(
             name=name,
             function=key,
             trace=outcome.fields.get("trace"),
             **_measured(search, outcome, cpu),
         )
+
+    outcomes = (
+        (search.run_function(function, meter.more), partial(kept, key, name))
+        for key, (name, function) in functions.items()
+    )
+    return _keep(outcomes, search.trials, meter)
+
+
+def _keep(
+    outcomes: Iterable[tuple[Found | None, Callable[[Found], AnyRecord]]],
+    trials: int,
+    meter: _Meter,
+) -> list[tuple[AnyRecord, Found]]:
+    """The records of what was found, each of them in the database before the next search."""
+    found = []
+    for outcome, record_of in outcomes:
+        meter.more_in_all(trials)
+        if outcome is None:
+            continue
+        record = record_of(outcome)
+        # At once: what stops the search later does not take it away.
         add_records([record])
         found.append((record, outcome))
     return found

@@ -13,15 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import singledispatch
 from typing import Any
 
+from ..kernels.code_products import FEW
 from ..kernels.code_task import CodeTiling
 from ..kernels.gemm import FloatTiling
 from ..kernels.targets import with_fields
 
 Grid = Mapping[str, Sequence[Any]]
 """Values by field, as `with_fields` takes them; fields that are left out stay as the rule says."""
-
-_FEW = 8
-"""Rounded rows whose sums stay in registers: they are in no block."""
 
 _ONE_HEIGHT = ((1,), (2,), (4,))
 _HEIGHTS = (
@@ -68,7 +66,8 @@ def _(tiling: CodeTiling, kind: str, rows: int) -> Grid:
     rounded = kind.endswith("_int8")
     if rows == 1:
         return {"group": (2, 4, 8), **({"chains": (1, 2, 4)} if rounded else {})}
-    if rounded and rows == _FEW:
+    if rounded and rows <= max(FEW):
+        # Their sums stay in registers: they are in no block.
         return {"group": (2, 4, 8), "panels": _HEIGHTS}
     of_the_products = (
         {"panels": _HEIGHTS}
