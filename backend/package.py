@@ -139,7 +139,7 @@ def lower(
     from .relax_build.traces import traced
     from .tuning.choose import UNTUNED, choose_records
 
-    machine = Target("tvm", target.mcpu)
+    machine = replace(target, engine="tvm", kernels=None)
     chosen = choose_records(machine) if tuned else UNTUNED
     with (
         targets.tuned(chosen.fields),

@@ -1,7 +1,8 @@
-"""`Target`: what to compile for, parsed once from text such as `llvm -mcpu=x86-64-v3`."""
+"""`Target`: what to compile for, parsed once from text such as `cuda -arch=sm_80,sm_90`."""
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -9,7 +10,21 @@ from typing import Any, Literal
 from ..passes.errors import MissingDependencyError, TargetError
 from ..runtime.artifact import Kernels
 
-_KNOWN = ("llvm", "llvm -mcpu=NAME", "ort-cpu")
+_KNOWN = ("llvm", "llvm -mcpu=NAME", "cuda", "cuda -arch=sm_NN,...", "ort-cpu", "ort-cuda")
+
+ARCHITECTURES = ("sm_80", "sm_89", "sm_90")
+"""That `cuda` alone is compiled for; later ones take the PTX of the last."""
+
+LEAST_ARCHITECTURE = 80
+"""The first with asynchronous copies and tensor cores for bfloat16."""
+
+_ARCHITECTURE = re.compile(r"sm_(\d{2,3})a?")
+
+_HOST = "x86-64-v2"
+"""What launches kernels runs on any server; it has nothing to compute."""
+
+Device = Literal["cpu", "cuda"]
+
 _CPU_FLAGS = {
     "avx2": "avx2",
     "fma": "fma",
@@ -21,8 +36,6 @@ _CPU_FLAGS = {
 }
 """LLVM's names to those of Linux."""
 
-_PLANNED = ("cuda", "ort-cuda")
-
 
 @dataclass(frozen=True)
 class Target:
@@ -30,12 +43,16 @@ class Target:
 
     Attributes:
         engine: `tvm` or `ort`.
+        device: where the model runs.
         mcpu: LLVM's name of the CPU to generate code for; None is this machine's.
+        architectures: of GPUs to generate code for, as nvcc names them, in rising order.
         kernels: for `ort`, what makes the kernels of structured nodes; None is ONNX Runtime.
     """
 
     engine: Literal["tvm", "ort"]
+    device: Device = "cpu"
     mcpu: str | None = None
+    architectures: tuple[str, ...] = ()
     kernels: Kernels | None = None
 
     @classmethod
@@ -43,20 +60,21 @@ class Target:
         """The target that a text names.
 
         Raises:
-            TargetError: an unknown name or option, or one that is not there yet.
+            TargetError: an unknown name or option.
         """
         kind, *options = shlex.split(text) or [""]
-        if kind in _PLANNED:
-            raise TargetError(
-                f"target {text!r} is not there yet; compile for llvm or ort-cpu meanwhile"
-            )
-        if kind not in ("llvm", "ort-cpu"):
-            raise TargetError(f"target {text!r} is not known; known are {', '.join(_KNOWN)}")
-        if kind == "ort-cpu":
-            if options:
-                raise TargetError(f"target {text!r}: ort-cpu takes no options")
-            return cls("ort")
-        return cls("tvm", _mcpu(text, options))
+        match kind:
+            case "llvm":
+                mcpu = _option(text, options, "-mcpu", "NAME")
+                return cls("tvm", mcpu=mcpu)
+            case "cuda":
+                given = _option(text, options, "-arch", "sm_NN,...")
+                return cls("tvm", "cuda", architectures=_architectures(text, given))
+            case "ort-cpu" | "ort-cuda":
+                if options:
+                    raise TargetError(f"target {text!r}: {kind} takes no options")
+                return cls("ort", "cuda" if kind == "ort-cuda" else "cpu")
+        raise TargetError(f"target {text!r} is not known; known are {', '.join(_KNOWN)}")
 
     def with_kernels(self, kernels: str | None) -> Target:
         """The same target with its kernels named.
@@ -68,15 +86,15 @@ class Target:
             return self
         if kernels != "tvm":
             raise TargetError(f"kernels {kernels!r} is not known; there is 'tvm', or none")
-        if self.engine != "ort":
-            raise TargetError(
-                f"kernels is for target ort-cpu; {self} compiles all of its kernels, leave it out"
-            )
+        if self.engine != "ort" or self.device != "cpu":
+            raise TargetError(f"kernels is for target ort-cpu, not for {self}; leave it out")
         return replace(self, kernels="tvm")
 
     def __str__(self) -> str:
         if self.engine == "ort":
-            return "ort-cpu"
+            return f"ort-{self.device}"
+        if self.device == "cuda":
+            return f"cuda -arch={','.join(self.architectures)}"
         return f"llvm -mcpu={self.mcpu}" if self.mcpu else "llvm"
 
     def tvm(self) -> Any:
@@ -94,6 +112,9 @@ class Target:
             ) from error
         from tvm.target import Target as TvmTarget
 
+        if self.device == "cuda":
+            host = {"kind": "llvm", "mcpu": _HOST}
+            return TvmTarget({"kind": "cuda", "arch": self.architectures[0], "host": host})
         mcpu = self.mcpu or str(codegen.llvm_get_system_cpu())
         if not codegen.llvm_is_valid_cpu(mcpu, codegen.llvm_get_system_triple()):
             raise TargetError(
@@ -108,17 +129,43 @@ class Target:
             MissingDependencyError: TVM is not installed.
             TargetError: LLVM does not know the CPU.
         """
+        if self.device == "cuda":
+            return ()
         import tvm.target.codegen as codegen
 
         found = {str(name) for name in codegen.llvm_get_cpu_features(self.tvm())}
         return tuple(flag for name, flag in _CPU_FLAGS.items() if name in found)
 
 
-def _mcpu(text: str, options: list[str]) -> str | None:
-    mcpu = None
+def _option(text: str, options: list[str], known: str, form: str) -> str | None:
+    """The value of the only option that there is."""
+    value = None
     for option in options:
-        name, equals, value = option.partition("=")
-        if name != "-mcpu" or not equals or not value:
-            raise TargetError(f"target {text!r}: {option!r} is not known; llvm takes -mcpu=NAME")
-        mcpu = value
-    return mcpu
+        name, equals, given = option.partition("=")
+        if name != known or not equals or not given:
+            kind = text.split()[0]
+            raise TargetError(
+                f"target {text!r}: {option!r} is not known; {kind} takes {known}={form}"
+            )
+        value = given
+    return value
+
+
+def _architectures(text: str, given: str | None) -> tuple[str, ...]:
+    """Those of a list such as `sm_80,sm_90`, in rising order."""
+    if given is None:
+        return ARCHITECTURES
+    found = {}
+    for name in given.split(","):
+        fit = _ARCHITECTURE.fullmatch(name)
+        if fit is None:
+            raise TargetError(
+                f"target {text!r}: {name!r} is no architecture; write sm_80 or sm_80,sm_90"
+            )
+        if int(fit[1]) < LEAST_ARCHITECTURE:
+            raise TargetError(
+                f"target {text!r}: kernels need sm_{LEAST_ARCHITECTURE} or later, which {name} "
+                "is not; choose target ort-cuda for it"
+            )
+        found[name] = (int(fit[1]), name)
+    return tuple(sorted(found, key=found.__getitem__))

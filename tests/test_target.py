@@ -1,36 +1,62 @@
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
-from undense.backend.target import Target
+from undense.backend.target import ARCHITECTURES, Target
 from undense.passes.errors import MissingDependencyError, TargetError
 
 
 @pytest.mark.parametrize(
-    ("text", "engine", "mcpu"),
-    [("llvm", "tvm", None), ("llvm -mcpu=x86-64-v3", "tvm", "x86-64-v3"), ("ort-cpu", "ort", None)],
+    ("text", "engine", "device", "mcpu", "architectures"),
+    [
+        ("llvm", "tvm", "cpu", None, ()),
+        ("llvm -mcpu=x86-64-v3", "tvm", "cpu", "x86-64-v3", ()),
+        ("cuda -arch=sm_90", "tvm", "cuda", None, ("sm_90",)),
+        ("cuda -arch=sm_80,sm_90,sm_90a", "tvm", "cuda", None, ("sm_80", "sm_90", "sm_90a")),
+        ("ort-cpu", "ort", "cpu", None, ()),
+        ("ort-cuda", "ort", "cuda", None, ()),
+    ],
 )
-def test_parse_and_print(text: str, engine: str, mcpu: str | None):
+def test_parse_and_print(
+    text: str, engine: str, device: str, mcpu: str | None, architectures: tuple[str, ...]
+):
     target = Target.parse(text)
-    assert (target.engine, target.mcpu, str(target)) == (engine, mcpu, text)
+    found = (target.engine, target.device, target.mcpu, target.architectures, str(target))
+    assert found == (engine, device, mcpu, architectures, text)
 
 
-@pytest.mark.parametrize("text", ["cuda", "cuda -arch=sm_90", "ort-cuda"])
-def test_planned_targets_say_so_in_one_sentence(text: str):
-    with pytest.raises(TargetError, match=r"^target '[^']+' is not there yet; [^.\n]+$"):
-        Target.parse(text)
+def test_cuda_alone_is_for_every_architecture_in_use():
+    assert Target.parse("cuda").architectures == ARCHITECTURES
+
+
+def test_architectures_are_put_in_order_once():
+    assert Target.parse("cuda -arch=sm_90,sm_80,sm_90").architectures == ("sm_80", "sm_90")
 
 
 @pytest.mark.parametrize("text", ["", "vulkan", "llvm-mcpu=x"])
 def test_unknown_targets_list_the_known_ones(text: str):
-    with pytest.raises(TargetError, match="known are llvm, llvm -mcpu=NAME, ort-cpu"):
+    with pytest.raises(TargetError, match="known are llvm, llvm -mcpu=NAME, cuda, .*ort-cuda$"):
         Target.parse(text)
 
 
-@pytest.mark.parametrize("text", ["llvm -march=x", "llvm -mcpu=", "llvm -mcpu", "ort-cpu -fast"])
-def test_unknown_options_are_named(text: str):
-    with pytest.raises(TargetError, match=r"ort-cpu takes no options|llvm takes -mcpu=NAME"):
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("llvm -march=x", "llvm takes -mcpu=NAME"),
+        ("llvm -mcpu=", "llvm takes -mcpu=NAME"),
+        ("llvm -mcpu", "llvm takes -mcpu=NAME"),
+        ("ort-cpu -fast", "ort-cpu takes no options"),
+        ("ort-cuda -arch=sm_90", "ort-cuda takes no options"),
+        ("cuda -mcpu=x", "cuda takes -arch=sm_NN,..."),
+        ("cuda -arch=90", "'90' is no architecture; write sm_80"),
+        ("cuda -arch=sm_80,", "'' is no architecture"),
+        ("cuda -arch=sm_75", "need sm_80 or later, which sm_75 is not; choose target ort-cuda"),
+    ],
+)
+def test_unknown_options_are_named(text: str, named: str):
+    with pytest.raises(TargetError, match=re.escape(named)):
         Target.parse(text)
 
 
