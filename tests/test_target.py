@@ -37,7 +37,7 @@ def test_architectures_are_put_in_order_once():
 
 @pytest.mark.parametrize("text", ["", "vulkan", "llvm-mcpu=x"])
 def test_unknown_targets_list_the_known_ones(text: str):
-    with pytest.raises(TargetError, match="known are llvm, llvm -mcpu=NAME, cuda, .*ort-cuda$"):
+    with pytest.raises(TargetError, match=r"known are llvm, llvm -mcpu=NAME, cuda, .*ort-cuda$"):
         Target.parse(text)
 
 
