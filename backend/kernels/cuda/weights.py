@@ -28,6 +28,8 @@ _LOAD_ONCE = "undense_load_once"
 class Weights(ABC):
     """`[blocks, width, depth]`, of which a lane holds `words` words in each chunk."""
 
+    activation: Activation
+
     @property
     @abstractmethod
     def planes(self) -> int:
@@ -120,8 +122,8 @@ class Dense(Weights):
         return False
 
     def pack(self, weight: NDArray[np.generic]) -> NDArray[np.generic]:
-        """`[blocks, m, n]` as the kernels read it."""
-        found = fragments(weight)
+        """`[blocks, m, n]`, rounded to the type, as the kernels read it."""
+        found = fragments(weight.astype(self.activation.dtype))
         *lead, _, _ = found.shape
         if self.activation.bytes == 4:
             found = np.moveaxis(found.reshape(*lead, WARP, 2, 4), -2, -3)
