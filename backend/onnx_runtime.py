@@ -5,7 +5,7 @@ The rules were measured on ONNX Runtime 1.31.1 for CPUs with AVX2.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import onnx_ir as ir
@@ -13,6 +13,7 @@ import onnx_ir as ir
 from ..passes.errors import LoweringError
 from ..passes.nodes import StructuredNode, structured_nodes
 from ..passes.structures.base import Form
+from ..passes.structures.block_quantized import CUDA_OPSET, PORTABLE_OPSET
 from ..passes.structures.int_codes import IntCodes
 from ..passes.structures.monarch import Monarch
 from ..passes.structures.trit_planes import TritPlanes
@@ -25,8 +26,8 @@ FUNCTION_IR_VERSION = 10
 _MONARCH_SHARE = 0.6
 """Of a dense weight's parameters; above it Monarch was at best as fast in any measurement."""
 
-_PORTABLE_OPSET = 21
-"""The first opset with blocked DequantizeLinear."""
+_LEAST_OPSETS: Mapping[Form, int] = {"cuda": CUDA_OPSET, "portable": PORTABLE_OPSET}
+"""The first opset with CastLike, and with blocked DequantizeLinear."""
 
 
 def prepare(model: ir.Model, form: Form) -> None:
@@ -34,7 +35,7 @@ def prepare(model: ir.Model, form: Form) -> None:
 
     Raises:
         LoweringError: the opset is above what ONNX Runtime reads, or cannot be raised to what
-            the portable form needs.
+            the form needs.
     """
     opset = model.opset_imports.get("", MAX_OPSET)
     if opset > MAX_OPSET:
@@ -42,14 +43,15 @@ def prepare(model: ir.Model, form: Form) -> None:
             f"the model is of opset {opset} and ONNX Runtime reads up to {MAX_OPSET}; "
             f"export it again with opset {MAX_OPSET} or lower"
         )
-    if form == "portable" and opset < _PORTABLE_OPSET:
+    least = _LEAST_OPSETS.get(form, 0)
+    if opset < least:
         from onnxscript import version_converter
 
-        version_converter.convert_version(model, target_version=_PORTABLE_OPSET)
-        if model.opset_imports[""] < _PORTABLE_OPSET:
+        version_converter.convert_version(model, target_version=least)
+        if model.opset_imports[""] < least:
             raise LoweringError(
-                f"the portable form needs opset {_PORTABLE_OPSET} and the model, of opset {opset}, "
-                "cannot be converted; export it again or leave the portable form out"
+                f"the {form} form needs opset {least} and the model, of opset {opset}, cannot be "
+                "converted; export it again with a later opset"
             )
     model.ir_version = min(max(model.ir_version, FUNCTION_IR_VERSION), MAX_IR_VERSION)
 
