@@ -1,6 +1,7 @@
 """Writes the file that stock ONNX Runtime runs fastest, and names what will be slow in it.
 
-The rules were measured on ONNX Runtime 1.31.1 for CPUs with AVX2.
+The rules were measured on ONNX Runtime 1.31.1 for CPUs with AVX2. Those of its CUDA provider were
+read in its sources; nothing was measured there.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import onnx_ir as ir
 from ..passes.errors import LoweringError
 from ..passes.nodes import StructuredNode, structured_nodes
 from ..passes.structures.base import Form
-from ..passes.structures.block_quantized import CUDA_OPSET, PORTABLE_OPSET
+from ..passes.structures.block_quantized import CUDA_OPSET, GROUPS, PORTABLE_OPSET
 from ..passes.structures.int_codes import IntCodes
 from ..passes.structures.monarch import Monarch
 from ..passes.structures.trit_planes import TritPlanes
@@ -25,6 +26,9 @@ FUNCTION_IR_VERSION = 10
 
 _MONARCH_SHARE = 0.6
 """Of a dense weight's parameters; above it Monarch was at best as fast in any measurement."""
+
+_CUDA_COLUMNS = 8
+"""Rows of W that a block of threads of its kernels for few rows of x multiplies by."""
 
 _LEAST_OPSETS: Mapping[Form, int] = {"cuda": CUDA_OPSET, "portable": PORTABLE_OPSET}
 """The first opset with CastLike, and with blocked DequantizeLinear."""
@@ -62,7 +66,7 @@ def save(model: ir.Model, folder: Path) -> None:
 
 
 def slow_forms(model: ir.Model, form: Form, *, own_kernels: bool = False) -> list[str]:
-    """One sentence for each kind of structured node that will run slower than dense here.
+    """One sentence for each kind of structured node that will run slower than dense or could.
 
     Args:
         model: the rewritten model.
@@ -78,6 +82,9 @@ def slow_forms(model: ir.Model, form: Form, *, own_kernels: bool = False) -> lis
 
 def _slow(node: StructuredNode, form: Form, own_kernels: bool) -> Iterator[str]:
     if node.gathers:
+        return
+    if form == "cuda":
+        yield from _slow_on_cuda(node)
         return
     if _moves_channels(node.node):
         yield (
@@ -96,6 +103,19 @@ def _slow(node: StructuredNode, form: Form, own_kernels: bool) -> Iterator[str]:
                     f"Monarch with over {_MONARCH_SHARE:.0%} of the parameters is at best as fast "
                     "as dense in ONNX Runtime, which moves the features between its two matmuls; "
                     "choose a lower ratio"
+                )
+
+
+def _slow_on_cuda(node: StructuredNode) -> Iterator[str]:
+    match node.structure:
+        case IntCodes() | TritPlanes() as codes:
+            partial = node.in_features % codes.block_in("cuda", node.in_features)
+            if node.out_features % _CUDA_COLUMNS or partial:
+                yield (
+                    "ONNX Runtime's CUDA provider, by its sources, multiplies codes as they are "
+                    f"only where {_CUDA_COLUMNS} divides out_features and {GROUPS[0]} in_features, "
+                    "and else dequantises the weight whole at each call; keep it dense where time "
+                    "matters more than size"
                 )
 
 

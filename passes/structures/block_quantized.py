@@ -46,15 +46,12 @@ TWO_BIT_BLOCKS = (32, 64, 128)
 """Blocks with a 2-bit int8 kernel in ONNX Runtime; others fall back to dequantising W whole."""
 
 _LARGEST_ON_CPU: Mapping[Container, int] = {2: TWO_BIT_BLOCKS[-1], 4: GROUPS[-1], 8: GROUPS[-1]}
-_LARGEST: Mapping[Form, Mapping[Container, int]] = {
-    "fast": _LARGEST_ON_CPU,
-    "cuda": {2: 64, 4: 128, 8: GROUPS[-1]},
-    "portable": _LARGEST_ON_CPU,
-}
-"""The largest block that a node of so many bits is given in a form.
+_LARGEST_ON_CUDA: Mapping[Container, int] = {2: 64, 4: 128, 8: GROUPS[-1]}
+"""The largest block that a node of so many bits is given.
 
 On CUDA the 2-bit kernels for tensor cores want 64, and a 4-bit product of a single row ends in an
-error above 128; both by the sources of ONNX Runtime 1.31, not by measurement.
+error above 128; those for few rows of 2 and 8 bits want whole blocks. All this is by the sources of
+ONNX Runtime 1.31, not by measurement.
 """
 
 _ATTRIBUTES = ("N", "K", "block_size", "accuracy_level")
@@ -91,11 +88,15 @@ class BlockQuantized(Structure):
     @property
     def block(self) -> int:
         """Columns of a block of the engine on a CPU: it has one scale of W and one of x."""
-        return self.block_in("fast")
+        return min(self.group, *(_LARGEST_ON_CPU[term.bits] for term in self.terms))
 
-    def block_in(self, form: Form) -> int:
+    def block_in(self, form: Form, in_features: int) -> int:
         """Columns of a block in model.onnx: the group, or a part of it that has a fast kernel."""
-        return min(self.group, *(_LARGEST[form][term.bits] for term in self.terms))
+        if form != "cuda":
+            return self.block
+        largest = min(self.group, *(_LARGEST_ON_CUDA[term.bits] for term in self.terms))
+        blocks = (block for block in reversed(GROUPS) if block <= largest)
+        return next((block for block in blocks if in_features % block == 0), largest)
 
     def reference(self, factors: Factors, x: NDArray[np.floating]) -> NDArray[np.floating]:
         """`x Ŵᵀ` in the dtype of x; with `activations=int8` of the rounded x, in float64."""
@@ -111,13 +112,13 @@ class BlockQuantized(Structure):
         CUDA there is no such kernel, and the level is not read.
         """
         if form == "portable":
-            return {"block_size": self.block_in(form)}
+            return {"block_size": self.block}
         own = {"bits": self.terms[0].bits} if len(self.terms) == 1 else {}
         return {
             "N": out_features,
             "K": in_features,
             **own,
-            "block_size": self.block_in(form),
+            "block_size": self.block_in(form, in_features),
             "accuracy_level": 4 if self.activations == "int8" and form == "fast" else 0,
         }
 

@@ -182,7 +182,7 @@ class IntCodes(BlockQuantized):
         import onnx_ir as ir
 
         codes = factors["codes"].astype(np.int8)
-        block = self.block_in(form)
+        block = self.block_in(form, codes.shape[-1])
         scales = block_scales(factors["scales"], self.group, block, codes.shape[-1])
         if form == "portable":
             transposed = np.ascontiguousarray(scales.T)

@@ -58,9 +58,9 @@ class TritPlanes(BlockQuantized):
       one for `t_3`: 6 bits instead of 8 in one 8-bit node, and one node less than three 2-bit ones;
     - free: a 2-bit one for each plane.
     Scales are stored once for each block, which is at most 128 on CPUs and 64 on CUDA where a node
-    has 2 bits. The portable form is one INT4 tensor for tied planes (INT8 for three) and one INT4
-    tensor for each free plane, dequantised by DequantizeLinear: INT2 would need opset 25. How a TVM
-    module stores the planes is `storage`.
+    has 2 bits, and divides in_features on CUDA if it can. The portable form is one INT4 tensor for
+    tied planes (INT8 for three) and one INT4 tensor for each free plane, dequantised by
+    DequantizeLinear: INT2 would need opset 25. How a TVM module stores the planes is `storage`.
 
     Attributes:
         planes: K.
@@ -143,12 +143,12 @@ class TritPlanes(BlockQuantized):
         return (1 if self.tied else self.planes) * out_features * in_features
 
     def pack(self, factors: Factors, form: Form) -> dict[str, ir.TensorProtocol]:
-        """Codes of each node, then scales, as `packed_function` and `portable_function` take them."""
+        """Codes of each node, then scales, as the functions of each form take them."""
         import onnx_ir as ir
 
         if form == "portable":
             return self._pack_portable(factors)
-        block = self.block_in(form)
+        block = self.block_in(form, factors["codes" if self.tied else "planes"].shape[-1])
         codes, scales = self._term_codes(factors), self._term_scales(factors, block)
         tensors = {
             f"codes{name}": pack_codes(plane, term.bits, block)
@@ -177,7 +177,7 @@ class TritPlanes(BlockQuantized):
         import onnx_ir as ir
 
         codes = factors["codes"][None] if self.tied else factors["planes"]
-        scales = self._term_scales(factors, self.block_in("portable"))
+        scales = self._term_scales(factors, self.block)
         tensors: dict[str, ir.TensorProtocol] = {
             f"codes{name}": pack_portable(
                 plane.astype(np.int8), 8 if self.tied and self.planes == 3 else 4
@@ -210,7 +210,7 @@ class TritPlanes(BlockQuantized):
 
     def _unpack_portable(self, tensors: Mapping[str, ir.TensorProtocol]) -> Factors:
         names = _names(1 if self.tied else self.planes)
-        step = self.group // self.block_in("portable")
+        step = self.group // self.block
         codes = [unpack_portable(tensors[f"codes{name}"]) for name in names]
         scales = [
             np.ascontiguousarray(tensors[f"scales{name}"].numpy().T[:, ::step]) for name in names
