@@ -172,6 +172,17 @@ def test_the_command_line_says_that_it_was_not_run(
     assert main(["verify", out, "--device", "cpu", "--quiet"]) == 0
 
 
+def test_a_gpu_is_not_timed_beside_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = make_artifact(tmp_path / "tiny.undense", device="cuda").path
+    made = undense.load(path, device="cpu")
+    made.device = "cuda"
+    monkeypatch.setattr("undense.runtime.session.load", lambda *_, **__: made)
+    assert main(["bench", str(path), "--against", "model.onnx"]) == 2
+    assert "compile it with --scheme dense for the same target" in capsys.readouterr().err
+
+
 @pytest.fixture
 def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A session that takes its CPU for a GPU."""
