@@ -32,63 +32,64 @@ class Driver:
         return 0
 
 
-@pytest.fixture
-def gpu_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def gpu_package(
+    monkeypatch: pytest.MonkeyPatch, failure: str | None = None, *, printed: str = ""
+) -> None:
     """onnxruntime-gpu in place of onnxruntime, as far as it is asked."""
 
-    def preload() -> None:
-        print("Failed to load libcublasLt.so.13")
+    def allocate(*_: Any) -> None:
+        if failure is not None:
+            raise RuntimeError(failure)
 
     package = SimpleNamespace(
         __version__="1.31.1",
-        __file__="/packages/onnxruntime/__init__.py",
         get_available_providers=lambda: [cuda_provider.NAME, "CPUExecutionProvider"],
-        preload_dlls=preload,
+        preload_dlls=lambda: print(printed),
+        OrtValue=SimpleNamespace(ortvalue_from_shape_and_type=allocate),
     )
     monkeypatch.setitem(sys.modules, "onnxruntime", package)
 
 
-def libraries(monkeypatch: pytest.MonkeyPatch, driver: Driver, missing: str = "") -> None:
-    """All libraries load, but one that the CUDA provider needs."""
-
-    def load(name: str, mode: int = 0) -> Any:
-        if missing and name.endswith("providers_cuda.so"):
-            raise OSError(f"{missing}: cannot open shared object file: No such file or directory")
-        return driver
+def driver(monkeypatch: pytest.MonkeyPatch, found: Driver | None) -> None:
+    def load(name: str) -> Driver:
+        if found is None:
+            raise OSError(f"{name}: cannot open shared object file: No such file or directory")
+        return found
 
     monkeypatch.setattr(ctypes, "CDLL", load)
 
 
-@pytest.mark.usefixtures("gpu_package")
+MISSING = """Failed to load libcublasLt.so.13: libcublasLt.so.13: cannot open shared object file
+Failed to load libcublas.so.13: libcublas.so.13: cannot open shared object file
+Please follow the documentation"""
+
+
+@pytest.mark.parametrize("printed", ["", MISSING])
 def test_nothing_in_the_way(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    printed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    libraries(monkeypatch, Driver(1))
+    """A library that is missed without need is no obstacle."""
+    gpu_package(monkeypatch, printed=printed)
     assert cuda_provider.obstacle() is None
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.usefixtures("gpu_package")
 @pytest.mark.parametrize(
-    ("missing", "remedy"),
+    ("printed", "found", "sentence"),
     [
-        ("libcublasLt.so.13", r"pip install 'onnxruntime-gpu\[cuda,cudnn\]'"),
-        ("libcuda.so.1", "install NVIDIA's driver"),
+        (MISSING, None, r"\(libcublasLt.so.13: .*\): pip install 'onnxruntime-gpu\[cuda,cudnn\]'$"),
+        ("", None, r"\(libcuda.so.1: cannot open .*\): install NVIDIA's driver$"),
+        ("", Driver(0), r"\(NVIDIA's driver finds no GPU\): make one visible"),
+        ("", Driver(1, status=100), r"\(NVIDIA's driver finds no GPU\): make one visible"),
+        ("", Driver(1), r"\(CUDA failure 2: out of memory\): mend that$"),
     ],
 )
-def test_a_missing_library_is_named(
-    missing: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+def test_what_is_in_the_way_is_named(
+    printed: str, found: Driver | None, sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    libraries(monkeypatch, Driver(1), missing)
-    with pytest.raises(TargetError, match=rf"cannot be loaded \({missing}: .*\): {remedy}$"):
-        raise cuda_provider.obstacle() or AssertionError
-
-
-@pytest.mark.usefixtures("gpu_package")
-@pytest.mark.parametrize("driver", [Driver(0), Driver(1, status=100)])
-def test_a_driver_without_a_gpu(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
-    libraries(monkeypatch, driver)
-    with pytest.raises(TargetError, match="driver finds no GPU"):
+    gpu_package(monkeypatch, "CUDA failure 2: out of memory", printed=printed)
+    driver(monkeypatch, found)
+    with pytest.raises(TargetError, match=sentence):
         raise cuda_provider.obstacle() or AssertionError
 
 
