@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cuda_emulation.kernels import compile
-from cuda_emulation.libraries import driver_library, runtime_library
+from cuda_emulation.libraries import driver_library, runtime_library, tvm_runtime_library
 from cuda_emulation.toolchain import EmulationUnavailable
 
 TARGET = {"kind": "cuda", "arch": "sm_90", "host": {"kind": "llvm", "mcpu": "x86-64-v2"}}
@@ -25,20 +25,22 @@ def load() -> ctypes.CDLL:
     `import tvm` tries that runtime too, and goes on without it where there is no driver.
     """
     import tvm
-    from tvm.libinfo import package_lib_paths
 
     if tvm.cuda(0).exist:
         raise EmulationUnavailable("this process has a CUDA device; the emulation is for none")
-    driver = ctypes.CDLL(str(driver_library()), ctypes.RTLD_LOCAL)
-    ctypes.CDLL(str(runtime_library()), ctypes.RTLD_LOCAL)
-    name = "libtvm_runtime_cuda.so"
-    paths = [folder / name for folder in package_lib_paths() if (folder / name).is_file()]
-    if not paths:
-        raise EmulationUnavailable(f"this TVM comes without {name}; install apache-tvm from PyPI")
-    ctypes.CDLL(str(paths[0]), ctypes.RTLD_LOCAL)
+    driver = ctypes.CDLL(str(driver_library()))
+    ctypes.CDLL(str(runtime_library()))
+    ctypes.CDLL(str(tvm_runtime_library()))
     if not tvm.cuda(0).exist:
         raise EmulationUnavailable("TVM does not see the emulated CUDA device")
     return driver
+
+
+def graph_launches() -> int:
+    """How many CUDA graphs this process has launched."""
+    load()
+    launches: int = ctypes.CDLL(str(runtime_library())).cudaEmulationGraphLaunches()
+    return launches
 
 
 @contextmanager
@@ -53,9 +55,7 @@ def emulated(order: str = "forward", headers: Sequence[Path] = ()) -> Iterator[N
 
     set_order = load().cudaEmulationSetOrder
     before = tvm_ffi.get_global_func(_CALLBACK, allow_missing=True)
-    tvm_ffi.register_global_func(
-        _CALLBACK, lambda source: compile(source, headers), override=True
-    )
+    tvm_ffi.register_global_func(_CALLBACK, lambda source: compile(source, headers), override=True)
     kind, _, seed = order.partition(":")
     set_order(_ORDERS[kind], zlib.crc32(seed.encode()))
     try:

@@ -1,4 +1,4 @@
-// libcuda.so.1: the driver functions that TVM's CUDA runtime calls, on the host.
+// The functions of libcuda.so.1 that TVM's CUDA runtime calls, on the host.
 
 #include "launch.h"
 

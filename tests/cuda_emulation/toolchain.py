@@ -38,7 +38,7 @@ def compiler() -> str:
 
 @functools.cache
 def cuda_headers() -> Path:
-    """The include folder of a CUDA toolkit: one that is named, one beside nvcc, an installed one."""
+    """The include folder of a CUDA toolkit: a named one, nvcc's, or an installed one."""
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     nvcc = shutil.which("nvcc")
     if nvcc is not None:
@@ -60,7 +60,9 @@ def cache_folder() -> Path:
     folder = Path(tempfile.gettempdir()) / f"cuda-emulation-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
-        raise EmulationUnavailable(f"{folder} belongs to another user; set TMPDIR to a folder of yours")
+        raise EmulationUnavailable(
+            f"{folder} belongs to another user; set TMPDIR to a folder of yours"
+        )
     return folder
 
 
@@ -70,7 +72,7 @@ def fingerprint() -> str:
     version = subprocess.run([compiler(), "--version"], capture_output=True, check=True).stdout
     headers = cuda_headers()
     stamps = [f"{name} {(headers / name).stat().st_size}" for name in _HEADERS]
-    sources = sorted(path for path in FOLDER.iterdir() if path.suffix in (".h", ".cpp", ".map"))
+    sources = sorted(path for path in FOLDER.iterdir() if path.suffix in (".h", ".cpp"))
     parts = [version, str(headers).encode(), "\n".join(stamps).encode()]
     return content_hash(*parts, *(path.read_bytes() for path in sources))
 
