@@ -141,6 +141,20 @@ extern "C" __global__ void vector(float* x, int offset) {
   *(float4*)x = *(float4*)(x + offset);
 }
 extern "C" __global__ void store(float* x, long offset) { x[offset] = 1.0f; }
+extern "C" __global__ void unwritten_registers(float* out, half* h, int written) {
+  float x[4];
+  half y[4];
+  for (int i = 0; i < written; ++i) x[i] = y[i] = 1;
+  for (int i = 0; i < 4; ++i) out[i] = x[i], h[i] = y[i];
+}
+extern "C" __global__ void endless(volatile int* x) {
+  while (*x == 0) {}
+}
+extern "C" __global__ void deep(float* out, int depth) {
+  volatile float local[1024];
+  for (int i = 0; i < depth; ++i) local[i * 512] = i;
+  out[0] = local[0];
+}
 extern "C" __global__ void divide(int* x, int by) { x[0] = x[0] / by; }
 extern "C" __global__ void add(float* out, float* in, float summand) {
   out[threadIdx.x] = in[threadIdx.x] + summand;
@@ -358,25 +372,53 @@ def test_a_missing_barrier_shows(order):
     assert np.isnan(wrong).any()
 
 
-def test_orders_differ_and_a_seed_repeats():
-    def without_barrier(order: str) -> list[bool]:
-        x = random(10, 64)
-        with cuda_emulation.emulated(order):
-            kernels().launch("reversed", x, np.int32(0), block=(64,))
-        return np.isnan(x).tolist()
+def without_barrier() -> list[bool]:
+    """Which entries were read before they were written, in the order that is set."""
+    x = random(10, 64)
+    kernels().launch("reversed", x, np.int32(0), block=(64,))
+    return np.isnan(x).tolist()
 
-    assert without_barrier("forward") == [True] * 32 + [False] * 32
-    assert without_barrier("backward") == [False] * 32 + [True] * 32
-    assert without_barrier("shuffled:1") == without_barrier("shuffled:1")
-    assert without_barrier("shuffled:1") != without_barrier("shuffled:2")
+
+def test_orders_differ_and_a_seed_repeats():
+    seen = {}
+    for order in (*ORDERS, "again"):
+        with cuda_emulation.emulated("shuffled:1" if order == "again" else order):
+            seen[order] = without_barrier()
+    assert seen["forward"] == [True] * 32 + [False] * 32
+    assert seen["backward"] == [False] * 32 + [True] * 32
+    assert seen["again"] == seen["shuffled:1"] != seen["shuffled:2"]
     with pytest.raises(KeyError), cuda_emulation.emulated("sideways"):
         pass
+
+
+def test_the_order_of_before_is_back():
+    with cuda_emulation.emulated("backward"):
+        with cuda_emulation.emulated("forward"):
+            inside = without_barrier()
+        assert without_barrier() == [not entry for entry in inside]
+    assert without_barrier() == inside
 
 
 def test_shared_memory_is_unwritten_at_the_beginning_of_each_block():
     out = np.zeros((3, 2), np.float32)
     kernels().launch("unwritten", out, grid=(3,), block=(1,), shared=4)
     assert np.isnan(out).all()
+
+
+def test_registers_that_nothing_was_assigned_to_show():
+    x, half = np.zeros(4, np.float32), np.zeros(4, np.float16)
+    kernels().launch("unwritten_registers", x, half, np.int32(1), block=(1,))
+    assert x[0] == half[0] == 1
+    assert (x[1:] < -1e38).all()
+    assert np.isnan(half[1:]).all()
+
+
+def test_a_kernel_that_does_not_end_is_an_error():
+    with (
+        cuda_emulation.emulated(seconds=1),
+        pytest.raises(CudaError, match=r"kernel endless.*does not end within 1 seconds"),
+    ):
+        kernels().launch("endless", np.zeros(1, np.int32))
 
 
 @pytest.mark.parametrize(
@@ -427,6 +469,8 @@ def test_addresses_that_a_gpu_faults_on():
         kernels().launch("store", x, np.int64(1 << 40), block=(1,))
     with pytest.raises(CudaError, match=r"kernel divide.*divided by zero"):
         kernels().launch("divide", np.ones(1, np.int32), np.int32(0), block=(1,))
+    with pytest.raises(CudaError, match=r"kernel deep.*out of bounds"):
+        kernels().launch("deep", x, np.int32(1 << 20), block=(1,))
     kernels().launch("store", x, np.int64(5), block=(1,))  # the device goes on
     assert x[5] == 1
 

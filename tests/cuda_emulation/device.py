@@ -16,6 +16,8 @@ from cuda_emulation.toolchain import EmulationUnavailable
 TARGET = {"kind": "cuda", "arch": "sm_90", "host": {"kind": "llvm", "mcpu": "x86-64-v2"}}
 _CALLBACK = "tvm_callback_cuda_compile"
 _ORDERS = {"forward": 0, "backward": 1, "shuffled": 2}
+# Order, seed and seconds of each `emulated` that lasts, beneath them those of the driver itself.
+_settings = [(_ORDERS["forward"], 0, 120)]
 
 
 @functools.cache
@@ -44,25 +46,32 @@ def graph_launches() -> int:
 
 
 @contextmanager
-def emulated(order: str = "forward", headers: Sequence[Path] = ()) -> Iterator[None]:
+def emulated(
+    order: str = "forward", headers: Sequence[Path] = (), *, seconds: int = 120
+) -> Iterator[None]:
     """While it lasts, TVM compiles CUDA for the emulated device, and its threads run in `order`.
 
     Args:
         order: `forward`, `backward`, or `shuffled:SEED`, for threads that could run at once.
         headers: what generated kernels include beside CUDA's headers and the emulated functions.
+        seconds: a launch that takes longer is an error.
     """
     import tvm_ffi
 
-    set_order = load().cudaEmulationSetOrder
-    before = tvm_ffi.get_global_func(_CALLBACK, allow_missing=True)
-    tvm_ffi.register_global_func(_CALLBACK, lambda source: compile(source, headers), override=True)
     kind, _, seed = order.partition(":")
-    set_order(_ORDERS[kind], zlib.crc32(seed.encode()))
+    chosen = (_ORDERS[kind], zlib.crc32(seed.encode()), seconds)
+    callback_before = tvm_ffi.get_global_func(_CALLBACK, allow_missing=True)
+    settings_before = _settings[-1]
+    driver = load()
+    tvm_ffi.register_global_func(_CALLBACK, lambda source: compile(source, headers), override=True)
+    driver.cudaEmulationConfigure(*chosen)
+    _settings.append(chosen)
     try:
         yield
     finally:
-        set_order(_ORDERS["forward"], 0)
-        if before is None:
+        _settings.pop()
+        driver.cudaEmulationConfigure(*settings_before)
+        if callback_before is None:
             tvm_ffi.remove_global_func(_CALLBACK)
         else:
-            tvm_ffi.register_global_func(_CALLBACK, before, override=True)
+            tvm_ffi.register_global_func(_CALLBACK, callback_before, override=True)

@@ -26,6 +26,8 @@ _FLAGS = (
     "-fno-strict-aliasing",
     "-fno-stack-protector",
     "-ffp-contract=off",
+    # Registers that nothing was assigned to hold NaN as halves, and -1.7e38 as floats.
+    "-ftrivial-auto-var-init=pattern",
     # A GPU faults where a vector's address is no multiple of its size, and so does the emulation.
     "-fsanitize=alignment",
     "-fno-sanitize-recover=alignment",

@@ -9,13 +9,19 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-# Needed by the emulation: driver types, runtime types, and the two halves.
-_HEADERS = ("cuda.h", "cuda_runtime_api.h", "cuda_fp16.h", "cuda_bf16.h", "math_constants.h")
+# Those that the emulation includes, and one that they include from a package of its own.
+_HEADERS = (
+    *("cuda.h", "cuda_runtime_api.h", "cuda_fp16.h", "cuda_bf16.h", "math_constants.h"),
+    "crt/host_defines.h",
+)
+# The first that fills variables which nothing was assigned to.
+_OLDEST_COMPILER = 12
 
 
 class EmulationUnavailable(RuntimeError):
@@ -33,24 +39,32 @@ def compiler() -> str:
     found = shutil.which("g++")
     if found is None:
         raise EmulationUnavailable("the emulation of CUDA is built by g++; install it")
+    version = subprocess.run([found, "-dumpversion"], capture_output=True, text=True, check=True)
+    if int(version.stdout.split(".")[0]) < _OLDEST_COMPILER:
+        raise EmulationUnavailable(
+            f"{found} is version {version.stdout.strip()}, and the emulation of CUDA is built by "
+            f"g++ {_OLDEST_COMPILER} or later; install that"
+        )
     return found
 
 
 @functools.cache
 def cuda_headers() -> Path:
-    """The include folder of a CUDA toolkit: a named one, nvcc's, or an installed one."""
+    """The include folder of a CUDA toolkit: a named one, nvcc's, an installed one, or PyPI's."""
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     nvcc = shutil.which("nvcc")
     if nvcc is not None:
         homes.append(str(Path(nvcc).resolve().parent.parent))
     homes += ["/usr/local/cuda", *sorted(glob.glob("/usr/local/cuda-*"), reverse=True)]
+    homes += [f"{folder}/nvidia/cu13" for folder in sys.path]
     for home in homes:
-        folder = Path(home) / "include"
-        if all((folder / name).is_file() for name in _HEADERS):
-            return folder
+        include = Path(home) / "include"
+        if all((include / name).is_file() for name in _HEADERS):
+            return include
     raise EmulationUnavailable(
         f"no CUDA toolkit with {', '.join(_HEADERS)} in its include folder: not in CUDA_HOME, "
-        "not beside nvcc, not in /usr/local/cuda; install the CUDA toolkit"
+        "not beside nvcc, not in /usr/local/cuda; install the CUDA toolkit, or nvidia-cuda-runtime "
+        "and nvidia-cuda-crt from PyPI"
     )
 
 
