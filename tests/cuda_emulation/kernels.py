@@ -12,8 +12,8 @@ from cuda_emulation.toolchain import (
     built,
     cache_folder,
     content_hash,
-    cuda_headers,
     fingerprint,
+    include_flags,
     run_compiler,
 )
 
@@ -66,7 +66,7 @@ def _prelude(headers: tuple[Path, ...]) -> Path:
     built(
         header.with_suffix(".h.gch"),
         lambda target: run_compiler(
-            [*_FLAGS, f"-I{cuda_headers()}", "-x", "c++-header", header, "-o", target]
+            [*_FLAGS, *include_flags(), "-x", "c++-header", header, "-o", target]
         ),
     )
     return header

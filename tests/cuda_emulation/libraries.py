@@ -15,8 +15,8 @@ from cuda_emulation.toolchain import (
     built,
     cache_folder,
     content_hash,
-    cuda_headers,
     fingerprint,
+    include_flags,
     run_compiler,
 )
 
@@ -30,7 +30,7 @@ _TVM_RUNTIME = "libtvm_runtime_cuda.so"
 def driver_library() -> Path:
     """For libcuda.so.1: modules, launches, and the threads of a block."""
     sources = [FOLDER / "driver.cpp", FOLDER / "scheduler.cpp"]
-    flags = [*_FLAGS, f"-I{cuda_headers()}", f"-Wl,-soname,{_DRIVER}"]
+    flags = [*_FLAGS, *include_flags(), f"-Wl,-soname,{_DRIVER}"]
     return built(_folder() / _DRIVER, lambda target: run_compiler([*flags, *sources, "-o", target]))
 
 
@@ -43,7 +43,7 @@ def runtime_library() -> Path:
         versions.write_text(f"{_RUNTIME} {{ global: *; }};\n", encoding="utf-8")
         linking = f"-Wl,-soname,{_RUNTIME},--version-script={versions}"
         source = FOLDER / "runtime.cpp"
-        run_compiler([*_FLAGS, f"-I{cuda_headers()}", linking, source, driver, "-o", target])
+        run_compiler([*_FLAGS, *include_flags(), linking, source, driver, "-o", target])
 
     return built(_folder() / _RUNTIME, build)
 

@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-# Those that the emulation includes, and one that they include from a package of its own.
+# Those that the emulation includes, and two that they include from packages of their own.
 _HEADERS = (
     *("cuda.h", "cuda_runtime_api.h", "cuda_fp16.h", "cuda_bf16.h", "math_constants.h"),
-    "crt/host_defines.h",
+    *("crt/host_defines.h", "nv/target"),
 )
 # The first that fills variables which nothing was assigned to.
 _OLDEST_COMPILER = 12
@@ -49,8 +49,8 @@ def compiler() -> str:
 
 
 @functools.cache
-def cuda_headers() -> Path:
-    """The include folder of a CUDA toolkit: a named one, nvcc's, an installed one, or PyPI's."""
+def cuda_headers() -> tuple[Path, ...]:
+    """The include folders of a CUDA toolkit: a named one, nvcc's, an installed one, or PyPI's."""
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     nvcc = shutil.which("nvcc")
     if nvcc is not None:
@@ -58,13 +58,13 @@ def cuda_headers() -> Path:
     homes += ["/usr/local/cuda", *sorted(glob.glob("/usr/local/cuda-*"), reverse=True)]
     homes += [f"{folder}/nvidia/cu13" for folder in sys.path]
     for home in homes:
-        include = Path(home) / "include"
-        if all((include / name).is_file() for name in _HEADERS):
-            return include
+        folders = (Path(home) / "include", Path(home) / "include/cccl")
+        if all(any((folder / name).is_file() for folder in folders) for name in _HEADERS):
+            return folders
     raise EmulationUnavailable(
         f"no CUDA toolkit with {', '.join(_HEADERS)} in its include folder: not in CUDA_HOME, "
-        "not beside nvcc, not in /usr/local/cuda; install the CUDA toolkit, or nvidia-cuda-runtime "
-        "and nvidia-cuda-crt from PyPI"
+        "not beside nvcc, not in /usr/local/cuda; install the CUDA toolkit, or "
+        "nvidia-cuda-runtime, nvidia-cuda-crt and nvidia-cuda-cccl from PyPI"
     )
 
 
@@ -84,11 +84,16 @@ def cache_folder() -> Path:
 def fingerprint() -> str:
     """What all built files depend on: the compiler, CUDA's headers, and this folder's sources."""
     version = subprocess.run([compiler(), "--version"], capture_output=True, check=True).stdout
-    headers = cuda_headers()
-    stamps = [f"{name} {(headers / name).stat().st_size}" for name in _HEADERS]
+    headers = [folder / name for folder in cuda_headers() for name in _HEADERS]
+    stamps = [f"{header} {header.stat().st_size}" for header in headers if header.is_file()]
     sources = sorted(path for path in FOLDER.iterdir() if path.suffix in (".h", ".cpp"))
-    parts = [version, str(headers).encode(), "\n".join(stamps).encode()]
+    parts = [version, "\n".join(stamps).encode()]
     return content_hash(*parts, *(path.read_bytes() for path in sources))
+
+
+def include_flags() -> tuple[str, ...]:
+    """What tells g++ where CUDA's headers are."""
+    return tuple(f"-I{folder}" for folder in cuda_headers())
 
 
 def content_hash(*parts: bytes) -> str:
