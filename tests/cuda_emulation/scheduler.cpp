@@ -211,9 +211,13 @@ void prepare_fibers() {
     void* memory = mmap(nullptr, stack_size, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
     if (memory == MAP_FAILED) throw std::bad_alloc();
-    mprotect(memory, page, PROT_NONE);  // an overflow faults
+    auto* begin = static_cast<char*>(memory);
+    char* end = begin + stack_size - page;
+    // What reaches beyond the stack faults, at either end.
+    mprotect(begin, page, PROT_NONE);
+    mprotect(end, page, PROT_NONE);
     // Stacks that all begin at the same offset in a page would share a few cache sets.
-    fibers[i].stack_top = static_cast<char*>(memory) + stack_size - i % 32 * 192;
+    fibers[i].stack_top = end - i % 32 * 192;
   }
 }
 
