@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import gcd
 from typing import Any
 
 from tvm import tirx
@@ -304,8 +305,8 @@ class _Warp:
 
     def _multiply_values(self, start: Expr) -> None:
         """The scores of 16 keys at a time are a first operand; pairs of values the second."""
-        short, words = self.activation.short, self.activation.words
-        together = min(self.wide, self.activation.unit)
+        short = self.activation.short
+        together = gcd(self.wide, self.activation.unit)
         loads = together * self.activation.bytes // 4
         loaded = registers(4 * loads)
         for block in range(self.tiling.keys // TILE):
@@ -321,15 +322,10 @@ class _Warp:
                     at = self._at(self.value, self.spec.value, self.head, key, column)
                     call(f"undense_load_{4 * loads}", address(loaded, number * loads), at)
                 for i in range(together):
-                    call(
-                        f"undense_column_{short}", address(self.b, 0), address(loaded, 0), loads, i
-                    )
-                    call(
-                        f"undense_mma_{short}",
-                        address(self.sums, (first + i) * _SUMS),
-                        address(self.a, 0),
-                        address(self.b, 0),
-                    )
+                    b, values = address(self.b, 0), address(loaded, 0)
+                    call(f"undense_column_{short}", b, values, loads, i)
+                    sums = address(self.sums, (first + i) * _SUMS)
+                    call(f"undense_mma_{short}", sums, address(self.a, 0), b)
 
     def _merge(self) -> None:
         """Adds up what the warps have for the same rows, each to the greatest maximum of all."""
