@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     compiling = verb("compile", _compile, "compile a model into an artifact folder")
     compiling.add_argument("model", metavar="MODEL", help=".onnx or .pt2 file")
     compiling.add_argument("-o", "--output", metavar="OUT", required=True, help="artifact folder")
-    compiling.add_argument("--target", default="llvm", help="llvm (default) or ort-cpu")
+    compiling.add_argument("--target", default="llvm", help="llvm (default), ort-cpu or ort-cuda")
     compiling.add_argument("--scheme", default="auto", help="scheme of all sites, e.g. " + _SCHEMES)
     compiling.add_argument("--rules", metavar="FILE.yaml", help="schemes by site, first match wins")
     compiling.add_argument(
@@ -111,11 +111,13 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument("--input", metavar="IN.npz", required=True, help="one array an input")
     running.add_argument("--output", metavar="OUT.npz", required=True)
     running.add_argument("--threads", type=int, metavar="N")
+    _add_device(running)
 
     verifying = verb("verify", _verify, "rerun the stored samples; exit 1 if it does not hold")
     verifying.add_argument("artifact", metavar="OUT")
     verifying.add_argument("--against", metavar="MODEL", help="take fresh outputs of this model")
     verifying.add_argument("--input", metavar="IN.npz", help="with --against: take fresh inputs")
+    _add_device(verifying)
 
     timing = verb("bench", _bench, "time an artifact, interleaved with the dense model")
     timing.add_argument("artifact", metavar="OUT")
@@ -126,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
         "--profile", action="store_true", help="a table of the time in each function instead"
     )
     timing.add_argument("--repeats", type=int, default=20)
+    _add_device(timing)
 
     tuning = verb("tune", _tune, "measure tilings of an artifact's kernels and build it with them")
     tuning.add_argument("artifact", metavar="OUT", help="made for target llvm")
@@ -149,6 +152,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device", metavar="cpu|cuda", help="default: the one that the artifact was made for"
+    )
+
+
 _DESCRIPTION = "Replaces the dense layers of an exported model by structured ones and compiles it."
 _SCHEMES = "int_codes{bits=4}, trit_planes{planes=2}, low_rank{ratio=0.5}, monarch{ratio=0.5}"
 
@@ -158,6 +167,7 @@ def _compile(options: argparse.Namespace) -> int:
     from .passes.rules import read_rules
     from .runtime.progress import progress_bar
     from .runtime.report import print_report
+    from .runtime.unloaded import Unloaded
 
     if options.rules and options.scheme != "auto":
         raise InputError("give --scheme or --rules; a rule that matches '*' serves the rest")
@@ -179,6 +189,8 @@ def _compile(options: argparse.Namespace) -> int:
             progress=progress,
         )
     _print(options, session.report, print_report)
+    if isinstance(session, Unloaded):
+        print(f"undense: compiled, and not run here: {session.reason}", file=sys.stderr)
     return EXIT_OK
 
 
@@ -204,7 +216,7 @@ def _run(options: argparse.Namespace) -> int:
     from .runtime.arrays import read_npz, write_npz
     from .runtime.session import load
 
-    session = load(options.artifact, num_threads=options.threads)
+    session = load(options.artifact, options.device, num_threads=options.threads)
     write_npz(options.output, session.run(read_npz(options.input)))
     return EXIT_OK
 
@@ -216,7 +228,7 @@ def _verify(options: argparse.Namespace) -> int:
 
     if options.input and not options.against:
         raise InputError("--input needs --against MODEL, which gives the outputs to compare with")
-    session = load(options.artifact)
+    session = load(options.artifact, options.device)
     fresh = None
     if options.against:
         inputs = _samples(session, options.input)
@@ -235,7 +247,12 @@ def _bench(options: argparse.Namespace) -> int:
 
     if options.profile and options.against:
         raise InputError("--profile looks into the artifact alone; leave --against out")
-    session = load(options.artifact, num_threads=options.threads)
+    session = load(options.artifact, options.device, num_threads=options.threads)
+    if session.device != "cpu" and options.against:
+        raise InputError(
+            f"--against runs the dense model on the CPU and {options.artifact} runs on "
+            f"{session.device}: compile it with --scheme dense for the same target and bench both"
+        )
     inputs = _samples(session, options.input)[0]
     if options.profile:
         _print(options, profile(session, inputs, repeats=options.repeats), print_profile)

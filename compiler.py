@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .passes.errors import SchemeError, TargetError
+from .passes.errors import SchemeError
 from .passes.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def compile(
             `onnx.ModelProto` or `onnx_ir.Model`.
         args: example inputs of an `nn.Module`.
         dynamic_shapes: as `torch.export.export` takes them.
-        target: `llvm` (this CPU, through TVM), `llvm -mcpu=...` or `ort-cpu`.
+        target: `llvm` (this CPU, through TVM), `llvm -mcpu=...`, `ort-cpu` or `ort-cuda`.
         scheme: one scheme text for all sites, `auto` (8-bit codes wherever they are smaller), or
             rules `[{"match": pattern, "scheme": text}]` of which the first match wins.
         budget: not there yet; plans are made by naming schemes.
@@ -80,7 +80,8 @@ def compile(
         progress: is told what is done; see `passes.progress`.
 
     Returns:
-        The loaded module; its `report` says what was replaced by what, why and at what cost.
+        The loaded module; its `report` says what was replaced by what, why and at what cost. For a
+        GPU that this machine cannot run it on, an `Unloaded` one, which says why when it is called.
 
     Raises:
         UndenseError: one of its kinds, naming the layer or file, the cause and the remedy.
@@ -90,7 +91,7 @@ def compile(
     from .frontend.load import load as capture
     from .passes.scheme import parse_scheme
     from .runtime.artifact import write_artifact
-    from .runtime.session import load
+    from .runtime.unloaded import load_if_possible
 
     if budget is not None:
         raise SchemeError(
@@ -98,12 +99,10 @@ def compile(
             "rules or plan="
         )
     parsed = Target.parse(target).with_kernels(kernels)
-    if portable and parsed.engine != "ort":
-        raise TargetError("portable is a form of model.onnx for --target ort-cpu; leave it out")
+    form = parsed.form(portable=portable)
     if isinstance(scheme, str):
         parse_scheme(scheme)
     check_toolchain(parsed)
-    form: Form = "portable" if portable else "fast"
     job = _Job(parsed, form, with_onnx, tuned, seed, progress)
 
     def fill(folder: Path) -> Manifest:
@@ -117,7 +116,7 @@ def compile(
     with _destination(output) as folder:
         write_artifact(folder, fill)
         gc.collect()  # graphs are cyclic: the dense weights would stay beside the new ones
-        return load(folder)
+        return load_if_possible(folder)
 
 
 @contextmanager
@@ -167,7 +166,12 @@ class _Job:
     ) -> _Decided:
         """Finds the sites and says what becomes of each."""
         from .frontend.samples import read_samples, shortened, synthetic_sample
-        from .passes.decide import Activations, decide, refuse_exact_activations, settled
+        from .passes.decide import (
+            decide,
+            refuse_exact_activations,
+            refuse_rounded_activations,
+            settled,
+        )
         from .passes.plan import Plan, read_plan, versions
         from .passes.rules import choose_schemes
         from .passes.sites import find_sites
@@ -185,7 +189,7 @@ class _Job:
         checked = list(held_out) or [synthetic_sample(model, seed=self.seed)]
         checked = [shortened(sample, model, _VERIFY_LENGTH) for sample in checked]
         calibration = None if samples is None else samples.sha256
-        activations: Activations = "int8" if self.target.engine == "ort" else "float"
+        activations = self.target.activations
         if plan is not None:
             replayed = plan if isinstance(plan, Plan) else read_plan(plan)
             replayed.check_replay(sites, calibration, self.seed)
@@ -197,6 +201,11 @@ class _Job:
             made = Plan(choices, calibration, self.seed, versions())
         if self.form == "portable":
             refuse_exact_activations(choices)
+        if self.form == "cuda":
+            refuse_rounded_activations(choices)
+            notes.append(
+                "ONNX Runtime's CPU provider stood in for its CUDA provider in the checks of layers"
+            )
         return _Decided(sites, refusals, made, samples, checked, notes)
 
     def fit(self, model: ir.Model, decided: _Decided) -> dict[str, FitResult]:
@@ -304,6 +313,7 @@ class _Job:
         return Manifest(
             engine=lowered.engine,
             target=str(self.target),
+            device=self.target.device,
             inputs=tensor_infos(model.graph.inputs, bounds),
             outputs=tensor_infos(model.graph.outputs, {}),
             dimension_bounds={**dimension_bounds(model), **lowered.dimension_bounds},

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import Any
 
+from ..runtime import cuda_provider
+
 PINNED = {
     "apache-tvm": ("0.27.0.post1", "its intermediate language differs from release to release"),
     "apache-tvm-ffi": (
@@ -41,12 +43,16 @@ def examine_machine() -> dict[str, Any]:
     }
     if not any(engines.values()):
         problems.append("no engine is installed: pip install 'undense[cpu]'")
+    cuda = cuda_provider.obstacle()
+    if cuda and packages["onnxruntime-gpu"]:
+        problems.append(f"target ort-cuda cannot run here: {cuda}")
     tuning = _tuning() if engines["tvm"] else None
     if tuning and tuning["problem"]:
         problems.append(tuning["problem"])
     return {
         "usable": any(engines.values()),
         "engines": engines,
+        "ort_cuda": {"usable": cuda is None, "problem": None if cuda is None else str(cuda)},
         "can_compile": all(packages[name] for name in ("onnx", "onnx-ir", "onnxscript")),
         "linker": _first(_COMPILERS),
         "nvcc": shutil.which("nvcc"),

@@ -1,4 +1,7 @@
-"""Holds ONNX Runtime to the reference layer by layer: each structured node on its own input."""
+"""Holds ONNX Runtime to the reference layer by layer: each structured node on its own input.
+
+It runs on the CPU, for other targets too: what is checked there is the file, not the kernels.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ def check_layers(model: ir.Model, folder: Path, samples: Sequence[Arrays]) -> fl
         The error; None if the model has no structured node that multiplies.
 
     Raises:
-        LoweringError: a layer is off by more than float32 rounding, `8 ε √in_features`.
+        LoweringError: a layer is off by more than the rounding of its type, `8 ε √in_features`.
     """
     nodes = [node for node in structured_nodes(model) if not node.gathers]
     if not nodes or not samples:
@@ -44,12 +47,12 @@ def check_layers(model: ir.Model, folder: Path, samples: Sequence[Arrays]) -> fl
             x, y = values[_name(node.node.inputs[0])], values[_name(node.node.outputs[0])]
             expected = node.structure.reference(node.factors(), x.astype(np.float64))
             error = relative_error(y, expected)
-            bound = 8 * float(np.finfo(np.float32).eps) * math.sqrt(node.in_features)
+            bound = 8 * float(np.finfo(y.dtype).eps) * math.sqrt(node.in_features)
             if error > bound:
                 raise LoweringError(
                     f"{node.site}: ONNX Runtime computes {node.structure} with a relative error of "
-                    f"{error:.1e}, above the {bound:.1e} of float32; please report it, and choose "
-                    "another scheme for this layer"
+                    f"{error:.1e}, above the {bound:.1e} of {y.dtype}; please report it, and "
+                    "choose another scheme for this layer"
                 )
             worst = max(worst, error)
     return worst
@@ -62,10 +65,15 @@ def _run(folder: Path, nodes: Sequence[StructuredNode], sample: Arrays) -> dict[
     proto = onnx.load(folder / MODEL, load_external_data=False)
     graph_inputs = {value.name for value in proto.graph.input}
     graph_outputs = {value.name for value in proto.graph.output}
-    ends = (value for node in nodes for value in (node.node.inputs[0], node.node.outputs[0]))
-    names = sorted({_name(value) for value in ends} - graph_inputs)
+    # The input of a node has the type of its output: functions do not convert.
+    types = {
+        _name(value): node.node.outputs[0].dtype or ir.DataType.FLOAT
+        for node in nodes
+        for value in (node.node.inputs[0], node.node.outputs[0])
+    }
+    names = sorted(types.keys() - graph_inputs)
     proto.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        onnx.helper.make_tensor_value_info(name, types[name], None)
         for name in names
         if name not in graph_outputs
     )

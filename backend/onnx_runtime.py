@@ -1,11 +1,12 @@
 """Writes the file that stock ONNX Runtime runs fastest, and names what will be slow in it.
 
-The rules were measured on ONNX Runtime 1.31.1 for CPUs with AVX2.
+The rules were measured on ONNX Runtime 1.31.1 for CPUs with AVX2. Those of its CUDA provider were
+read in its sources; nothing was measured there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import onnx_ir as ir
@@ -13,6 +14,7 @@ import onnx_ir as ir
 from ..passes.errors import LoweringError
 from ..passes.nodes import StructuredNode, structured_nodes
 from ..passes.structures.base import Form
+from ..passes.structures.block_quantized import CUDA_OPSET, GROUPS, PORTABLE_OPSET
 from ..passes.structures.int_codes import IntCodes
 from ..passes.structures.monarch import Monarch
 from ..passes.structures.trit_planes import TritPlanes
@@ -25,8 +27,11 @@ FUNCTION_IR_VERSION = 10
 _MONARCH_SHARE = 0.6
 """Of a dense weight's parameters; above it Monarch was at best as fast in any measurement."""
 
-_PORTABLE_OPSET = 21
-"""The first opset with blocked DequantizeLinear."""
+_CUDA_COLUMNS = 8
+"""Rows of W that a block of threads of its kernels for few rows of x multiplies by."""
+
+_LEAST_OPSETS: Mapping[Form, int] = {"cuda": CUDA_OPSET, "portable": PORTABLE_OPSET}
+"""The first opset with CastLike, and with blocked DequantizeLinear."""
 
 
 def prepare(model: ir.Model, form: Form) -> None:
@@ -34,7 +39,7 @@ def prepare(model: ir.Model, form: Form) -> None:
 
     Raises:
         LoweringError: the opset is above what ONNX Runtime reads, or cannot be raised to what
-            the portable form needs.
+            the form needs.
     """
     opset = model.opset_imports.get("", MAX_OPSET)
     if opset > MAX_OPSET:
@@ -42,14 +47,15 @@ def prepare(model: ir.Model, form: Form) -> None:
             f"the model is of opset {opset} and ONNX Runtime reads up to {MAX_OPSET}; "
             f"export it again with opset {MAX_OPSET} or lower"
         )
-    if form == "portable" and opset < _PORTABLE_OPSET:
+    least = _LEAST_OPSETS.get(form, 0)
+    if opset < least:
         from onnxscript import version_converter
 
-        version_converter.convert_version(model, target_version=_PORTABLE_OPSET)
-        if model.opset_imports[""] < _PORTABLE_OPSET:
+        version_converter.convert_version(model, target_version=least)
+        if model.opset_imports[""] < least:
             raise LoweringError(
-                f"the portable form needs opset {_PORTABLE_OPSET} and the model, of opset {opset}, "
-                "cannot be converted; export it again or leave the portable form out"
+                f"the {form} form needs opset {least} and the model, of opset {opset}, cannot be "
+                "converted; export it again with a later opset"
             )
     model.ir_version = min(max(model.ir_version, FUNCTION_IR_VERSION), MAX_IR_VERSION)
 
@@ -60,7 +66,7 @@ def save(model: ir.Model, folder: Path) -> None:
 
 
 def slow_forms(model: ir.Model, form: Form, *, own_kernels: bool = False) -> list[str]:
-    """One sentence for each kind of structured node that will run slower than dense here.
+    """One sentence for each kind of structured node that will run slower than dense or could.
 
     Args:
         model: the rewritten model.
@@ -76,6 +82,9 @@ def slow_forms(model: ir.Model, form: Form, *, own_kernels: bool = False) -> lis
 
 def _slow(node: StructuredNode, form: Form, own_kernels: bool) -> Iterator[str]:
     if node.gathers:
+        return
+    if form == "cuda":
+        yield from _slow_on_cuda(node)
         return
     if _moves_channels(node.node):
         yield (
@@ -94,6 +103,19 @@ def _slow(node: StructuredNode, form: Form, own_kernels: bool) -> Iterator[str]:
                     f"Monarch with over {_MONARCH_SHARE:.0%} of the parameters is at best as fast "
                     "as dense in ONNX Runtime, which moves the features between its two matmuls; "
                     "choose a lower ratio"
+                )
+
+
+def _slow_on_cuda(node: StructuredNode) -> Iterator[str]:
+    match node.structure:
+        case IntCodes() | TritPlanes() as codes:
+            partial = node.in_features % codes.block_in("cuda", node.in_features)
+            if node.out_features % _CUDA_COLUMNS or partial:
+                yield (
+                    "ONNX Runtime's CUDA provider, by its sources, multiplies codes as they are "
+                    f"only where {_CUDA_COLUMNS} divides out_features and {GROUPS[0]} in_features, "
+                    "and else dequantises the weight whole at each call; keep it dense where time "
+                    "matters more than size"
                 )
 
 

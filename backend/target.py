@@ -7,8 +7,10 @@ import shlex
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from ..passes.decide import Activations
 from ..passes.errors import MissingDependencyError, TargetError
-from ..runtime.artifact import Kernels
+from ..passes.structures.base import Form
+from ..runtime.artifact import Device, Kernels
 
 _KNOWN = ("llvm", "llvm -mcpu=NAME", "cuda", "cuda -arch=sm_NN,...", "ort-cpu", "ort-cuda")
 
@@ -22,8 +24,6 @@ _ARCHITECTURE = re.compile(r"sm_(\d{2,3})a?")
 
 _HOST = "x86-64-v2"
 """What launches kernels runs on any server; it has nothing to compute."""
-
-Device = Literal["cpu", "cuda"]
 
 _CPU_FLAGS = {
     "avx2": "avx2",
@@ -89,6 +89,23 @@ class Target:
         if self.engine != "ort" or self.device != "cpu":
             raise TargetError(f"kernels is for target ort-cpu, not for {self}; leave it out")
         return replace(self, kernels="tvm")
+
+    def form(self, *, portable: bool) -> Form:
+        """How `model.onnx` writes structured nodes.
+
+        Raises:
+            TargetError: portable for another target than ort-cpu.
+        """
+        if portable and (self.engine, self.device) != ("ort", "cpu"):
+            raise TargetError("portable is a form of model.onnx for --target ort-cpu; leave it out")
+        if (self.engine, self.device) == ("ort", "cuda"):
+            return "cuda"
+        return "portable" if portable else "fast"
+
+    @property
+    def activations(self) -> Activations:
+        """What `activations=auto` stands for: only ONNX Runtime on CPUs gains by int8 alone."""
+        return "int8" if (self.engine, self.device) == ("ort", "cpu") else "float"
 
     def __str__(self) -> str:
         if self.engine == "ort":

@@ -72,6 +72,20 @@ def refuse_exact_activations(choices: Iterable[Choice]) -> None:
             )
 
 
+def refuse_rounded_activations(choices: Iterable[Choice]) -> None:
+    """ONNX Runtime multiplies codes by floats on CUDA, so `int8` cannot be promised.
+
+    Raises:
+        SchemeError: a choice with `activations=int8`; names its site.
+    """
+    for choice in choices:
+        if getattr(parse_scheme(choice.scheme), "activations", None) == "int8":
+            raise SchemeError(
+                f"{choice.name}: ONNX Runtime's CUDA provider does not round activations to int8; "
+                "leave activations=int8 out for target ort-cuda"
+            )
+
+
 def with_activations(structure: Structure, activations: Activations) -> Structure:
     """The structure with `activations=auto` replaced by what the target runs fastest."""
     if getattr(structure, "activations", None) != "auto":

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+import onnx_ir as ir
+
+from .errors import FitError
 from .linalg import relative_error
 from .replace import Fitted
 from .sites import Site
 from .stats import Stats
 from .structures.base import Form, Structure
+
+_HALF_TYPES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +44,42 @@ def fit_site(
     """
     weight = site.weight()
     factors = structure.fit(weight, stats, seed=seed, site=site.name)
+    tensors = structure.pack(factors, form)
+    dtype = _factor_type(site, form)
+    if dtype != ir.DataType.FLOAT:
+        tensors = _narrowed(tensors, dtype, site.name)
+        factors = structure.unpack(tensors, site.out_features, site.in_features)
     moment = None if stats is None else stats.second_moment
     error = relative_error(weight, structure.dense(factors), moment)
-    tensors = structure.pack(factors, form)
     stored = 8 * sum(tensor.nbytes for tensor in tensors.values())
     return FitResult(Fitted(structure, tensors), error, stored / weight.size)
+
+
+def _factor_type(site: Site, form: Form) -> ir.DataType:
+    """The type of a site's floating factors: on CUDA the 16 bits that all its uses compute in.
+
+    CPUs compute those in float32 anyway, and their kernels want float32 factors.
+    """
+    dtypes = {use.dtype for use in site.uses}
+    if form == "cuda" and len(dtypes) == 1 and dtypes <= set(_HALF_TYPES):
+        return dtypes.pop()
+    return ir.DataType.FLOAT
+
+
+def _narrowed(
+    tensors: Mapping[str, ir.TensorProtocol], dtype: ir.DataType, site: str
+) -> dict[str, ir.TensorProtocol]:
+    """The tensors, floating ones rounded to `dtype`."""
+    found = dict(tensors)
+    for name, tensor in tensors.items():
+        if tensor.dtype == ir.DataType.FLOAT:
+            with np.errstate(over="ignore"):
+                rounded = tensor.numpy().astype(dtype.numpy())
+            if not np.isfinite(rounded.astype(np.float32)).all():
+                raise FitError(
+                    site,
+                    f"its {name} do not fit {dtype.name.lower()}",
+                    "choose another scheme, or bfloat16 or float32 for the model",
+                )
+            found[name] = ir.tensor(rounded)
+    return found

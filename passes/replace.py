@@ -28,14 +28,20 @@ class Fitted:
     structure: Structure
     tensors: dict[str, ir.TensorProtocol]
 
+    @property
+    def dtype(self) -> ir.DataType:
+        """The floating type of the tensors, which the node takes and gives."""
+        types = (tensor.dtype for tensor in self.tensors.values())
+        return next(dtype for dtype in types if dtype.is_floating_point())
+
 
 class ReplaceDense(ir.passes.InPlacePass):
     """Carries out a plan: every use of a site that is not to stay dense reads the packed tensors.
 
     The tensors become initializers `{site}.{tensor}`, shared by all uses; the functions that give
     the nodes their meaning are added; constants and nodes that nothing reads any more are
-    removed. Activations that are not float32 are cast to it and back. Sites that an earlier run
-    replaced are left as they are.
+    removed. Activations of another type than the factors are cast to it and back. Sites that an
+    earlier run replaced are left as they are.
     """
 
     def __init__(self, plan: Plan, fitted: Mapping[str, Fitted], form: Form = "fast") -> None:
@@ -117,8 +123,8 @@ def _swap(
     attributes = structure.attributes(*shape, functions.form)
     tape, result = ir.tape.Tape(), old.outputs[0]
     x = use.x if gathers else old.inputs[0]
-    if not gathers and use.dtype != ir.DataType.FLOAT:
-        x = _cast(tape, x, ir.DataType.FLOAT, old)
+    if not gathers and use.dtype != fitted.dtype:
+        x = _cast(tape, x, fitted.dtype, old)
     y = tape.op(
         function.name,
         [x, *tensors],
@@ -128,8 +134,8 @@ def _swap(
         metadata_props={**old.metadata_props, **metadata(site.name, structure, *shape)},
     )
     structured = tape.nodes[-1]
-    y.dtype, y.shape = ir.DataType.FLOAT, result.shape
-    if use.dtype != ir.DataType.FLOAT:
+    y.dtype, y.shape = fitted.dtype, result.shape
+    if use.dtype != fitted.dtype:
         y = _cast(tape, y, use.dtype, old)
     _take_place(old, structured, tape, y)
 

@@ -14,6 +14,7 @@ from typing import Any
 from ..passes.errors import ArtifactError
 from .atomic import move_into_place, temporary_sibling, termination_as_exception
 from .manifest import (
+    Device,
     Dimension,
     Engine,
     FileEntry,
@@ -27,6 +28,7 @@ from .manifest import (
 __all__ = [
     "ENGINE_FILES",
     "Artifact",
+    "Device",
     "Dimension",
     "Engine",
     "FileEntry",

@@ -105,7 +105,7 @@ def bench(
     Returns:
         A JSON object: "artifact" and "against" with `median_ms`, `p10_ms`, `p90_ms`; "speedup" is
         the ratio of the medians, above one where the artifact is faster; "threads", "machine",
-        "engine", and "inputs" with their shapes.
+        "engine", "device", and "inputs" with their shapes.
 
     Raises:
         InputError: inputs that do not fit, or sessions with different numbers of threads.
@@ -127,6 +127,7 @@ def bench(
         "speedup": None if other is None else other.median_ms / timings["artifact"].median_ms,
         "threads": session.num_threads,
         "engine": session.engine,
+        "device": session.device,
         "inputs": {name: list(np.shape(value)) for name, value in inputs.items()},
         "machine": machine(),
     }

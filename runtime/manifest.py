@@ -16,6 +16,7 @@ FORMAT = "undense artifact"
 FORMAT_VERSION = 1
 
 Engine = Literal["tvm", "ort"]
+Device = Literal["cpu", "cuda"]
 Kernels = Literal["tvm"]
 Dimension = int | str | None
 
@@ -101,6 +102,7 @@ class Manifest:
     Attributes:
         engine: the one the artifact was made for; `load` takes it if it is installed.
         target: text of the target, such as "llvm" or "ort-cpu".
+        device: where it was made to run; artifacts from before there was another say "cpu".
         inputs, outputs: in the order of positional arguments and of results.
         dimension_bounds: lowest and highest length of a symbol, both included.
         parameters: names in `weights.safetensors`, in the order in which TVM's main wants them.
@@ -123,10 +125,12 @@ class Manifest:
     execution_tolerance: Mapping[str, Tolerance] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, FileEntry] = field(default_factory=dict)
+    device: Device = "cpu"
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
         _expect(self.engine in ("tvm", "ort"), f"engine {self.engine!r} is not known")
+        _expect(self.device in ("cpu", "cuda"), f"device {self.device!r} is not known")
         _expect(self.kernels in (None, "tvm"), f"kernels {self.kernels!r} are not known")
         _expect(bool(self.outputs), "a module has at least one output")
         for group in (self.inputs, self.outputs):
@@ -205,6 +209,7 @@ def _manifest(document: dict[str, Any]) -> Manifest:
         parameters=tuple(map(str, document["parameters"])),
         cpu_features=tuple(map(str, document["cpu_features"])),
         kernels=document.get("kernels"),
+        device=document.get("device", "cpu"),
         execution_tolerance={name: Tolerance(**item) for name, item in tolerances},
         versions=dict(document["versions"]),
         files={name: FileEntry(**item) for name, item in document["files"].items()},

@@ -1,23 +1,32 @@
-"""Runs the ONNX file of an artifact with ONNX Runtime, and with the kernels beside it."""
+"""Runs the ONNX file of an artifact with ONNX Runtime, and with the kernels beside it.
+
+What concerns GPUs follows ONNX Runtime's documentation; it was not run on one.
+"""
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from ..passes.errors import ArtifactError, TargetError, UndenseError
-from .artifact import KERNELS, MODEL, Artifact, Engine
+from . import cuda_provider
+from .artifact import KERNELS, MODEL, Artifact, Device, Engine
 from .calls import Call, shapes
+from .gpu_tensors import is_on_gpu, stand_in
 from .library import check_processor, library_path
+from .ort_binding import run_bound, to_torch_without_copy
 from .session import Session
+from .signature import check
+from .tensors import is_torch, to_torch
 
+_CPU = "CPUExecutionProvider"
 _ERRORS_ONLY = 3
 _SIDES = ("input", "output")
 THREADS_ENTRY = "undense.num_threads"
@@ -25,17 +34,18 @@ THREADS_ENTRY = "undense.num_threads"
 
 
 class OrtSession(Session):
-    """`model.onnx` on the CPU; external data is mapped into memory by ONNX Runtime.
+    """`model.onnx` on the CPU or a GPU; external data is mapped into memory by ONNX Runtime.
 
-    The operators of `kernels.so`, if the artifact has it, take the place of the functions that
-    `model.onnx` holds for them.
+    On the CPU the operators of `kernels.so`, if the artifact has it, take the place of the
+    functions that `model.onnx` holds for them. On a GPU, torch tensors that lie there are read and
+    returned where they are; everything else is copied there and back.
     """
 
-    engine: ClassVar[Engine] = "ort"
+    engine: Engine = "ort"
 
-    def __init__(self, artifact: Artifact, num_threads: int) -> None:
-        super().__init__(artifact, num_threads)
-        self._session = _load(artifact, _options(num_threads))
+    def __init__(self, artifact: Artifact, num_threads: int, device: Device = "cpu") -> None:
+        super().__init__(artifact, num_threads, device)
+        self._session = _load(artifact, _options(num_threads), device)
         self._output_names = [info.name for info in self.outputs]
         self._check_names()
 
@@ -50,15 +60,32 @@ class OrtSession(Session):
                 "build the artifact again"
             )
 
+    def _results(self, values: Mapping[str, Any]) -> Sequence[Any]:
+        if self.device == "cpu":
+            return super()._results(values)
+        stand_ins = {info.name: stand_in(info, values[info.name]) for info in self.inputs}
+        arrays = check(self.inputs, self.manifest.dimension_bounds, stand_ins)
+        given = {
+            name: value if is_on_gpu(value) else arrays[name] for name, value in values.items()
+        }
+        results = self._run(lambda: run_bound(self._session, given, self._output_names, "cuda"))
+        if any(map(is_on_gpu, values.values())):
+            return [to_torch_without_copy(result) for result in results]
+        copies = [result.numpy() for result in results]
+        if any(map(is_torch, values.values())):
+            return [to_torch(array) for array in copies]
+        return copies
+
     def _execute(self, arrays: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
         names = (info.name for info in self.inputs)
+        feeds = dict(zip(names, arrays, strict=True))
+        return self._run(lambda: self._session.run(self._output_names, feeds))
+
+    def _run(self, call: Callable[[], list[Any]]) -> list[Any]:
         try:
-            results: list[Any] = self._session.run(
-                self._output_names, dict(zip(names, arrays, strict=True))
-            )
+            return call()
         except Exception as error:  # its exceptions share no base but Exception
             raise UndenseError(f"{self.path}: onnxruntime failed: {_first(error)}") from error
-        return results
 
     def _trace(self, arrays: Sequence[NDArray[np.generic]], runs: int) -> list[list[Call]]:
         names = (info.name for info in self.inputs)
@@ -67,7 +94,7 @@ class OrtSession(Session):
             options = _options(self.num_threads)
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "run")
-            session = _load(self.artifact, options)
+            session = _load(self.artifact, options, self.device)
             for _ in range(1 + runs):
                 session.run(self._output_names, feeds)
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
@@ -102,22 +129,41 @@ def _options(num_threads: int) -> Any:
     return options
 
 
-def _load(artifact: Artifact, options: Any) -> Any:
+def _load(artifact: Artifact, options: Any, device: Device) -> Any:
     path = artifact.file(MODEL)
-    if artifact.manifest.kernels is not None:
+    if device == "cuda":
+        _check_cuda(path)
+    elif artifact.manifest.kernels is not None:
         _register(artifact, options)
+    providers = [cuda_provider.WITH_OPTIONS, _CPU] if device == "cuda" else [_CPU]
     try:
         session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
+            str(path), options, providers=providers, enable_fallback=False
         )
     except Exception as error:  # its exceptions share no base but Exception
+        if "CUDA" in str(error):
+            raise TargetError(
+                f"{path}: onnxruntime cannot use the GPU ({_first(error)}); mend that, or load it "
+                "with device='cpu'"
+            ) from error
         raise ArtifactError(
             f"{path}: onnxruntime {onnxruntime.__version__} cannot load it ({_first(error)}); "
             f"the artifact was made with {artifact.manifest.versions.get('onnxruntime')}"
         ) from error
-    if session.get_providers() != ["CPUExecutionProvider"]:
-        raise TargetError(f"{path}: onnxruntime chose {session.get_providers()}")
+    wanted = cuda_provider.NAME if device == "cuda" else _CPU
+    if session.get_providers()[0] != wanted:
+        raise TargetError(
+            f"{path}: onnxruntime fell back from {wanted} to {session.get_providers()[0]}; what it "
+            "logged says why, and device='cpu' runs it there without a complaint"
+        )
     return session
+
+
+def _check_cuda(path: Path) -> None:
+    """Without this ONNX Runtime would log why it cannot use the GPU, and run on the CPU."""
+    obstacle = cuda_provider.obstacle()
+    if obstacle is not None:
+        raise type(obstacle)(f"{path}: {obstacle}, or load it with device='cpu'")
 
 
 def _register(artifact: Artifact, options: Any) -> None:

@@ -7,14 +7,15 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..passes.errors import ArtifactError, MissingDependencyError, TargetError
-from .artifact import Artifact, Engine, Manifest, TensorInfo, open_artifact
+from .artifact import Artifact, Device, Engine, Manifest, TensorInfo, open_artifact
 from .calls import Call
+from .device import resolve
 from .hardware import usable_cores
 from .signature import bind, check
 from .tensors import is_torch, to_torch
@@ -29,15 +30,18 @@ class Session(ABC):
     Inputs are checked first; calls from several threads at once are safe.
 
     Attributes:
+        engine: that runs it.
         artifact: the folder it was loaded from.
         num_threads: that one call may use.
+        device: it runs on.
     """
 
-    engine: ClassVar[Engine]
+    engine: Engine
 
-    def __init__(self, artifact: Artifact, num_threads: int) -> None:
+    def __init__(self, artifact: Artifact, num_threads: int, device: Device = "cpu") -> None:
         self.artifact = artifact
         self.num_threads = num_threads
+        self.device = device
 
     @property
     def manifest(self) -> Manifest:
@@ -68,7 +72,7 @@ class Session(ABC):
         """The output, or a tuple of the outputs, for inputs by position or by name.
 
         Returns:
-            torch tensors if an input is one, else numpy arrays.
+            torch tensors if an input is one, on the GPU if an input is there, else numpy arrays.
 
         Raises:
             InputError: inputs that do not fit the signature.
@@ -121,7 +125,7 @@ class Session(ABC):
 
 def load(
     path: str | Path,
-    device: str = "cpu",
+    device: str | None = None,
     engine: Engine | None = None,
     num_threads: int | None = None,
 ) -> Session:
@@ -131,7 +135,7 @@ def load(
 
     Args:
         path: the artifact's folder.
-        device: "cpu".
+        device: "cpu" or "cuda"; by default the one the artifact was made for.
         engine: "tvm" or "ort"; by default the one the artifact was made for, or the other one
             if only that can run here, with a warning.
         num_threads: for one call; by default the number of physical cores.
@@ -139,10 +143,9 @@ def load(
     Raises:
         ArtifactError: no artifact, a damaged one, or one without the files of `engine`.
         MissingDependencyError: the engine is not installed.
-        TargetError: a device that is not supported, or a module built for other machines.
+        TargetError: a device that the artifact or this machine does not support, or a module built
+            for other machines.
     """
-    if device != "cpu":
-        raise TargetError(f"device {device!r} is not there yet: artifacts run on device='cpu'")
     if engine is not None and engine not in _PACKAGES:
         raise TargetError(f"engine {engine!r} is not known; there are 'tvm' and 'ort'")
     if num_threads is not None and num_threads < 1:
@@ -150,10 +153,10 @@ def load(
     artifact = open_artifact(path)
     chosen = _choose(artifact, engine)
     threads = usable_cores() if num_threads is None else num_threads
-    return _session_class(chosen)(artifact, threads)
+    return _session_class(chosen)(artifact, threads, resolve(artifact, device, chosen))
 
 
-def _session_class(engine: Engine) -> Callable[[Artifact, int], Session]:
+def _session_class(engine: Engine) -> Callable[[Artifact, int, Device], Session]:
     try:
         if engine == "tvm":
             from .tvm_session import TvmSession
@@ -182,7 +185,8 @@ def _choose(artifact: Artifact, wanted: Engine | None) -> Engine:
     if not installed:
         names = " or ".join(_PACKAGES[name] for name in candidates)
         raise MissingDependencyError(
-            f"{artifact.path} needs an engine to run: install {names} (pip install 'undense[cpu]')"
+            f"{artifact.path} needs an engine to run: install {names} "
+            f"(pip install 'undense[{artifact.manifest.device}]')"
         )
     first = wanted or artifact.manifest.engine
     if installed[0] != first and first in there:

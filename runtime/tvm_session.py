@@ -7,14 +7,14 @@ import threading
 import time
 import warnings
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from ..passes.errors import ArtifactError, UndenseError
-from .artifact import MODULE, WEIGHTS, Artifact, Engine
+from ..passes.errors import ArtifactError, TargetError, UndenseError
+from .artifact import MODULE, WEIGHTS, Artifact, Device, Engine
 from .calls import Call, shapes
 from .hardware import usable_cores
 from .library import check_processor, library_path
@@ -43,10 +43,12 @@ class TvmSession(Session):
     A virtual machine is not thread-safe, several on one executable are: one a thread.
     """
 
-    engine: ClassVar[Engine] = "tvm"
+    engine: Engine = "tvm"
 
-    def __init__(self, artifact: Artifact, num_threads: int) -> None:
-        super().__init__(artifact, num_threads)
+    def __init__(self, artifact: Artifact, num_threads: int, device: Device = "cpu") -> None:
+        super().__init__(artifact, num_threads, device)
+        if device != "cpu":
+            raise TargetError(f"{artifact.path}: TVM's modules for {device} are not run yet")
         _check_machine(artifact)
         path = artifact.file(MODULE)
         try:

@@ -24,15 +24,16 @@ from undense.passes.errors import LoweringError, SchemeError
 from undense.passes.scheme import parse_scheme
 from undense.passes.structures.base import DOMAIN, Factors, Form, Structure
 
-FORMS: tuple[Form, ...] = ("fast", "portable")
+FORMS: tuple[Form, ...] = ("fast", "cuda", "portable")
+LEAST_OPSETS = {"cuda": 15, "portable": 21}
 BATCHES = ((), (1,), (3,), (2, 5), (2, 1, 3), (0,), (2, 0, 3))
 
 
-def runs_portable(structure: Structure, opset: int, *, gather: bool = False) -> bool:
-    """Whether standard operators of this opset can say it; if not, the refusal names the node."""
+def can_be_said(structure: Structure, form: Form, opset: int, *, gather: bool = False) -> bool:
+    """Whether operators of this opset can say it in a form; if not, the refusal names the node."""
     message = ""
     try:
-        (structure.gather_function if gather else structure.function)("portable", opset)
+        (structure.gather_function if gather else structure.function)(form, opset)
     except LoweringError as error:
         message = str(error)
     assert not message or structure.kind in message or structure.op_type in message
@@ -45,7 +46,7 @@ def runs_portable(structure: Structure, opset: int, *, gather: bool = False) -> 
 def expected(
     structure: Structure, factors: Factors, x: NDArray[np.float32], form: Form
 ) -> NDArray[np.floating]:
-    """The reference rounds activations where it is told to; the portable form never does."""
+    """The reference rounds activations where it is told to; the other forms never do."""
     if form == "fast":
         return structure.reference(factors, x)
     return x.astype(np.float64) @ structure.dense(factors).T
@@ -98,8 +99,8 @@ def test_function_runs_at_the_opset_of_the_model(
     structure: Structure, shape: tuple[int, int], form: Form, opset: int
 ) -> None:
     factors = fitted(structure, shape)
-    if form == "portable" and not runs_portable(structure, opset):
-        assert opset < 21
+    if form != "fast" and not can_be_said(structure, form, opset):
+        assert opset < LEAST_OPSETS[form]
         return
     function = structure.function(form, opset)
     assert (function.domain, function.name) == (DOMAIN, structure.op_type)
@@ -123,7 +124,7 @@ def test_gather_reads_rows_from_the_tensors_of_the_product(
             structure.gather_function(form, 21)
         return
     factors = fitted(structure, shape)
-    if form == "portable" and not runs_portable(structure, 21, gather=True):
+    if form == "portable" and not can_be_said(structure, form, 21, gather=True):
         return
     model = one_node_model(structure, factors, *shape, form=form, gather=True)
     rng = np.random.default_rng(5)
@@ -138,7 +139,7 @@ def test_gather_reads_rows_from_the_tensors_of_the_product(
 # Storage
 
 
-@pytest.mark.parametrize("form", ["fast", "portable"])
+@pytest.mark.parametrize("form", FORMS)
 @every_case
 def test_unpack_is_the_inverse_of_pack(
     structure: Structure, shape: tuple[int, int], form: Form

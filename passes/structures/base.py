@@ -22,9 +22,9 @@ DOMAIN = "undense"
 Factors = dict[str, NDArray[np.generic]]
 """Logical, unpacked factors by name: floats, or int8 codes with their scales."""
 
-Form = Literal["fast", "portable"]
-"""`fast` is what stock ONNX Runtime runs fastest (com.microsoft operators included);
-`portable` uses standard operators only."""
+Form = Literal["fast", "cuda", "portable"]
+"""`fast` is what stock ONNX Runtime runs fastest on CPUs (com.microsoft operators included), `cuda`
+what its CUDA provider does; `portable` uses standard operators only."""
 
 
 class Structure(ABC):

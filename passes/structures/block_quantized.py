@@ -1,14 +1,14 @@
 """What codes with one scale a group share: packing for MatMulNBits, and the rounding of x.
 
 `Ŵ[i, j] = c[i, j] · scale[i, j // group]`, and sums of such matrices. Groups lie along in_features;
-the last one may be partial (576 by 128) and is filled with zero codes in the fast form.
+the last one may be partial (576 by 128) and is filled with zero codes in the packed forms.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 Activations = Literal["auto", "float", "int8"]
 Container = Literal[2, 4, 8]
-"""Bits of a stored code in the fast form."""
+"""Bits of a stored code in a packed form."""
 
 
 @dataclass(frozen=True)
 class Term:
-    """One MatMulNBits of the fast form.
+    """One MatMulNBits of a packed form, `fast` or `cuda`.
 
     Attributes:
         bits: of a stored code.
@@ -45,8 +45,19 @@ GROUPS = (16, 32, 64, 128, 256)
 TWO_BIT_BLOCKS = (32, 64, 128)
 """Blocks with a 2-bit int8 kernel in ONNX Runtime; others fall back to dequantising W whole."""
 
+_LARGEST_ON_CPU: Mapping[Container, int] = {2: TWO_BIT_BLOCKS[-1], 4: GROUPS[-1], 8: GROUPS[-1]}
+_LARGEST_ON_CUDA: Mapping[Container, int] = {2: 64, 4: 128, 8: GROUPS[-1]}
+"""The largest block that a node of so many bits is given.
+
+On CUDA the 2-bit kernels for tensor cores want 64, and a 4-bit product of a single row ends in an
+error above 128; those for few rows of 2 and 8 bits want whole blocks. All this is by the sources of
+ONNX Runtime 1.31, not by measurement.
+"""
+
 _ATTRIBUTES = ("N", "K", "block_size", "accuracy_level")
 PORTABLE_OPSET = 21
+CUDA_OPSET = 15
+"""The first with CastLike, which serves scales of any type."""
 
 
 class BlockQuantized(Structure):
@@ -68,7 +79,7 @@ class BlockQuantized(Structure):
     @property
     @abstractmethod
     def terms(self) -> tuple[Term, ...]:
-        """The MatMulNBits nodes of the fast form, whose outputs are added."""
+        """The MatMulNBits nodes of the packed forms, whose outputs are added."""
 
     def with_activations(self, activations: Activations) -> Self:
         """The same structure with `auto` decided."""
@@ -76,9 +87,16 @@ class BlockQuantized(Structure):
 
     @property
     def block(self) -> int:
-        """Columns of a block of the engine: it has one scale of W and one of x."""
-        two_bit = any(term.bits == 2 for term in self.terms)
-        return min(self.group, TWO_BIT_BLOCKS[-1]) if two_bit else self.group
+        """Columns of a block of the engine on a CPU: it has one scale of W and one of x."""
+        return min(self.group, *(_LARGEST_ON_CPU[term.bits] for term in self.terms))
+
+    def block_in(self, form: Form, in_features: int) -> int:
+        """Columns of a block in model.onnx: the group, or a part of it that has a fast kernel."""
+        if form != "cuda":
+            return self.block
+        largest = min(self.group, *(_LARGEST_ON_CUDA[term.bits] for term in self.terms))
+        blocks = (block for block in reversed(GROUPS) if block <= largest)
+        return next((block for block in blocks if in_features % block == 0), largest)
 
     def reference(self, factors: Factors, x: NDArray[np.floating]) -> NDArray[np.floating]:
         """`x Ŵᵀ` in the dtype of x; with `activations=int8` of the rounded x, in float64."""
@@ -90,7 +108,8 @@ class BlockQuantized(Structure):
     def attributes(self, out_features: int, in_features: int, form: Form) -> dict[str, int]:
         """Those of MatMulNBits, `bits` only for a single node; the block in the portable form.
 
-        Accuracy level 4 is the int8 kernel. It must be given: the level decides the numbers.
+        Accuracy level 4 is the int8 kernel. It must be given: the level decides the numbers. On
+        CUDA there is no such kernel, and the level is not read.
         """
         if form == "portable":
             return {"block_size": self.block}
@@ -99,8 +118,8 @@ class BlockQuantized(Structure):
             "N": out_features,
             "K": in_features,
             **own,
-            "block_size": self.block,
-            "accuracy_level": 4 if self.activations == "int8" else 0,
+            "block_size": self.block_in(form, in_features),
+            "accuracy_level": 4 if self.activations == "int8" and form == "fast" else 0,
         }
 
     def bits(self, out_features: int, in_features: int) -> int:
@@ -143,6 +162,22 @@ def round_activations(x: NDArray[np.floating], block: int) -> Matrix:
 def group_count(in_features: int, group: int) -> int:
     """`ceil(in_features / group)`."""
     return -(-in_features // group)
+
+
+def block_scales(
+    scales: NDArray[np.generic], group: int, block: int, in_features: int
+) -> NDArray[np.float32]:
+    """Scales of groups `[..., groups]`, repeated for each of their blocks: `[..., blocks]`."""
+    repeated = np.repeat(scales.astype(np.float32), group // block, axis=-1)
+    return np.ascontiguousarray(repeated[..., : group_count(in_features, block)])
+
+
+def group_scales(
+    scales: ir.TensorProtocol, codes: ir.TensorProtocol, container: Container, group: int
+) -> NDArray[np.generic]:
+    """The inverse of `block_scales`, for a node whose packed codes tell its block."""
+    block = codes.shape.numpy()[-1] * 8 // container
+    return np.ascontiguousarray(scales.numpy()[:, :: group // block])
 
 
 def scaled(codes: NDArray[np.generic], scales: NDArray[np.generic], group: int) -> Matrix:
@@ -202,12 +237,15 @@ def unpack_portable(codes: ir.TensorProtocol) -> NDArray[np.int8]:
     return np.ascontiguousarray(codes.numpy().astype(np.int8).T)
 
 
-def fast_function(op_type: str, terms: Sequence[Term], opset: int) -> ir.Function:
+def packed_function(op_type: str, terms: Sequence[Term], form: Form, opset: int) -> ir.Function:
     """`y = Σ_k MatMulNBits(x, codes_k, factor_k · scales)`.
 
     The inputs are `codes`, or `codes_0`, `codes_1`... for several terms, then `scales`, or
     `scales_0`... where terms have their own. Terms are joined by `Sum`: ONNX Runtime turns an
     `Add` of two products into a Gemm, which is slower.
+
+    Raises:
+        LoweringError: terms with a factor in the form for CUDA, below opset 15.
     """
     single, common = len(terms) == 1, terms[0].factor is not None
     attributes = [*_ATTRIBUTES, "bits"] if single else _ATTRIBUTES
@@ -218,7 +256,12 @@ def fast_function(op_type: str, terms: Sequence[Term], opset: int) -> ir.Functio
         scales = "scales" if common else f"scales{name}"
         if term.factor not in (None, 1):
             body.append(f"factor{name} = Constant <value: tensor = float {{{term.factor}}}> ()")
-            body.append(f"product{name} = Mul(scales, factor{name})")
+            factor = f"factor{name}"
+            if form == "cuda":  # there the scales have the type of x
+                _want_opset(op_type, "cuda", opset, CUDA_OPSET)
+                body.append(f"typed{name} = CastLike({factor}, scales)")
+                factor = f"typed{name}"
+            body.append(f"product{name} = Mul(scales, {factor})")
             scales = f"product{name}"
         bits = "" if single else f", bits: int = {term.bits}"
         node = f"com.microsoft.MatMulNBits <{given}{bits}> (x, codes{name}, {scales})"
@@ -234,11 +277,7 @@ def portable_function(op_type: str, count: int, opset: int) -> ir.Function:
     Raises:
         LoweringError: below opset 21, which has no blocked DequantizeLinear.
     """
-    if opset < PORTABLE_OPSET:
-        raise LoweringError(
-            f"{op_type}: the portable form needs opset {PORTABLE_OPSET} and the model has "
-            f"{opset}; raise its opset or take the fast form"
-        )
+    _want_opset(op_type, "portable", opset, PORTABLE_OPSET)
     names = [""] if count == 1 else [f"_{k}" for k in range(count)]
     given = "axis: int = 0, block_size: int = @block_size"
     body = []
@@ -247,6 +286,14 @@ def portable_function(op_type: str, count: int, opset: int) -> ir.Function:
         body.append(f"y{name} = MatMul(x, weight{name})")
     inputs = [f"{kind}{name}" for kind in ("codes", "scales") for name in names]
     return _function(op_type, ["block_size"], inputs, names, body, opset, contrib=False)
+
+
+def _want_opset(op_type: str, form: Form, opset: int, least: int) -> None:
+    if opset < least:
+        raise LoweringError(
+            f"{op_type}: the {form} form needs opset {least} and the model has {opset}; raise its "
+            "opset or take the fast form"
+        )
 
 
 def _function(

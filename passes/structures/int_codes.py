@@ -14,15 +14,18 @@ from ..linalg import check_weight, fit_moment
 from ..stats import Stats
 from .base import Factors, Form, Structure, parse_function
 from .block_quantized import (
+    CUDA_OPSET,
     PORTABLE_OPSET,
     Activations,
     BlockQuantized,
     Term,
-    fast_function,
+    block_scales,
+    group_scales,
     is_portable,
     largest_group,
     pack_codes,
     pack_portable,
+    packed_function,
     portable_function,
     scaled,
     unpack_codes,
@@ -33,7 +36,7 @@ from .levels import integer_codes
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-_GATHER_OPSET = 13
+_GATHER_OPSETS: Mapping[Form, int] = {"fast": 13, "cuda": CUDA_OPSET, "portable": PORTABLE_OPSET}
 
 # Shapes come from `scales` and `indices`, so that one function serves every table and bit width.
 _GATHER = """
@@ -79,6 +82,7 @@ IntCodesGather <N, K, bits, block_size, accuracy_level> (indices, codes, scales)
   rows = Slice(filled, first, end, last)
 }
 """
+_TO_FLOAT = "Cast <to: int = 1> (grouped)"
 
 _PORTABLE_GATHER = """
 IntCodesGather <block_size> (indices, codes, scales) => (rows) {
@@ -106,9 +110,10 @@ class IntCodes(BlockQuantized):
     and a scale may be negative. Factors: `codes`, int8 `[m, n]`, and `scales`, float32
     `[m, ceil(n / group)]`.
 
-    In model.onnx the fast form is one MatMulNBits: `codes` uint8 `[m, groups, group · b / 8]`, low
-    bits first, with the default zero point 2^(b−1), b = 8 for 8 bits and 4 for 3 and 4 bits, since
-    there is no 3-bit kernel. The portable form is DequantizeLinear of INT4 or INT8 `[n, m]` and
+    In model.onnx the packed forms are one MatMulNBits: `codes` uint8 `[m, blocks, block · b / 8]`,
+    low bits first, with the default zero point 2^(b−1), b = 8 for 8 bits and 4 for 3 and 4 bits,
+    since there is no 3-bit kernel. A block is a group, or a part of one where the engine has no
+    kernel for so large a block. The portable form is DequantizeLinear of INT4 or INT8 `[n, m]` and
     MatMul.
 
     Attributes:
@@ -177,13 +182,16 @@ class IntCodes(BlockQuantized):
         import onnx_ir as ir
 
         codes = factors["codes"].astype(np.int8)
-        if form == "fast":
-            packed = pack_codes(codes, self._container, self.group)
-            return {"codes": packed, "scales": ir.tensor(factors["scales"])}
-        return {
-            "codes": pack_portable(codes, self._container),
-            "scales": ir.tensor(np.ascontiguousarray(factors["scales"].T)),
-        }
+        block = self.block_in(form, codes.shape[-1])
+        scales = block_scales(factors["scales"], self.group, block, codes.shape[-1])
+        if form == "portable":
+            transposed = np.ascontiguousarray(scales.T)
+            return {
+                "codes": pack_portable(codes, self._container),
+                "scales": ir.tensor(transposed),
+            }
+        packed = pack_codes(codes, self._container, block)
+        return {"codes": packed, "scales": ir.tensor(scales)}
 
     def unpack(
         self, tensors: Mapping[str, ir.TensorProtocol], out_features: int, in_features: int
@@ -193,25 +201,27 @@ class IntCodes(BlockQuantized):
             scales = np.ascontiguousarray(tensors["scales"].numpy().T)
             return {"codes": unpack_portable(tensors["codes"]), "scales": scales}
         codes = unpack_codes(tensors["codes"], self._container, in_features)
-        return {"codes": codes, "scales": tensors["scales"].numpy()}
+        scales = group_scales(tensors["scales"], tensors["codes"], self._container, self.group)
+        return {"codes": codes, "scales": scales}
 
     def function(self, form: Form, opset: int) -> ir.Function:
         """One MatMulNBits, or DequantizeLinear and MatMul."""
-        if form == "fast":
-            return fast_function(self.op_type, self.terms, opset)
-        return portable_function(self.op_type, 1, opset)
+        if form == "portable":
+            return portable_function(self.op_type, 1, opset)
+        return packed_function(self.op_type, self.terms, form, opset)
 
     def gather_function(self, form: Form, opset: int) -> ir.Function:
         """Rows from the tensors of the matmul, by standard operators; only these are dequantised.
 
         Raises:
-            LoweringError: below opset 13 (21 for the portable form), or 3 and 4 bits in the
-                portable form, since ONNX cannot gather 4-bit integers.
+            LoweringError: below opset 13 (15 for CUDA, 21 for the portable form), or 3 and 4 bits
+                in the portable form, since ONNX cannot gather 4-bit integers.
         """
+        self._want_opset(opset, _GATHER_OPSETS[form])
         if form == "fast":
-            self._want_opset(opset, _GATHER_OPSET)
             return parse_function(_GATHER, opset)
-        self._want_opset(opset, PORTABLE_OPSET)
+        if form == "cuda":  # there the scales have the type of the model
+            return parse_function(_GATHER.replace(_TO_FLOAT, "CastLike(grouped, scale)"), opset)
         if self.bits_ != 8:
             raise LoweringError(
                 f"{self}: ONNX cannot gather rows of 4-bit integers in the portable form; "

@@ -18,12 +18,13 @@ from .block_quantized import (
     Activations,
     BlockQuantized,
     Term,
-    fast_function,
-    group_count,
+    block_scales,
+    group_scales,
     is_portable,
     largest_group,
     pack_codes,
     pack_portable,
+    packed_function,
     portable_function,
     scaled,
     unpack_codes,
@@ -49,17 +50,17 @@ class TritPlanes(BlockQuantized):
     Factors: tied, `codes`, int8 `[m, n]`, and `scales`, float32 `[m, ceil(n / group)]`; free,
     `planes`, int8 `[K, m, n]`, and `scales`, float32 `[K, m, groups]`, falling along K.
 
-    In model.onnx the fast form is, low bits first and with the default zero point,
+    In model.onnx the packed forms are, low bits first and with the default zero point,
     - tied, one plane: one 2-bit MatMulNBits, or with `pack=4bit` a 4-bit one;
     - tied, two planes: one 4-bit MatMulNBits, whatever `pack` says, since two 2-bit ones have the
       same bytes and take longer;
     - tied, three planes: a 4-bit one for `3 t_1 + t_2`, with three times the scales, and a 2-bit
       one for `t_3`: 6 bits instead of 8 in one 8-bit node, and one node less than three 2-bit ones;
     - free: a 2-bit one for each plane.
-    Scales are stored once for each block, which is 128 where a fast node has 2 bits and the group
-    is 256. The portable form is one INT4 tensor for tied planes (INT8 for three) and one INT4
-    tensor for each free plane, dequantised by DequantizeLinear: INT2 would need opset 25. How a TVM
-    module stores the planes is `storage`.
+    Scales are stored once for each block, which is at most 128 on CPUs and 64 on CUDA where a node
+    has 2 bits, and divides in_features on CUDA if it can. The portable form is one INT4 tensor for
+    tied planes (INT8 for three) and one INT4 tensor for each free plane, dequantised by
+    DequantizeLinear: INT2 would need opset 25. How a TVM module stores the planes is `storage`.
 
     Attributes:
         planes: K.
@@ -109,7 +110,7 @@ class TritPlanes(BlockQuantized):
 
     @property
     def terms(self) -> tuple[Term, ...]:
-        """The nodes of the fast form, as the class says."""
+        """The nodes of the packed forms, as the class says."""
         if not self.tied:
             return (Term(2, None),) * self.planes if self.planes > 1 else (Term(2),)
         if self.planes == 1:
@@ -142,14 +143,15 @@ class TritPlanes(BlockQuantized):
         return (1 if self.tied else self.planes) * out_features * in_features
 
     def pack(self, factors: Factors, form: Form) -> dict[str, ir.TensorProtocol]:
-        """Codes of each node, then scales, as `fast_function` and `portable_function` take them."""
+        """Codes of each node, then scales, as the functions of each form take them."""
         import onnx_ir as ir
 
         if form == "portable":
             return self._pack_portable(factors)
-        codes, scales = self._term_codes(factors), self._term_scales(factors)
+        block = self.block_in(form, factors["codes" if self.tied else "planes"].shape[-1])
+        codes, scales = self._term_codes(factors), self._term_scales(factors, block)
         tensors = {
-            f"codes{name}": pack_codes(plane, term.bits, self.block)
+            f"codes{name}": pack_codes(plane, term.bits, block)
             for name, term, plane in zip(_names(len(codes)), self.terms, codes, strict=True)
         }
         for name, scale in zip(_names(len(scales)), scales, strict=True):
@@ -165,24 +167,24 @@ class TritPlanes(BlockQuantized):
         upper = (codes + np.int8(1)) // np.int8(3)
         return [upper, codes - np.int8(3) * upper]
 
-    def _term_scales(self, factors: Factors) -> list[NDArray[np.float32]]:
+    def _term_scales(self, factors: Factors, block: int) -> list[NDArray[np.float32]]:
         """Scales of the blocks, `[m, blocks]`, one or one for each plane."""
         columns = factors["codes" if self.tied else "planes"].shape[-1]
-        scales = np.repeat(factors["scales"].astype(np.float32), self.group // self.block, axis=-1)
-        blocks = np.ascontiguousarray(scales[..., : group_count(columns, self.block)])
+        blocks = block_scales(factors["scales"], self.group, block, columns)
         return [blocks] if self.tied else list(blocks)
 
     def _pack_portable(self, factors: Factors) -> dict[str, ir.TensorProtocol]:
         import onnx_ir as ir
 
         codes = factors["codes"][None] if self.tied else factors["planes"]
+        scales = self._term_scales(factors, self.block)
         tensors: dict[str, ir.TensorProtocol] = {
             f"codes{name}": pack_portable(
                 plane.astype(np.int8), 8 if self.tied and self.planes == 3 else 4
             )
             for name, plane in zip(_names(len(codes)), codes, strict=True)
         }
-        for name, scale in zip(_names(len(codes)), self._term_scales(factors), strict=True):
+        for name, scale in zip(_names(len(codes)), scales, strict=True):
             tensors[f"scales{name}"] = ir.tensor(np.ascontiguousarray(scale.T))
         return tensors
 
@@ -197,15 +199,14 @@ class TritPlanes(BlockQuantized):
             unpack_codes(tensors[f"codes{name}"], term.bits, in_features)
             for name, term in zip(_names(len(self.terms)), self.terms, strict=True)
         ]
-        step = self.group // self.block
         scales = [
-            tensors[f"scales{name}"].numpy()[:, ::step]
+            group_scales(tensors[f"scales{name}"], first, self.terms[0].bits, self.group)
             for name in _names(1 if self.tied else self.planes)
         ]
         if not self.tied:
             return {"planes": np.stack(codes), "scales": np.stack(scales)}
         joined = codes[0] if len(codes) == 1 else np.int8(3) * codes[0] + codes[1]
-        return {"codes": joined, "scales": np.ascontiguousarray(scales[0])}
+        return {"codes": joined, "scales": scales[0]}
 
     def _unpack_portable(self, tensors: Mapping[str, ir.TensorProtocol]) -> Factors:
         names = _names(1 if self.tied else self.planes)
@@ -220,9 +221,9 @@ class TritPlanes(BlockQuantized):
 
     def function(self, form: Form, opset: int) -> ir.Function:
         """The sum of the products with each node's codes."""
-        if form == "fast":
-            return fast_function(self.op_type, self.terms, opset)
-        return portable_function(self.op_type, 1 if self.tied else self.planes, opset)
+        if form == "portable":
+            return portable_function(self.op_type, 1 if self.tied else self.planes, opset)
+        return packed_function(self.op_type, self.terms, form, opset)
 
 
 def split_trits(codes: NDArray[np.int8], planes: int) -> NDArray[np.int8]:
