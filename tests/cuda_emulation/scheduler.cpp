@@ -1,0 +1,458 @@
+// Runs the blocks of a grid one after another, each thread of a block as a fiber.
+
+#include "scheduler.h"
+
+#include "launch.h"
+
+#include <algorithm>
+#include <csignal>
+#include <cstdarg>
+#include <cstdio>
+#include <cstring>
+#include <cuda.h>
+#include <deque>
+#include <mutex>
+#include <random>
+#include <sys/mman.h>
+#include <sys/ucontext.h>
+#include <vector>
+
+namespace emulation {
+
+Thread* current;
+uint3 block_index;
+dim3 block_extent;
+dim3 grid_extent;
+unsigned char* dynamic_shared;
+
+namespace {
+
+// swapcontext asks the kernel for the signal mask twice a switch; this keeps what the calling
+// convention says a function keeps, and is about a hundred times faster.
+asm(R"(
+.text
+.type emulation_switch, @function
+emulation_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size emulation_switch, .-emulation_switch
+)");
+extern "C" void emulation_switch(void** from, void* to);
+
+constexpr size_t page = 4096;
+constexpr size_t stack_size = 256 << 10;
+
+enum class State { ready, at_block_barrier, in_warp, asks_for_active_lanes, exited };
+
+struct Fiber : Thread {
+  State state;
+  void* stack_pointer;
+  char* stack_top;
+  unsigned mask;  // in_warp: the lanes it waits for; then the answer to active_lanes
+  void* lane;     // in_warp: what it gives to the operation
+  Collective operation;
+  int line;
+  std::deque<Copy> copies;
+};
+
+std::mutex device;  // one launch at a time
+const Kernel* kernel;
+void** arguments;
+std::vector<Fiber> fibers;
+std::vector<unsigned> order;  // in which threads run that could run at once
+unsigned thread_count;
+unsigned exited;
+unsigned at_barrier;
+int barrier_line;
+Fiber* ready[most_threads + 1];  // a queue in a ring
+unsigned first_ready, end_ready;
+void* launcher;  // the stack pointer of run_block
+bool running;
+int error;
+std::string message;
+
+Order chosen_order = Order::forward;
+std::mt19937 shuffle;
+
+void enqueue(Fiber& fiber) {
+  fiber.state = State::ready;
+  ready[end_ready] = &fiber;
+  end_ready = end_ready == most_threads ? 0 : end_ready + 1;
+}
+
+[[noreturn]] void return_to_launcher() {
+  void* abandoned;
+  emulation_switch(&abandoned, launcher);
+  __builtin_unreachable();
+}
+
+void release_askers_for_active_lanes();
+
+// Runs whatever thread is next; returns when this one is.
+void yield() {
+  if (first_ready == end_ready) release_askers_for_active_lanes();
+  if (first_ready == end_ready) return_to_launcher();
+  Fiber& before = static_cast<Fiber&>(*current);
+  Fiber& next = *ready[first_ready];
+  first_ready = first_ready == most_threads ? 0 : first_ready + 1;
+  current = &next;
+  if (&next != &before) emulation_switch(&before.stack_pointer, next.stack_pointer);
+}
+
+void run_thread() {
+  kernel->run(arguments);
+  static_cast<Fiber&>(*current).state = State::exited;
+  ++exited;
+  yield();
+}
+
+void shuffle_order() {
+  if (chosen_order == Order::shuffled) {
+    std::shuffle(order.begin(), order.end(), shuffle);
+  }
+}
+
+void choose_order() {
+  order.resize(thread_count);
+  for (unsigned i = 0; i < thread_count; ++i) {
+    order[i] = chosen_order == Order::backward ? thread_count - 1 - i : i;
+  }
+}
+
+// The lanes of a thread's warp that the block has.
+unsigned lanes_of(const Fiber& fiber) {
+  unsigned count = std::min(warp_size, thread_count - fiber.number / warp_size * warp_size);
+  return count == warp_size ? ~0u : (1u << count) - 1;
+}
+
+Fiber* warp_of(const Fiber& fiber) {
+  return &fibers[fiber.number / warp_size * warp_size];
+}
+
+void enqueue_lanes(Fiber* warp, unsigned mask) {
+  if (chosen_order == Order::shuffled) {
+    unsigned lanes[warp_size], count = 0;
+    for (unsigned lane = 0; lane < warp_size; ++lane) {
+      if (mask >> lane & 1) lanes[count++] = lane;
+    }
+    std::shuffle(lanes, lanes + count, shuffle);
+    for (unsigned i = 0; i < count; ++i) enqueue(warp[lanes[i]]);
+    return;
+  }
+  for (unsigned i = 0; i < warp_size; ++i) {
+    unsigned lane = chosen_order == Order::backward ? warp_size - 1 - i : i;
+    if (mask >> lane & 1) enqueue(warp[lane]);
+  }
+}
+
+// A real warp's lanes ask together once the others have gone another way: when all else waits.
+void release_askers_for_active_lanes() {
+  for (unsigned begin = 0; begin < thread_count; begin += warp_size) {
+    Fiber* warp = &fibers[begin];
+    unsigned lanes = lanes_of(*warp);
+    unsigned asking = 0;
+    int line = 0;
+    for (unsigned lane = 0; lane < warp_size && lanes >> lane & 1; ++lane) {
+      if (warp[lane].state != State::asks_for_active_lanes) continue;
+      if (!asking) line = warp[lane].line;
+      if (warp[lane].line == line) asking |= 1u << lane;
+    }
+    for (unsigned lane = 0; lane < warp_size; ++lane) {
+      if (asking >> lane & 1) warp[lane].mask = asking;
+    }
+    if (asking) enqueue_lanes(warp, asking);
+  }
+}
+
+std::string describe_deadlock() {
+  unsigned blocked = 0, in_warp = 0;
+  int block_line = 0, warp_line = 0;
+  for (unsigned i = 0; i < thread_count; ++i) {
+    const Fiber& fiber = fibers[i];
+    if (fiber.state == State::at_block_barrier) ++blocked, block_line = fiber.line;
+    if (fiber.state == State::in_warp) ++in_warp, warp_line = fiber.line;
+  }
+  std::string text = "deadlock: ";
+  if (blocked) {
+    text += std::to_string(blocked) + " threads wait at __syncthreads of line " +
+            std::to_string(block_line);
+  }
+  if (blocked && in_warp) text += ", ";
+  if (in_warp) {
+    text += std::to_string(in_warp) + " threads wait in their warp at line " +
+            std::to_string(warp_line);
+  }
+  return text + " of " + std::to_string(thread_count) + " threads, and " +
+         std::to_string(exited) + " have ended";
+}
+
+void prepare_fibers() {
+  size_t ready_made = fibers.size();
+  if (ready_made >= thread_count) return;
+  fibers.resize(most_threads);
+  for (size_t i = ready_made; i < most_threads; ++i) {
+    void* memory = mmap(nullptr, stack_size, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
+    if (memory == MAP_FAILED) throw std::bad_alloc();
+    mprotect(memory, page, PROT_NONE);  // an overflow faults
+    // Stacks that all begin at the same offset in a page would share a few cache sets.
+    fibers[i].stack_top = static_cast<char*>(memory) + stack_size - i % 32 * 192;
+  }
+}
+
+void run_block() {
+  exited = at_barrier = first_ready = end_ready = 0;
+  memset(kernel->shared_begin, poison, kernel->shared_end - kernel->shared_begin);
+  shuffle_order();
+  for (unsigned i = 0; i < thread_count; ++i) {
+    Fiber& fiber = fibers[i];
+    fiber.number = i;
+    fiber.index = {i % block_extent.x, i / block_extent.x % block_extent.y,
+                   i / block_extent.x / block_extent.y};
+    fiber.groups = 0;
+    fiber.copies.clear();
+    auto* stack = reinterpret_cast<void**>(fiber.stack_top) - 2;
+    *stack = reinterpret_cast<void*>(run_thread);  // where the first switch returns to
+    fiber.stack_pointer = stack - 6;               // beneath the six registers it restores
+  }
+  for (unsigned i : order) enqueue(fibers[i]);
+  current = ready[first_ready++];
+  emulation_switch(&launcher, static_cast<Fiber*>(current)->stack_pointer);
+  if (!error && exited != thread_count) {
+    error = CUDA_ERROR_LAUNCH_TIMEOUT;
+    message = describe_deadlock();
+  }
+}
+
+// --- Faults of a thread become errors of its launch ---
+
+char fault_stack[4096] __attribute__((aligned(16)));
+
+void handle_fault(int signal, siginfo_t* information, void* context) {
+  if (!running) return;
+  auto& registers = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;
+  error = CUDA_ERROR_ILLEGAL_ADDRESS;
+  char text[128];
+  snprintf(text, sizeof text, signal == SIGFPE ? "an integer is divided by zero at %p"
+                                               : "an address out of bounds is used: %p",
+           information->si_addr);
+  message = text;
+  // The thread's own stack may be what overflowed.
+  registers[REG_RSP] = reinterpret_cast<greg_t>(fault_stack + sizeof fault_stack - 8);
+  registers[REG_RIP] = reinterpret_cast<greg_t>(&return_to_launcher);
+}
+
+class FaultHandler {
+ public:
+  FaultHandler() {
+    stack_t stack = {};
+    stack.ss_sp = memory;
+    stack.ss_size = sizeof memory;
+    sigaltstack(&stack, &stack_before);
+    struct sigaction action = {};
+    action.sa_sigaction = handle_fault;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+    for (int i = 0; i < 3; ++i) sigaction(signals[i], &action, &before[i]);
+  }
+  ~FaultHandler() {
+    for (int i = 0; i < 3; ++i) sigaction(signals[i], &before[i], nullptr);
+    sigaltstack(&stack_before, nullptr);
+  }
+
+ private:
+  static constexpr int signals[] = {SIGSEGV, SIGBUS, SIGFPE};
+  struct sigaction before[3];
+  stack_t stack_before;
+  alignas(16) static inline char memory[64 << 10];
+};
+
+uint3 block_at(size_t number) {
+  return {static_cast<unsigned>(number % grid_extent.x),
+          static_cast<unsigned>(number / grid_extent.x % grid_extent.y),
+          static_cast<unsigned>(number / grid_extent.x / grid_extent.y)};
+}
+
+}  // namespace
+
+void set_order(Order value, unsigned seed) {
+  std::lock_guard lock(device);
+  chosen_order = value;
+  shuffle.seed(seed);
+}
+
+int run_grid(const Kernel& launched, dim3 grid, dim3 block, size_t dynamic, void** given,
+             std::string& why) {
+  std::lock_guard lock(device);
+  kernel = &launched;
+  arguments = given;
+  grid_extent = grid;
+  block_extent = block;
+  thread_count = block.x * block.y * block.z;
+  error = 0;
+  prepare_fibers();
+  choose_order();
+  Guarded shared(dynamic);
+  dynamic_shared = static_cast<unsigned char*>(shared.begin);
+  size_t blocks = size_t(grid.x) * grid.y * grid.z;
+  std::vector<size_t> numbers(blocks);
+  for (size_t i = 0; i < blocks; ++i) {
+    numbers[i] = chosen_order == Order::backward ? blocks - 1 - i : i;
+  }
+  if (chosen_order == Order::shuffled) std::shuffle(numbers.begin(), numbers.end(), shuffle);
+  {
+    FaultHandler handler;
+    running = true;
+    for (size_t i = 0; i < blocks && !error; ++i) {
+      block_index = block_at(numbers[i]);
+      memset(shared.begin, poison, dynamic);
+      run_block();
+    }
+    running = false;
+  }
+  if (error) {
+    char place[96];
+    snprintf(place, sizeof place, ", block (%u, %u, %u): ", block_index.x, block_index.y,
+             block_index.z);
+    why = std::string("kernel ") + kernel->name + place + message;
+  }
+  return error;
+}
+
+void fail(int code, const char* format, ...) {
+  char text[512];
+  va_list values;
+  va_start(values, format);
+  vsnprintf(text, sizeof text, format, values);
+  va_end(values);
+  char place[64];
+  snprintf(place, sizeof place, "thread (%u, %u, %u): ", current->index.x, current->index.y,
+           current->index.z);
+  error = code;
+  message = std::string(place) + text;
+  return_to_launcher();
+}
+
+void block_barrier(int line) {
+  Fiber& self = static_cast<Fiber&>(*current);
+  if (at_barrier == 0) barrier_line = line;
+  if (line != barrier_line) {
+    fail(CUDA_ERROR_LAUNCH_FAILED,
+         "waits at __syncthreads of line %d while others wait at that of line %d", line,
+         barrier_line);
+  }
+  self.state = State::at_block_barrier;
+  self.line = line;
+  if (++at_barrier == thread_count) {
+    at_barrier = 0;
+    shuffle_order();
+    for (unsigned i : order) enqueue(fibers[i]);
+  }
+  yield();
+}
+
+void warp_collective(unsigned mask, void* lane, Collective operation, int line) {
+  Fiber& self = static_cast<Fiber&>(*current);
+  Fiber* warp = warp_of(self);
+  if (!(mask >> self.number % warp_size & 1)) {
+    fail(CUDA_ERROR_LAUNCH_FAILED, "is not in the mask 0x%08x it gives at line %d", mask, line);
+  }
+  mask &= lanes_of(self);
+  self.state = State::in_warp;
+  self.mask = mask;
+  self.lane = lane;
+  self.operation = operation;
+  self.line = line;
+  bool complete = true;
+  for (unsigned i = 0; i < warp_size && complete; ++i) {
+    if (!(mask >> i & 1)) continue;
+    complete = warp[i].state == State::in_warp && warp[i].mask == mask;
+  }
+  if (complete) {
+    void* lanes[warp_size] = {};
+    for (unsigned i = 0; i < warp_size; ++i) {
+      if (!(mask >> i & 1)) continue;
+      lanes[i] = warp[i].lane;
+      if (warp[i].operation != operation || warp[i].line != line) {
+        fail(CUDA_ERROR_LAUNCH_FAILED,
+             "its warp does different things: line %d here, line %d in lane %u", line,
+             warp[i].line, i);
+      }
+    }
+    if (operation) operation(lanes);
+    enqueue_lanes(warp, mask);
+  }
+  yield();
+}
+
+unsigned active_lanes(int line) {
+  Fiber& self = static_cast<Fiber&>(*current);
+  self.state = State::asks_for_active_lanes;
+  self.line = line;
+  yield();
+  return self.mask;
+}
+
+void copy_later(void* target, const void* source, int bytes) {
+  memset(target, poison, 16);  // neither the old nor the new values may be read until the wait
+  Fiber& self = static_cast<Fiber&>(*current);
+  self.copies.push_back({target, source, bytes, self.groups});
+}
+
+void commit_copies() { ++current->groups; }
+
+void make_copies(unsigned pending_groups) {
+  Fiber& self = static_cast<Fiber&>(*current);
+  while (!self.copies.empty() && self.copies.front().group + pending_groups < self.groups) {
+    const Copy& copy = self.copies.front();
+    memset(copy.target, 0, 16);
+    memcpy(copy.target, copy.source, copy.bytes);
+    self.copies.pop_front();
+  }
+}
+
+}  // namespace emulation
+
+// --- What g++ calls where -fsanitize=alignment finds an access that a GPU would fault on ---
+
+namespace {
+
+struct SourceLocation {
+  const char* file;
+  unsigned line;
+  unsigned column;
+};
+
+struct TypeDescriptor {
+  unsigned short kind;
+  unsigned short information;
+  char name[1];
+};
+
+struct TypeMismatch {
+  SourceLocation location;
+  const TypeDescriptor* type;
+  unsigned char log2_alignment;
+  unsigned char check;
+};
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) void __ubsan_handle_type_mismatch_v1_abort(
+    TypeMismatch* data, unsigned long address) {
+  emulation::fail(CUDA_ERROR_MISALIGNED_ADDRESS,
+                  "misaligned address 0x%lx for %s, which needs a multiple of %d, at line %u",
+                  address, data->type->name, 1 << data->log2_alignment, data->location.line);
+}

@@ -1,0 +1,146 @@
+// The device functions that kernels call by name, where the shipped ones are PTX.
+//
+// The layouts are those of the PTX instruction set's matrix fragments: in a lane, `group` is
+// lane / 4 and `member` is lane % 4.
+#pragma once
+
+#include "emulation.h"
+
+#include <utility>
+
+namespace emulation {
+
+// One lane's part in a matrix product or a matrix load.
+struct Fragments {
+  void* c;
+  const void* a;
+  const void* b;
+};
+
+inline void require_aligned(const void* address, const char* function) {
+  if (reinterpret_cast<uintptr_t>(address) % 16) {
+    fail(CUDA_ERROR_MISALIGNED_ADDRESS, "misaligned address %p for %s, which needs a multiple of 16",
+         address, function);
+  }
+}
+
+inline void require_whole_warp(void* const* lanes, const char* function) {
+  for (unsigned lane = 0; lane < warp_size; ++lane) {
+    if (!lanes[lane]) fail(CUDA_ERROR_LAUNCH_FAILED, "%s without lane %u of its warp", function, lane);
+  }
+}
+
+// c[16, 8] += a[16, k] · b[k, 8]: a lane holds runs of neighbouring elements of k, and k has two
+// halves of four runs each.
+template <typename Element, typename Sum, unsigned run, Sum (*widen)(Element)>
+void multiply_fragments(void* const* lanes) {
+  require_whole_warp(lanes, "a matrix product");
+  constexpr unsigned k_extent = 8 * run;
+  Sum a[16][k_extent], b[k_extent][8];
+  for (unsigned lane = 0; lane < warp_size; ++lane) {
+    auto& fragments = *static_cast<Fragments*>(lanes[lane]);
+    auto* a_given = static_cast<const Element*>(fragments.a);
+    auto* b_given = static_cast<const Element*>(fragments.b);
+    unsigned group = lane / 4, member = lane % 4;
+    for (unsigned i = 0; i < 4 * run; ++i) {
+      unsigned row = group + (i / run % 2 ? 8 : 0);
+      unsigned k = member * run + i % run + (i / run / 2 ? 4 * run : 0);
+      a[row][k] = widen(a_given[i]);
+    }
+    for (unsigned i = 0; i < 2 * run; ++i) {
+      unsigned k = member * run + i % run + (i / run ? 4 * run : 0);
+      b[k][group] = widen(b_given[i]);
+    }
+  }
+  for (unsigned lane = 0; lane < warp_size; ++lane) {
+    auto* c = static_cast<Sum*>(static_cast<Fragments*>(lanes[lane])->c);
+    for (unsigned i = 0; i < 4; ++i) {
+      unsigned row = lane / 4 + (i / 2 ? 8 : 0), column = lane % 4 * 2 + i % 2;
+      Sum sum = c[i];
+      for (unsigned k = 0; k < k_extent; ++k) sum += a[row][k] * b[k][column];
+      c[i] = sum;
+    }
+  }
+}
+
+inline float widen_f16(__half value) { return __half2float(value); }
+inline float widen_bf16(__nv_bfloat16 value) { return __bfloat162float(value); }
+inline float widen_f32(float value) { return value; }
+inline int widen_s8(int8_t value) { return value; }
+
+inline void multiply(Collective operation, void* c, const void* a, const void* b, int line) {
+  Fragments lane{c, a, b};
+  warp_collective(~0u, &lane, operation, line);
+}
+
+template <bool transposed>
+void load_matrices(void* const* lanes) {
+  require_whole_warp(lanes, "ldmatrix");
+  for (unsigned lane = 0; lane < warp_size; ++lane) {
+    auto* target = static_cast<uint16_t*>(static_cast<Fragments*>(lanes[lane])->c);
+    for (unsigned i = 0; i < 8; ++i) {
+      unsigned matrix = i / 2, row = lane / 4, column = lane % 4 * 2 + i % 2;
+      if (transposed) std::swap(row, column);
+      auto* rows = static_cast<Fragments*>(lanes[matrix * 8 + row]);
+      target[i] = static_cast<const uint16_t*>(rows->a)[column];
+    }
+  }
+}
+
+}  // namespace emulation
+
+__device__ inline void undense_mma_f16(float* c, const unsigned* a, const unsigned* b,
+                                       int line = __builtin_LINE()) {
+  emulation::multiply(emulation::multiply_fragments<__half, float, 2, emulation::widen_f16>, c, a,
+                      b, line);
+}
+
+__device__ inline void undense_mma_bf16(float* c, const unsigned* a, const unsigned* b,
+                                        int line = __builtin_LINE()) {
+  emulation::multiply(emulation::multiply_fragments<__nv_bfloat16, float, 2, emulation::widen_bf16>,
+                      c, a, b, line);
+}
+
+__device__ inline void undense_mma_f32(float* c, const unsigned* a, const unsigned* b,
+                                       int line = __builtin_LINE()) {
+  emulation::multiply(emulation::multiply_fragments<float, float, 2, emulation::widen_f32>, c, a, b,
+                      line);
+}
+
+__device__ inline void undense_mma_s8(int* c, const unsigned* a, const unsigned* b,
+                                      int line = __builtin_LINE()) {
+  emulation::multiply(emulation::multiply_fragments<int8_t, int, 4, emulation::widen_s8>, c, a, b,
+                      line);
+}
+
+__device__ inline void undense_ldmatrix_x4(unsigned* r, const void* row,
+                                           int line = __builtin_LINE()) {
+  emulation::require_aligned(row, "ldmatrix");
+  emulation::multiply(emulation::load_matrices<false>, r, row, nullptr, line);
+}
+
+__device__ inline void undense_ldmatrix_x4_trans(unsigned* r, const void* row,
+                                                 int line = __builtin_LINE()) {
+  emulation::require_aligned(row, "ldmatrix");
+  emulation::multiply(emulation::load_matrices<true>, r, row, nullptr, line);
+}
+
+__device__ inline void undense_copy_async(void* shared, const void* global, int bytes) {
+  emulation::require_aligned(shared, "an asynchronous copy");
+  emulation::require_aligned(global, "an asynchronous copy");
+  if (bytes != 0 && bytes != 16) {
+    emulation::fail(CUDA_ERROR_INVALID_VALUE, "an asynchronous copy of %d bytes", bytes);
+  }
+  emulation::copy_later(shared, global, bytes);
+}
+
+__device__ inline void undense_copy_commit() { emulation::commit_copies(); }
+
+__device__ inline void undense_copy_wait(int pending) {
+  emulation::make_copies(unsigned(pending));
+}
+
+__device__ inline void undense_load_once(unsigned* r, const void* global) {
+  emulation::require_aligned(global, "a load of 16 bytes");
+  memcpy(r, global, 16);
+}
