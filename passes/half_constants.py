@@ -21,7 +21,7 @@ _SUMMANDS = frozenset(("Add", "Attention", "Sub"))
 
 def finite_range(dtype: ir.DataType) -> tuple[float, float]:
     """The lowest and the highest finite number of a type."""
-    info = ml_dtypes.finfo(dtype.numpy())
+    info = ml_dtypes.finfo(dtype.numpy())  # type: ignore[no-untyped-call]
     return float(info.min), float(info.max)
 
 
@@ -112,7 +112,8 @@ class HalfConstants:
         where = "" if reader is None else f", which node {reader.name!r} ({reader.op_type}) reads"
         remedy = "choose dtype bfloat16" if dtype == "float16" else "leave dtype out"
         raise PrecisionError(
-            f"{value.name}{where}: holds {beyond.flat[0]:.6g}, beyond the range of {dtype}; {remedy}"
+            f"{value.name}{where}: holds {beyond.flat[0]:.6g}, beyond the range of {dtype}; "
+            f"{remedy}"
         )
 
 

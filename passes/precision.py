@@ -7,53 +7,70 @@ what that node reads. Casts stand only where a node reads a value of the other t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from enum import Enum
 from typing import Any
 
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass
 
+from .casts import MOVES, Casts, Kind, is_operator
 from .constants import constant_tensor
 from .errors import PrecisionError, SchemeError
-from .half_constants import HalfConstants, finite_range, fits, is_matrix
+from .half_constants import HalfConstants, fits, is_matrix
 
 _HALVES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
 _FLOAT = ir.DataType.FLOAT
 
 
-class Kind(Enum):
-    """What a floating value is computed in, and what it makes of those that meet it."""
-
-    FREE = "float32, of integers and small constants alone"
-    HALF = "half"
-    ROUNDED = "float32 that readers take as half, but for those that sum"
-    WIDE = "float32: a sum, root or exponential, which draws what it meets to float32"
-
-
 _SUMS = frozenset(
-    "CumProd CumSum Exp GlobalLpPool GroupNormalization InstanceNormalization LogSoftmax Log "
-    "LpNormalization LpPool MeanVarianceNormalization Pow Reciprocal ReduceL1 ReduceL2 "
-    "ReduceLogSum ReduceLogSumExp ReduceMean ReduceProd ReduceSum ReduceSumSquare Softmax "
-    "Sqrt".split()
+    [
+        "CumProd",
+        "CumSum",
+        "Exp",
+        "GlobalLpPool",
+        "GroupNormalization",
+        "InstanceNormalization",
+        "LogSoftmax",
+        "Log",
+        "LpNormalization",
+        "LpPool",
+        "MeanVarianceNormalization",
+        "Pow",
+        "Reciprocal",
+        "ReduceL1",
+        "ReduceL2",
+        "ReduceLogSum",
+        "ReduceLogSumExp",
+        "ReduceMean",
+        "ReduceProd",
+        "ReduceSum",
+        "ReduceSumSquare",
+        "Softmax",
+        "Sqrt",
+    ]
 )
 """Operators that lose too much in half precision, or leave its range."""
 
-_ENTRY_WISE = frozenset("Abs Add Clip Div Max Mean Min Mul Neg Sub Sum Where".split())
+_ENTRY_WISE = frozenset(
+    [
+        "Abs",
+        "Add",
+        "Clip",
+        "Div",
+        "Max",
+        "Mean",
+        "Min",
+        "Mul",
+        "Neg",
+        "Sub",
+        "Sum",
+        "Where",
+    ]
+)
 """Operators that stand between sums, or finish them."""
 
-_MOVES = frozenset(
-    "Compress Concat DepthToSpace Expand Flatten Gather GatherElements GatherND Identity Pad "
-    "ReduceMax ReduceMin Reshape ReverseSequence ScatterElements ScatterND Slice SpaceToDepth "
-    "Split Squeeze Tile Transpose Trilu Unsqueeze".split()
-)
-"""Operators that hand entries on as they are."""
-
-_ANY_TYPE = frozenset("Cast IsInf IsNaN Shape Size".split())
+_ANY_TYPE = frozenset(["Cast", "IsInf", "IsNaN", "Shape", "Size"])
 """Operators to which the type of what they read makes no difference."""
-
-_BOUNDED = frozenset("Cos Sin Sigmoid Softmax Tanh".split())
-"""Operators whose results lie between −1 and 1, so that no type is too narrow for them."""
 
 
 def parse_dtype(text: str) -> ir.DataType:
@@ -100,30 +117,29 @@ def _wants_conversion(model: ir.Model, dtype: ir.DataType) -> bool:
     tensors = [value.const_value for value in model.graph.initializers.values()]
     floats = [t for t in tensors if t is not None and t.dtype.is_floating_point()]
     matrices = [tensor for tensor in floats if len(tensor.shape) >= 2]
-    found = {t.dtype for t in matrices or floats} or {v.dtype for v in model.graph.inputs}
-    for other in (*_HALVES.values(), ir.DataType.DOUBLE):
-        if (
-            other in found
-            and other != dtype
-            and not (other == ir.DataType.DOUBLE and dtype in found)
-        ):
-            wanted, there = dtype.name.lower(), other.numpy().name
-            raise PrecisionError(
-                f"dtype {wanted}: the model is of {there} already; leave dtype out, or give the "
-                "model in float32"
-            )
+    found: set[ir.DataType | None] = {tensor.dtype for tensor in matrices or floats}
+    found = found or {value.dtype for value in model.graph.inputs}
+    others = {*_HALVES.values(), ir.DataType.DOUBLE} - {dtype}
+    there = sorted(other.numpy().name for other in others & found)
+    if there:
+        raise PrecisionError(
+            f"dtype {dtype.numpy().name}: the model is of {there[0]} already; leave dtype out, or "
+            "give the model in float32"
+        )
     return _FLOAT in found
 
 
 class _Conversion:
-    """One run over the nodes in order, which decides on each kind and puts in the Casts."""
+    """One run over the nodes in order, which decides on each kind and puts in the Casts.
+
+    Values get new types; the old ones may belong to a model that this one is a clone of, too.
+    """
 
     def __init__(self, model: ir.Model, dtype: ir.DataType) -> None:
         self.model, self.graph, self.dtype = model, model.graph, dtype
         self.constants = HalfConstants(model.graph, dtype)
         self.kinds: dict[ir.Value, Kind] = {}
-        self.narrowed: dict[ir.Value, ir.Value] = {}
-        self.widened: dict[ir.Value, ir.Value] = {}
+        self.casts = Casts(self.constants, self.kinds)
         self.nodes = [node for node in self.graph if not self._is_constant(node)]
         self.for_sums = self._read_by_sums_alone()
 
@@ -131,7 +147,7 @@ class _Conversion:
         """Converts everything."""
         for value in self.graph.inputs:
             if value.dtype in (_FLOAT, self.dtype):
-                value.dtype, self.kinds[value] = self.dtype, Kind.HALF
+                value.type, self.kinds[value] = ir.TensorType(self.dtype), Kind.HALF
         for node in self.nodes:
             self._convert(node)
         self._finish_outputs()
@@ -144,13 +160,13 @@ class _Conversion:
         """Entry-wise nodes whose result goes to sums and to nothing else."""
         found: set[ir.Node] = set()
         for node in reversed(self.nodes):
-            if not _is(node, _ENTRY_WISE):
+            if not is_operator(node, _ENTRY_WISE):
                 continue
             (result,) = node.outputs
             readers = [reader for reader, _ in result.uses()]
-            if readers and not result.is_graph_output():
-                if all(reader in found or _is(reader, _SUMS) for reader in readers):
-                    found.add(node)
+            for_sums = (reader in found or is_operator(reader, _SUMS) for reader in readers)
+            if readers and not result.is_graph_output() and all(for_sums):
+                found.add(node)
         return found
 
     def _convert(self, node: ir.Node) -> None:
@@ -162,11 +178,11 @@ class _Conversion:
                 )
         if node.op_type == "Cast" and not node.domain:
             self._cast(node)
-        elif _is(node, _ANY_TYPE):
+        elif is_operator(node, _ANY_TYPE):
             return
-        elif _is(node, _SUMS):
+        elif is_operator(node, _SUMS):
             self._in_float32(node, Kind.WIDE)
-        elif _is(node, _ENTRY_WISE) or _is(node, _MOVES):
+        elif is_operator(node, _ENTRY_WISE) or is_operator(node, MOVES):
             self._follow(node)
         elif _schema(self.model, node) is None or _graphs(node):
             self._in_float32(node, Kind.ROUNDED)
@@ -193,7 +209,7 @@ class _Conversion:
         """The kind of the result of values that meet, constants left aside."""
         floats = [value for value in node.inputs if value is not None and self._is_float(value)]
         kinds = {self.kinds[value] for value in floats if value in self.kinds}
-        if not kinds and _is(node, _MOVES) and self._moves_weight(node):
+        if not kinds and is_operator(node, MOVES) and self._moves_weight(node):
             return Kind.HALF
         if kinds <= {Kind.FREE}:
             return Kind.FREE
@@ -201,7 +217,7 @@ class _Conversion:
             return Kind.WIDE
         if Kind.WIDE in kinds:
             return Kind.ROUNDED
-        return Kind.ROUNDED if kinds == {Kind.ROUNDED} and _is(node, _MOVES) else Kind.HALF
+        return Kind.ROUNDED if kinds == {Kind.ROUNDED} and is_operator(node, MOVES) else Kind.HALF
 
     def _moves_weight(self, node: ir.Node) -> bool:
         tensors = (constant_tensor(value) for value in node.inputs[:1] if value is not None)
@@ -244,7 +260,7 @@ class _Conversion:
         ):
             if value.dtype == _FLOAT:
                 half = formal in bound
-                value.dtype = self.dtype if half else _FLOAT
+                value.type = ir.TensorType(self.dtype if half else _FLOAT)
                 self.kinds[value] = Kind.HALF if half else Kind.WIDE
 
     def _half_inputs(self, node: ir.Node) -> dict[int, str] | None:
@@ -279,10 +295,10 @@ class _Conversion:
         for inner in ir.traversal.RecursiveGraphIterator(graph):
             for index, value in enumerate(inner.inputs):
                 if value is not None and self.kinds.get(value) is Kind.HALF:
-                    inner.replace_input_with(index, self._wide(value))
+                    inner.replace_input_with(index, self.casts.wide(value))
         for index, value in enumerate(graph.outputs):
             if self.kinds.get(value) is Kind.HALF:
-                graph.outputs[index] = self._wide(value)
+                graph.outputs[index] = self.casts.wide(value)
 
     def _read_as(self, node: ir.Node, kind: Kind) -> None:
         for index, value in enumerate(node.inputs):
@@ -293,7 +309,7 @@ class _Conversion:
     def _set(self, node: ir.Node, kind: Kind) -> None:
         for value in node.outputs:
             if value.dtype == _FLOAT:
-                value.dtype = self.dtype if kind is Kind.HALF else _FLOAT
+                value.type = ir.TensorType(self.dtype if kind is Kind.HALF else _FLOAT)
                 self.kinds[value] = kind
 
     def _is_float(self, value: ir.Value) -> bool:
@@ -309,61 +325,9 @@ class _Conversion:
         if half and value not in self.kinds:
             node.replace_input_with(index, self.constants.of(value, node))
         else:
-            node.replace_input_with(index, self._narrow(value) if half else self._wide(value))
-
-    def _wide(self, value: ir.Value) -> ir.Value:
-        """The value in float32."""
-        if value.dtype != self.dtype:
-            return value
-        if value not in self.widened:
-            self.widened[value] = self._inserted(value, "Cast", _FLOAT, [value], to=_FLOAT)
-        return self.widened[value]
-
-    def _narrow(self, value: ir.Value) -> ir.Value:
-        """The value in half: what it was cast from, or a Cast."""
-        if value.dtype == self.dtype:
-            return value
-        if value not in self.narrowed:
-            self.narrowed[value] = self._rounded(value)
-        return self.narrowed[value]
-
-    def _rounded(self, value: ir.Value) -> ir.Value:
-        producer = value.producer()
-        source = producer.inputs[0] if producer is not None and producer.op_type == "Cast" else None
-        if source is not None and source.dtype == self.dtype:
-            return source
-        if source is not None and source.dtype == ir.DataType.BOOL:
-            return self._inserted(value, "Cast", self.dtype, [source], to=self.dtype)
-        if self.kinds[value] is Kind.FREE and not _bounded(value):
-            limits = [self.constants.limit(number) for number in finite_range(self.dtype)]
-            value = self._inserted(value, "Clip", _FLOAT, [value, *limits])
-        return self._inserted(value, "Cast", self.dtype, [value], to=self.dtype)
-
-    def _inserted(
-        self,
-        after: ir.Value,
-        op_type: str,
-        dtype: ir.DataType,
-        inputs: Sequence[ir.Value],
-        **attributes: ir.DataType,
-    ) -> ir.Value:
-        """One entry-wise node behind the one that computes `after`, with its type and shape."""
-        producer = after.producer()
-        metadata = {} if producer is None else dict(producer.metadata_props)
-        node = ir.node(
-            op_type,
-            inputs,
-            {name: int(value) for name, value in attributes.items()},
-            name=self.constants.free_name(f"{after.name}/{op_type}_{dtype.numpy().name}"),
-            metadata_props=metadata,
-        )
-        (result,) = node.outputs
-        result.name, result.dtype, result.shape = node.name, dtype, after.shape
-        if producer is None:
-            self.graph.insert_before(self.graph[0], node)
-        else:
-            self.graph.insert_after(producer, node)
-        return result
+            node.replace_input_with(
+                index, self.casts.narrow(value) if half else self.casts.wide(value)
+            )
 
     def _finish_outputs(self) -> None:
         """Gives every floating output of the graph the half type, under its own name."""
@@ -374,16 +338,12 @@ class _Conversion:
                 self.graph.outputs[index] = self.constants.of(value, None)
                 continue
             name = str(value.name)
-            result = self._narrow(value)
+            result = self.casts.narrow(value)
             if result.is_graph_output() or result.is_graph_input() or result.producer() is None:
-                result = self._inserted(result, "Identity", self.dtype, [result])
+                result = self.casts.inserted(result, "Identity", self.dtype, [result])
             value.name = self.constants.free_name(f"{name}/float32")
             result.name = name
             self.graph.outputs[index] = result
-
-
-def _is(node: ir.Node, operators: frozenset[str]) -> bool:
-    return not node.domain and node.op_type in operators
 
 
 def _graphs(node: ir.Node) -> list[ir.Graph]:
@@ -412,14 +372,3 @@ def _formals(parameters: Sequence[Any], count: int) -> list[str]:
     """The type of each of `count` parameters, of which the last may stand for many."""
     types = [parameter.type_str for parameter in parameters]
     return [types[min(index, len(types) - 1)] for index in range(count)]
-
-
-def _bounded(value: ir.Value | None) -> bool:
-    """Whether a value lies between −1 and 1 by the operator that computes it."""
-    while value is not None and (node := value.producer()) is not None:
-        if _is(node, _BOUNDED):
-            return True
-        if not _is(node, _MOVES) or len([v for v in node.inputs[1:] if v and v.dtype == _FLOAT]):
-            return False
-        value = node.inputs[0]
-    return False

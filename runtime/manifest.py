@@ -22,6 +22,7 @@ Dimension = int | str | None
 
 DTYPES = frozenset(
     [
+        "bfloat16",
         "bool",
         "float16",
         "float32",
@@ -47,7 +48,7 @@ class TensorInfo:
 
     Attributes:
         name: as in the graph.
-        dtype: a numpy name out of `DTYPES`.
+        dtype: a name out of `DTYPES`: numpy's, and "bfloat16".
         shape: a length, a symbol ("batch"), an expression of symbols ("past + sequence"), or None
             where nothing is known.
         bounds: lowest and highest value allowed, both included, for an input of indices.
@@ -187,6 +188,7 @@ def package_versions() -> dict[str, str]:
         "apache-tvm",
         "apache-tvm-ffi",
         "safetensors",
+        "ml_dtypes",
     ]
     found = {}
     for name in names:

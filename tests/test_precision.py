@@ -164,13 +164,19 @@ def test_angles_are_float32_and_cosines_are_cast_where_they_are_read() -> None:
 
 
 def test_constant_that_both_read_is_there_in_both_types() -> None:
-    text = "g (float[b,8] x) => (float[b,8] y, float[b,1] z) { y = Add(x, c)  p = Pow(x, c) z = ReduceSum(p, axis) }"
+    text = (
+        "g (float[b,8] x) => (float[b,8] y, float[b,1] z) "
+        "{ y = Add(x, c)  p = Pow(x, c)  z = ReduceSum(p, axis) }"
+    )
     model = converted(text, c=np.array(2, np.float32), axis=np.array([-1]))
     assert types(model, "c", "c/float32") == ["float16", "float32"]
 
 
 def test_constant_nodes_are_converted() -> None:
-    text = "g (float[b,8] x) => (float[b,8] y) { c = Constant <value = float {0.5}> ()  y = Mul(x, c) }"
+    text = (
+        "g (float[b,8] x) => (float[b,8] y) "
+        "{ c = Constant <value = float {0.5}> ()  y = Mul(x, c) }"
+    )
     model = converted(text)
     assert operators(model) == ["Mul"]
     assert types(model, "c") == ["float16"]
@@ -207,7 +213,7 @@ def test_no_cast_follows_its_opposite() -> None:
 def test_weight_beyond_float16_is_refused() -> None:
     weight = normal(8, 4)
     weight[2, 3] = -70_000
-    with pytest.raises(PrecisionError, match="^w, which node .* holds -70000, .* dtype bfloat16$"):
+    with pytest.raises(PrecisionError, match=r"^w, which node .* holds -70000, .* dtype bfloat16$"):
         converted(PRODUCT, w=weight, bias=normal(4))
     converted(PRODUCT, "bfloat16", w=weight, bias=normal(4))
 
