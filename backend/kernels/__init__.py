@@ -28,14 +28,21 @@ def kernels() -> dict[str, Kernel[Any]]:
     }
 
 
-def kernel_for(structure: Structure) -> Kernel[Any]:
-    """The kernel of a structure's kind.
+def kernel_for(structure: Structure, dtype: str = "float32") -> Kernel[Any]:
+    """The kernel of a structure's kind for `Target.current()`.
+
+    Args:
+        structure: what is to be computed.
+        dtype: of the activations; those of CPUs are float32 always.
 
     Raises:
         LoweringError: the structure has no TVM kernel.
     """
+    from .cuda.structures import cuda_kernels
+    from .targets import on_gpu
+
     try:
-        return kernels()[structure.kind]
+        return (cuda_kernels(dtype) if on_gpu() else kernels())[structure.kind]
     except KeyError:
         raise LoweringError(
             f"{structure.kind} has no TVM kernel; choose the target ort-cpu, which runs the ONNX "

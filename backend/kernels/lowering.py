@@ -36,6 +36,7 @@ def compacted(module: Any, names: set[str]) -> Any:
             transform.LowerInitBlock(),
             transform.PlanAndUpdateBufferAllocationLocation(),
             transform.ConvertBlocksToOpaque(),
+            transform.LiftThreadBinding(),
             transform.CompactBufferAllocation(),
         ]
     )

@@ -11,7 +11,7 @@ from tvm import te, tirx
 
 from ..kernels.attention import Attention, Layout, attention
 from ..kernels.mathematics import dtype_of, tanh
-from ..kernels.targets import float_tiling
+from ..kernels.targets import float_tiling, on_gpu
 from .builder import Builder
 from .dimensions import extent
 from .indexing import wrap
@@ -112,6 +112,8 @@ def fused_attention(
         mask: broadcast over the scores: true is kept, or added.
         allow_empty: whether a row of nothing but −inf gives zeros.
     """
+    if on_gpu():
+        return None
     tensors = (query, key, value)
     heads, sizes = [v.shape[1] for v in tensors], [v.shape[3] for v in tensors]
     if not all(isinstance(number, int) for number in (*heads, *sizes)):

@@ -14,10 +14,11 @@ from tvm.te import create_prim_func
 
 from ..kernels.base import Step
 from ..kernels.emit import emit
-from ..kernels.targets import Workload, asked
+from ..kernels.mathematics import dtype_of
+from ..kernels.targets import Workload, asked, on_gpu
 from .dimensions import Dimensions, extent
 from .parameters import Make, Parameters
-from .values import Dim, Value, channels_second, known
+from .values import HALVES, Dim, Value, channels_second, known
 from .work import Work
 
 _EMBEDDED = 16
@@ -212,10 +213,12 @@ class Builder(Dimensions):
         function: Callable[..., Any],
         *values: Value,
         shape: Sequence[Dim] = (),
+        widen: bool = True,
     ) -> Value:
         """`function` of broadcast values, entry by entry; scalars known here become immediates.
 
-        The result has at least `shape`, if given.
+        The result has at least `shape`, if given. With `widen` half precision is computed in
+        float32 and rounded once.
         """
         order = None if shape else _moved_channels(values)
         if order is not None:
@@ -227,12 +230,11 @@ class Builder(Dimensions):
 
         def compute(shape: list[Any], *operands: Any) -> Any:
             def entry(*index: Any) -> Any:
-                return function(
-                    *[
-                        _operand(operand, value, reading, index)
-                        for operand, value, reading in zip(operands, values, readings, strict=True)
-                    ]
-                )
+                given = [
+                    _operand(operand, value, reading, index)
+                    for operand, value, reading in zip(operands, values, readings, strict=True)
+                ]
+                return _rounded_once(function, given) if widen else function(*given)
 
             return te.compute([extent(dim) for dim in shape], entry, name=name)
 
@@ -255,7 +257,21 @@ class Builder(Dimensions):
         if value.static:
             assert value.host is not None
             return known(value.host.astype(dtype), dtype, f"{value.name}.{dtype}")
-        return self.elementwise("cast", lambda x: x.astype(dtype), value)
+        if value.widened is not None and value.widened.dtype == dtype:
+            return value.widened
+        result = self.elementwise("cast", lambda x: x.astype(dtype), value, widen=False)
+        if value.dtype in HALVES and dtype == "float32":
+            return replace(result, widened=value)
+        return result
+
+    def multiplied(self, value: Value) -> Value:
+        """The value in the type that kernels of products take it in.
+
+        On a GPU it is its own; a half that was only widened for the product is taken as it was.
+        """
+        if on_gpu():
+            return value.widened or value
+        return self.cast(value, "float32")
 
     def reshape(self, value: Value, shape: Sequence[Dim]) -> Value:
         """The same entries in another shape, without a copy."""
@@ -306,6 +322,17 @@ def _integer(entry: Any, dtype: str) -> Any:
 
 def _is_scalar(value: Value) -> bool:
     return value.host is not None and value.host.size == 1
+
+
+def _rounded_once(function: Callable[..., Any], given: Sequence[Any]) -> Any:
+    """`function` of float32 operands where they are halves, and its float32 result as one."""
+    halves = [dtype for x in given if (dtype := dtype_of(x)) in HALVES]
+    if not halves:
+        return function(*given)
+    wide = [x.astype("float32") if dtype_of(x) in HALVES else x for x in given]
+    result = function(*wide)
+    narrow = len(halves) == sum(dtype_of(x) in (*HALVES, "float32") for x in given)
+    return result.astype(halves[0]) if narrow and dtype_of(result) == "float32" else result
 
 
 def _scalar(value: Value) -> Any:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import onnx_ir as ir
 
 from ...passes.errors import MissingDependencyError
+from ..cuda.module import cuda_modules
+from ..host_compiler import find_host_compiler
 from ..kernels.lowering import lowering_context
 from ..target import Target
 from .finishing import finish_products
 from .fusion import fuse
 from .module import TvmModule
+from .gpu_schedule import GENERIC_ON_GPU, apply_gpu_schedules
 from .schedule import GENERIC, apply_schedules
 from .views import share_views
 from .walker import Walk
@@ -24,7 +27,7 @@ def check_toolchain() -> None:
     Raises:
         MissingDependencyError: no C++ compiler on the path to link `module.so` with.
     """
-    if not any(shutil.which(name) for name in ("g++", "clang++", "gcc", "clang", "cc")):
+    if find_host_compiler() is None:
         raise MissingDependencyError(
             "linking module.so needs a C++ compiler and none is on the path; install g++ or clang, "
             "or compile with --target ort-cpu, which needs none"
@@ -42,20 +45,28 @@ def build(model: ir.Model, target: Target) -> TvmModule:
 
     check_toolchain()
     machine = target.tvm()
+    on_gpu = target.device == "cuda"
+    modules: AbstractContextManager[None] = nullcontext()
+    if on_gpu:
+        modules = cuda_modules(target.architectures)
     with machine:
         walk = Walk(model)
-        module, rules = apply_schedules(fused(walk))
-        with lowering_context():
+        schedule = apply_gpu_schedules if on_gpu else apply_schedules
+        module, rules = schedule(fused(walk))
+        with modules, lowering_context():
             executable = tvm.compile(module, target=machine, relax_pipeline=_lower())
+        weights = walk.builder.parameters.arrays()
     builder = walk.builder
     return TvmModule(
         executable=executable,
-        weights=builder.parameters.arrays(),
+        weights=weights,
         inputs=walk.inputs,
         outputs=walk.outputs,
         dimension_bounds=builder.bounds,
         generic_functions={
-            name: rule for name, rule in sorted(rules.items()) if rule in (GENERIC, None)
+            name: rule
+            for name, rule in sorted(rules.items())
+            if rule in (GENERIC, GENERIC_ON_GPU, None)
         },
     )
 

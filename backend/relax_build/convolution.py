@@ -16,6 +16,7 @@ from ..kernels.blocks import LANES, block_count, interleave
 from ..kernels.convolution import Convolution, convolution_step
 from ..kernels.depthwise import MOST_ENTRIES, Depthwise, depthwise_step
 from ..kernels.mathematics import dtype_of
+from ..kernels.targets import on_gpu
 from ..kernels.windows import Windows, count_windows
 from .builder import OUT_ELEMENTWISE_FUSABLE, Builder
 from .dimensions import extent, is_number, size
@@ -93,7 +94,8 @@ def _conv(builder: Builder, node: Node) -> Value:
     builder.require_equal(value.shape[1], inputs * groups)
     bare, low, high = _without_padding(value, before, after)
     windows = _known_windows(bare, kernel, strides, dilations, low, high)
-    if windows is not None and weight.static and (value.dtype, weight.dtype) == _FLOATS:
+    kernels_fit = windows is not None and weight.static and not on_gpu()
+    if kernels_fit and (value.dtype, weight.dtype) == _FLOATS:
         result = _channels_last(builder, bare, weight, windows, groups)
         if result is not None:
             return _biased(builder, result, bias)

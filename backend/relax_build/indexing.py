@@ -6,9 +6,13 @@ from typing import Any
 
 from tvm import te, tirx, topi
 
+from ..kernels.cuda.dtypes import activation
+from ..kernels.cuda.rows import gather_step
+from ..kernels.cuda.weights import Dense
+from ..kernels.targets import on_gpu
 from .builder import Builder
 from .dimensions import extent
-from .matmul import COLUMNS, stored_panels
+from .matmul import COLUMNS, stored_fragments, stored_panels
 from .node import Lowering, Node
 from .values import Value
 
@@ -63,7 +67,17 @@ def _gather_one(builder: Builder, data: Value, indices: Value, axis: int) -> Val
 
 
 def _gather_packed(builder: Builder, data: Value, indices: Value) -> Value:
-    """Rows of a table that is also multiplied with: both read the panels of the product."""
+    """Rows of a table that is also multiplied with: both read the weights of the product."""
+    known_type = activation(data.dtype)
+    if on_gpu() and known_type is not None:
+        fragments = stored_fragments(builder, builder.transpose(data, [1, 0]))
+        sizes = (int(data.shape[0]), int(data.shape[1]))
+        return builder.steps(
+            lambda: [gather_step(Dense(known_type), *sizes, indices.dtype, ("x", "weight"))],
+            indices,
+            {"weight": fragments.expr},
+            features=0,
+        )
     panels = stored_panels(builder, builder.transpose(data, [1, 0]))
     rows = int(data.shape[0])
 

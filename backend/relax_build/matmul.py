@@ -8,11 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import te, tirx, topi
 
+from ..kernels.cuda.dtypes import activation
+from ..kernels.cuda.structures import dense_step as cuda_dense_step
+from ..kernels.cuda.weights import Dense
 from ..kernels.dense import dense_step
+from ..kernels.targets import on_gpu
 from .builder import OUT_ELEMENTWISE_FUSABLE, Builder
 from .dimensions import extent
 from .node import Lowering, Node
-from .values import Dim, Value, like
+from .values import HALVES, Dim, Value, like
 
 ROWS, COLUMNS = 4, 16
 """Tile of the product kernel: 4×16 float32 sums fill half the registers of AVX2."""
@@ -61,6 +65,8 @@ def _with_vector(builder: Builder, first: Value, second: Value) -> Value:
 def linear(builder: Builder, x: Value, weight: Value) -> Value:
     """`x @ W`, x `[..., in]` of run time, W `[in, out]` constant and stored in panels."""
     builder.require_equal(x.shape[-1], weight.shape[0])
+    if on_gpu() and activation(weight.dtype) is not None:
+        return _linear_on_gpu(builder, x, weight)
     panels = stored_panels(builder, weight)
     if weight.dtype not in ("float32", "float16"):
         return _product(builder, "linear", x, panels, weight.shape[1])
@@ -71,6 +77,28 @@ def linear(builder: Builder, x: Value, weight: Value) -> Value:
         {"weight": panels.expr},
     )
     return builder.cast(product, x.dtype)
+
+
+def _linear_on_gpu(builder: Builder, x: Value, weight: Value) -> Value:
+    fragments = stored_fragments(builder, weight)
+    inputs, outputs = weight.shape
+    return builder.steps(
+        lambda: [cuda_dense_step(outputs, inputs, weight.dtype)],
+        builder.cast(x, weight.dtype),
+        {"weight": fragments.expr},
+    )
+
+
+def stored_fragments(builder: Builder, weight: Value) -> Value:
+    """The parameter that holds a constant `[in, out]` in the order in which tensor cores take it."""
+    array, known_type = weight.host, activation(weight.dtype)
+    assert array is not None and known_type is not None
+    dense = Dense(known_type)
+    (argument,) = dense.arguments(1, int(array.shape[1]), int(array.shape[0]))
+    name = f"{weight.name}.fragments"
+    return builder.stored(
+        name, argument.shape, weight.dtype, lambda: dense.pack(array.T[None])
+    )
 
 
 def stored_panels(builder: Builder, weight: Value) -> Value:
@@ -89,8 +117,42 @@ def batched(builder: Builder, first: Value, second: Value, *, group: int = 1) ->
     heads of grouped-query attention share them.
     """
     builder.require_equal(first.shape[-1], second.shape[-2])
+    if on_gpu():
+        return _plain_product(builder, first, second, group)
     panels = _panels(builder, second)
     return _product(builder, "matmul", first, panels, second.shape[-1], group)
+
+
+def _plain_product(builder: Builder, first: Value, second: Value, group: int) -> Value:
+    """Each entry a sum in float32."""
+    lead_first, lead_second = list(first.shape[:-2]), list(second.shape[:-2])
+    if group > 1:
+        lead_second[-1] = lead_first[-1]
+    lead = builder.broadcast(lead_first, lead_second)
+    read_first = builder.reading(lead_first, lead)
+    read_second = builder.reading(lead_second, lead)
+    wide = "float32" if first.dtype in HALVES else first.dtype
+
+    def compute(a: Any, b: Any, lead: list[Any]) -> Any:
+        k = te.reduce_axis((0, a.shape[-1]), "k")
+
+        def product(*index: Any) -> Any:
+            *batch, row, column = index
+            batch_a = read_first(batch, a.shape[:-2])
+            batch_b = read_second(batch, b.shape[:-2])
+            if group > 1:
+                batch_b[-1] = tirx.floordiv(batch[-1], group)
+            return te.sum(
+                a(*batch_a, row, k).astype(wide) * b(*batch_b, k, column).astype(wide), axis=k
+            )
+
+        shape = [*[extent(dim) for dim in lead], a.shape[-2], b.shape[-1]]
+        sums = te.compute(shape, product, name=PRODUCT)
+        if wide == first.dtype:
+            return sums
+        return te.compute(shape, lambda *index: sums(*index).astype(first.dtype), name="narrowed")
+
+    return builder.te("matmul", compute, first, second, list(lead))
 
 
 def _panels(builder: Builder, value: Value) -> Value:

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
+from ..kernels.cuda import norm as cuda_norm
 from ..kernels.norm import norm_step
+from ..kernels.targets import on_gpu
 from .builder import Builder
 from .dimensions import size
 from .node import Lowering, Node
 from .reduction import divide_by_count, mean, reduce
-from .values import Value, known, like
+from .values import HALVES, Value, known, like
 
 
 def _scaled(builder: Builder, value: Value, scale: Value, bias: Value | None) -> Value:
@@ -45,7 +47,7 @@ def _standardised(
 def _stash(node: Node, value: Value) -> str:
     """The dtype in which the statistics are taken."""
     wants_float = node.attribute("stash_type", 1) == 1
-    return "float32" if wants_float and value.dtype == "float16" else value.dtype
+    return "float32" if wants_float and value.dtype in HALVES else value.dtype
 
 
 def normalised(builder: Builder, value: Value, epsilon: float, *, centered: bool) -> Value | None:
@@ -53,6 +55,11 @@ def normalised(builder: Builder, value: Value, epsilon: float, *, centered: bool
     features = value.shape[-1]
     if not isinstance(features, int) or value.dtype != "float32":
         return None
+    if on_gpu():
+        x = value.widened or value
+        return builder.steps(
+            lambda: [cuda_norm.norm_step(features, epsilon, x.dtype, centered=centered)], x, {}
+        )
     return builder.steps(lambda: [norm_step(features, epsilon, centered=centered)], value, {})
 
 

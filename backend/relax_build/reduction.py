@@ -9,10 +9,11 @@ import numpy as np
 from tvm import te, tirx
 
 from ..kernels.mathematics import dtype_of, exp
+from ..kernels.targets import on_gpu
 from .builder import OUT_ELEMENTWISE_FUSABLE, Builder
 from .dimensions import extent, size
 from .node import Lowering, Node
-from .values import Dim, Value, like
+from .values import HALVES, Dim, Value, like
 
 Combine = Callable[..., Any]
 
@@ -27,10 +28,7 @@ def reduce(
     combine: Combine = te.sum,
     keep: bool = True,
 ) -> Value:
-    """`before` of every entry, combined over axes; float32 is added up in float64.
-
-    A running sum in float32 loses a digit over a row of a thousand.
-    """
+    """`before` of every entry, combined over axes, in a wider type where it is added up."""
     order = [axis for axis in range(value.rank) if axis not in axes]
 
     def compute(x: Any) -> Any:
@@ -57,11 +55,16 @@ def reduce(
 def _exact_sum(
     shape: Sequence[Any], term: Callable[..., Any], over: Sequence[Any], dtype: str, name: str
 ) -> Any:
-    """Σ term, rounded once where it is float32."""
-    if dtype != "float32":
+    """Σ term, rounded once where it is of a type with a wider one.
+
+    A running sum in float32 loses a digit over a row of a thousand. GPUs sum in parallel, and many
+    have hardly any float64.
+    """
+    wide = "float32" if dtype in HALVES else "float64" if dtype == "float32" else dtype
+    if wide == dtype or (wide == "float64" and on_gpu()):
         return te.compute(shape, lambda *index: te.sum(term(*index), axis=over), name=name)
     total = te.compute(
-        shape, lambda *index: te.sum(term(*index).astype("float64"), axis=over), name=name
+        shape, lambda *index: te.sum(term(*index).astype(wide), axis=over), name=name
     )
     return te.compute(shape, lambda *index: total(*index).astype(dtype), name="narrowed")
 

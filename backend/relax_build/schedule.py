@@ -103,7 +103,8 @@ def _rules() -> dict[str, Rule]:
     }
 
 
-def _blocks(schedule: Any) -> list[Any]:
+def blocks_of(schedule: Any) -> list[Any]:
+    """All blocks of a function."""
     return list(schedule.get_child_blocks(schedule.get_sblock("root")))
 
 
@@ -111,7 +112,8 @@ def _name(schedule: Any, block: Any) -> str:
     return str(schedule.get(block).name_hint)
 
 
-def _reduces(schedule: Any, block: Any) -> bool:
+def reduces(schedule: Any, block: Any) -> bool:
+    """Whether a block sums, or combines entries in another way."""
     return any(int(axis.iter_type) == _REDUCTION for axis in schedule.get(block).iter_vars)
 
 
@@ -122,10 +124,10 @@ def _inlined(schedule: Any, blocks: list[Any]) -> None:
 
 def _product(schedule: Any) -> Any:
     """A tiled product and its element-wise consumers: one tile at a time, in registers."""
-    blocks = _blocks(schedule)
+    blocks = blocks_of(schedule)
     partial = blocks.pop(0) if _name(schedule, blocks[0]) == PARTIAL else None
     if _name(schedule, blocks[0]) != PRODUCT or any(
-        _reduces(schedule, block) for block in blocks[1:]
+        reduces(schedule, block) for block in blocks[1:]
     ):
         return None
     product, *middle, last = blocks
@@ -160,7 +162,7 @@ def _tile(schedule: Any, block: Any) -> Any:
 
 def _convolution(schedule: Any) -> Any:
     """Windows and their element-wise consumers: a run of one output row at a time."""
-    blocks = _blocks(schedule)
+    blocks = blocks_of(schedule)
     if _name(schedule, blocks[0]) != CONVOLUTION or len(blocks) == 1:
         return None
     convolution, *middle, last = blocks
@@ -189,8 +191,8 @@ def _convolution(schedule: Any) -> Any:
 
 def _elementwise(schedule: Any) -> Any:
     """No sums: one block, its outer loops in parallel and its inner one in vectors."""
-    blocks = _blocks(schedule)
-    if any(_reduces(schedule, block) for block in blocks):
+    blocks = blocks_of(schedule)
+    if any(reduces(schedule, block) for block in blocks):
         return None
     *middle, last = blocks
     _inlined(schedule, middle)
@@ -216,19 +218,19 @@ def _vectors(schedule: Any, loop: Any) -> None:
 
 def _rows(schedule: Any) -> Any:
     """Sums along the last axis (softmax, normalisation): each row by itself, rows in parallel."""
-    blocks = _blocks(schedule)
+    blocks = blocks_of(schedule)
     *middle, last = blocks
-    if _reduces(schedule, last):
+    if reduces(schedule, last):
         return None
     for block in middle:
-        if not _reduces(schedule, block) and not _feeds_sums(schedule, block):
+        if not reduces(schedule, block) and not _feeds_sums(schedule, block):
             schedule.compute_inline(block)
     *outer, inner = schedule.get_loops(last)
     if not outer:
         return None
-    for block in reversed(_blocks(schedule)[:-1]):
+    for block in reversed(blocks_of(schedule)[:-1]):
         schedule.compute_at(block, outer[-1])
-        if not _reduces(schedule, block):
+        if not reduces(schedule, block):
             _vectors(schedule, schedule.get_loops(block)[-1])
     _vectors(schedule, inner)
     schedule.parallel(schedule.fuse(*outer))
@@ -236,12 +238,12 @@ def _rows(schedule: Any) -> Any:
 
 
 def _feeds_sums(schedule: Any, block: Any) -> bool:
-    return any(_reduces(schedule, consumer) for consumer in schedule.get_consumers(block))
+    return any(reduces(schedule, consumer) for consumer in schedule.get_consumers(block))
 
 
 def _sums(schedule: Any) -> Any:
     """Any other sums: each block by itself, its leading kept axes in parallel."""
-    for block in _blocks(schedule):
+    for block in blocks_of(schedule):
         loops = schedule.get_loops(block)
         kept = []
         for loop, axis in zip(loops, schedule.get(block).iter_vars, strict=True):

@@ -20,7 +20,9 @@ def lower_structured(builder: Builder, node: Node) -> Value:
     The tensors of a site are packed at its first use and shared by all others.
     """
     structured = read_node(node.node)
-    kernel = kernel_for(structured.structure)
+    x = node[0] if structured.gathers else builder.multiplied(node[0])
+    dtype = "float32" if structured.gathers else x.dtype
+    kernel = kernel_for(structured.structure, dtype)
     packed = builder.packed.get(structured.site)
     if packed is None:
         arrays = kernel.pack(structured.structure, structured.factors())
@@ -29,17 +31,15 @@ def lower_structured(builder: Builder, node: Node) -> Value:
             for suffix, array in arrays.items()
         }
         builder.packed[structured.site] = packed
-    x, shapes = node[0], {suffix: _shape(expr) for suffix, expr in packed.items()}
+    shapes = {suffix: _shape(expr) for suffix, expr in packed.items()}
     features = (structured.out_features, structured.in_features)
     structure = structured.structure
     if structured.gathers:
         return builder.steps(
             lambda: [kernel.gather(structure, *features, shapes, x.dtype)], x, packed, features=0
         )
-    product = builder.steps(
-        lambda: kernel.steps(structure, *features, shapes), builder.cast(x, "float32"), packed
-    )
-    return builder.cast(product, x.dtype)
+    product = builder.steps(lambda: kernel.steps(structure, *features, shapes), x, packed)
+    return builder.cast(product, node[0].dtype)
 
 
 def _shape(expr: Any) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ Dim = Any
 SUPPORTED = {
     ir.DataType.FLOAT: "float32",
     ir.DataType.FLOAT16: "float16",
+    ir.DataType.BFLOAT16: "bfloat16",
     ir.DataType.DOUBLE: "float64",
     ir.DataType.INT8: "int8",
     ir.DataType.INT16: "int16",
@@ -30,6 +31,9 @@ SUPPORTED = {
     ir.DataType.BOOL: "bool",
 }
 """The ONNX types that the lowering covers, as TVM writes them."""
+
+HALVES = ("float16", "bfloat16")
+"""Types of half the width of float32, in which they are computed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +50,7 @@ class Value:
         permuted: the value that this one is a transposition of, and its axes.
         padded: the value that this one is with zeros at the ends of its axes, and how many of them
             lie before and after each.
+        widened: the value of half precision that this one holds in float32.
     """
 
     dtype: str
@@ -55,6 +60,7 @@ class Value:
     name: str = ""
     permuted: tuple[Value, tuple[int, ...]] | None = None
     padded: tuple[Value, tuple[Dim, ...], tuple[Dim, ...]] | None = None
+    widened: Value | None = None
 
     @property
     def rank(self) -> int:

@@ -1,0 +1,306 @@
+"""Products of few rows: weights go from device memory through tensor cores once, in order.
+
+    block   a few tiles of 16 outputs, 8 to 32 rows of x
+      warp    every so many-th chunk of the inputs; the weights of several chunks are under way
+        tile    16 outputs by 16 inputs, times 16 inputs by 8 rows: one instruction
+      sum of the warps' results in shared memory, finished and stored
+
+A single row takes as long as eight: the weights bound it, and the tensor cores are idle anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tvm import tirx
+
+from ..finish import Finish
+from ..tir import Buffer, Expr, index, load, only_if, serial, store
+from .fragments import CHUNK, PAIRED, TILE, TILES, chunks, row_tiles
+from .product import Product, clear, put
+from .weights import Coded, Fragment
+from .words import (
+    WARP,
+    address,
+    barrier,
+    call,
+    divided,
+    grid,
+    held,
+    registers,
+    shared_words,
+    unrolled,
+)
+
+ROWS = 8
+"""Rows of x of one instruction."""
+
+_SUMS = 4
+"""Of a lane for one instruction."""
+
+
+@dataclass(frozen=True)
+class FewRowsTiling:
+    """How a product of few rows is cut up.
+
+    Attributes:
+        warps: of a block, which share the inputs.
+        tiles: of 16 outputs of a block.
+        eights: of rows of a block.
+        ahead: chunks whose weights a warp has under way.
+    """
+
+    warps: int = 8
+    tiles: int = 2
+    eights: int = 1
+    ahead: int = 4
+
+    @property
+    def shared_bytes(self) -> int:
+        """The sums of all warps."""
+        return 4 * self.warps * self.tiles * TILE * self.eights * ROWS
+
+
+def emit_few_rows(
+    product: Product,
+    tiling: FewRowsTiling,
+    finish: Finish | None,
+    rows: Expr,
+    buffers: Sequence[Buffer],
+) -> None:
+    """A kernel for any number of rows, `8 · eights` at a time."""
+    tiles = divided(row_tiles(product.width), tiling.tiles)
+    passes = divided(rows, ROWS * tiling.eights)
+    with grid((tiles, passes, product.blocks), tiling.warps) as ((x, y, z), warp, lane):
+        first_tile = held(x * tiling.tiles)
+        first_row = held(y * (ROWS * tiling.eights))
+        _Block(product, tiling, finish, rows, buffers, first_tile, first_row, z, warp, lane).emit()
+
+
+class _Block:
+    """Emits what a thread of one block does."""
+
+    def __init__(
+        self,
+        product: Product,
+        tiling: FewRowsTiling,
+        finish: Finish | None,
+        rows: Expr,
+        buffers: Sequence[Buffer],
+        first_tile: Expr,
+        first_row: Expr,
+        block: Expr,
+        warp: Expr,
+        lane: Expr,
+    ) -> None:
+        self.product, self.tiling, self.finish, self.rows = product, tiling, finish, rows
+        self.first_tile, self.first_row, self.block = first_tile, first_row, block
+        self.warp, self.lane = warp, lane
+        self.weights, self.activation = product.weights, product.activation
+        count = len(self.weights.arguments(product.blocks, product.width, product.depth))
+        self.x, self.source = buffers[0], buffers[1 : 1 + count]
+        self.stored = buffers[1 + count :]
+        self.row, self.column = held(lane // 4), held(lane % 4)
+        self.chunk_words = self.weights.planes * self.weights.words
+        # Scales of whole chunks are applied to sums, in float32; others to the weights.
+        self.sums_scaled = isinstance(self.weights, Coded) and self.weights.group % CHUNK == 0
+
+    def emit(self) -> None:
+        tiling = self.tiling
+        self.sums = registers(tiling.tiles * tiling.eights * _SUMS, "float32")
+        clear_floats(self.sums, tiling.tiles * tiling.eights * _SUMS)
+        self.words = registers(tiling.ahead * tiling.tiles * self.chunk_words)
+        self.x_words = registers(tiling.eights * TILES * self.activation.words // 2)
+        self.values = registers(self.activation.words)
+        self.scaled = registers(self.activation.words)
+        self.a = registers(self.activation.words)
+        self.part = registers(tiling.eights * _SUMS, "float32")
+        total = chunks(self.product.depth)
+        step = tiling.warps * tiling.ahead
+        whole = total // step
+        if whole:
+            with serial(whole) as i:
+                places = [
+                    held((i * tiling.ahead + j) * tiling.warps + self.warp)
+                    for j in range(tiling.ahead)
+                ]
+                for j, chunk in enumerate(places):
+                    self._load(j, chunk)
+                for j, chunk in enumerate(places):
+                    self._multiply(j, chunk)
+        rest = total - whole * step
+        for j in range(-(-rest // tiling.warps)):
+            chunk = held(self.warp + (whole * step + j * tiling.warps))
+            with only_if(chunk < total):
+                self._load(0, chunk)
+                self._multiply(0, chunk)
+        self._finish()
+
+    def _load(self, ahead: int, chunk: Expr) -> None:
+        for tile in range(self.tiling.tiles):
+            for plane in range(self.weights.planes):
+                self.weights.load(
+                    self.words,
+                    self._first_word(ahead, tile, plane),
+                    self.source,
+                    plane,
+                    self.block,
+                    self._tile(tile),
+                    chunk,
+                    self.lane,
+                )
+
+    def _first_word(self, ahead: int, tile: int, plane: int) -> int:
+        place = (ahead * self.tiling.tiles + tile) * self.weights.planes + plane
+        return place * self.weights.words
+
+    def _tile(self, tile: int) -> Expr:
+        """A tile that is there; the results of others are not stored."""
+        last = row_tiles(self.product.width) - 1
+        return tirx.min(self.first_tile + tile, index(last))
+
+    def _multiply(self, ahead: int, chunk: Expr) -> None:
+        self._load_x(chunk)
+        for tile in range(self.tiling.tiles):
+            if self.sums_scaled:
+                self._multiply_then_scale(ahead, tile, chunk)
+            else:
+                self._multiply_tile(ahead, tile, chunk)
+
+    def _load_x(self, chunk: Expr) -> None:
+        """16 neighbouring inputs of one row of every eight."""
+        units = 16 // self.activation.unit
+        for eight in range(self.tiling.eights):
+            row = held(self.first_row + eight * ROWS + self.row)
+            start = eight * units * 4
+            with only_if(row < self.rows):
+                for unit in range(units):
+                    k = chunk * CHUNK + self.column * 16 + unit * self.activation.unit
+                    first = start + unit * 4
+                    self.product.load_unit(self.x_words, first, self.x, row, self.block, k)
+            with only_if(row >= self.rows):
+                clear(self.x_words, start, units * 4)
+
+    def _multiply_then_scale(self, ahead: int, tile: int, chunk: Expr) -> None:
+        """Sums of exact codes, each plane's times its scales."""
+        weights = self.weights
+        assert isinstance(weights, Coded)
+        count = self.tiling.eights * _SUMS
+        for plane in range(weights.planes):
+            clear_floats(self.part, count)
+            first = self._first_word(ahead, tile, plane)
+            for j in range(TILES):
+                fragment = weights.fragment(self.words, first, j, self.values)
+                self._instructions(fragment, j, self.part, 0)
+            for side in range(2):
+                position = self.row + 8 * side
+                scale = held(
+                    weights.scale(
+                        self.source[1],
+                        plane,
+                        self.block,
+                        self._tile(tile),
+                        position,
+                        chunk * CHUNK,
+                    )
+                )
+                for eight in range(self.tiling.eights):
+                    for i in range(2):
+                        place = eight * _SUMS + 2 * side + i
+                        at = tile * count + place
+                        value = load(self.sums, at) + scale * load(self.part, place)
+                        store(self.sums, value, at)
+
+    def _multiply_tile(self, ahead: int, tile: int, chunk: Expr) -> None:
+        """Sums of weights, which codes are scaled to in the type of x."""
+        weights = self.weights
+        first = self._first_word(ahead, tile, 0)
+        scales = None
+        if isinstance(weights, Coded):
+            scales = registers(2 * weights.planes, "float32")
+            for plane in range(weights.planes):
+                for side in range(2):
+                    scale = weights.scale(
+                        self.source[1],
+                        plane,
+                        self.block,
+                        self._tile(tile),
+                        self.row + 8 * side,
+                        chunk * CHUNK + self.column * 16,
+                    )
+                    store(scales, scale, 2 * plane + side)
+        for j in range(TILES):
+            if isinstance(weights, Coded) and scales is not None:
+                fragment = weights.scaled_fragment(
+                    self.words, first, j, self.values, self.scaled, scales
+                )
+            else:
+                fragment = weights.fragment(self.words, first, j, self.values)
+            self._instructions(fragment, j, self.sums, tile * self.tiling.eights * _SUMS)
+
+    def _instructions(self, fragment: Fragment, tile: int, sums: Buffer, first: int) -> None:
+        """One product for every eight rows."""
+        words = self.activation.words
+        call("undense_first_operand", address(self.a, 0), address(*fragment), words)
+        for eight in range(self.tiling.eights):
+            b = (eight * TILES + tile) * (words // 2)
+            call(
+                f"undense_mma_{self.activation.short}",
+                address(sums, first + eight * _SUMS),
+                address(self.a, 0),
+                address(self.x_words, b),
+            )
+
+    def _finish(self) -> None:
+        """Adds up the results of the warps, a thread an output of a row."""
+        tiling = self.tiling
+        outputs, rows = tiling.tiles * TILE, tiling.eights * ROWS
+        shared = shared_words(tiling.shared_bytes // 4)
+        for tile in range(tiling.tiles):
+            for eight in range(tiling.eights):
+                for i in range(_SUMS):
+                    row = eight * ROWS + self.column * 2 + i % 2
+                    position = tile * TILE + self.row + 8 * (i // 2)
+                    place = (self.warp * rows + row) * outputs + position
+                    value = load(self.sums, (tile * tiling.eights + eight) * _SUMS + i)
+                    store(shared, tirx.reinterpret("uint32", value), place)
+        barrier()
+        total = registers(1, "float32")
+        thread = held(self.warp * WARP + self.lane)
+        with serial(divided(outputs * rows, tiling.warps * WARP)) as turn:
+            item = held(turn * (tiling.warps * WARP) + thread)
+            row, position = held(item // outputs), held(item % outputs)
+            there = tirx.all(row < rows, self.first_row + row < self.rows)
+            with only_if(there):
+                store(total, tirx.const(0.0, "float32"), 0)
+                for warp in range(tiling.warps):
+                    part = load(shared, (warp * rows + row) * outputs + position)
+                    store(total, load(total, 0) + tirx.reinterpret("float32", part), 0)
+                value = load(total, 0)
+                if self.weights.scaled:
+                    value = value * load(self.source[2], 0)
+                output = held(_output(self.first_tile * TILE + position))
+                put(
+                    self.product,
+                    self.finish,
+                    self.stored,
+                    self.first_row + row,
+                    self.block,
+                    output,
+                    1,
+                    lambda _: value,
+                )
+
+
+def _output(position: Expr) -> Expr:
+    """The output that stands at a position of the tiles: `fragments.output_of`."""
+    pair, inside = position // PAIRED, position % PAIRED
+    eight, row = inside // 8, inside % 8
+    return pair * PAIRED + (row // 2) * 8 + eight * 2 + row % 2
+
+
+def clear_floats(values: Buffer, count: int) -> None:
+    """Zeros."""
+    with unrolled(count) as i:
+        store(values, tirx.const(0.0, "float32"), i)

@@ -1,0 +1,389 @@
+"""Products of many rows: tiles of x and of the weights pass through shared memory in stages.
+
+    block     `height` rows of x by `width` outputs
+      serial    chunks of 64 inputs; those of the next stages are being copied meanwhile
+        warp      its rows by its outputs, all sums in registers
+          tile      16 rows by 16 inputs, times 16 inputs by 8 outputs: one instruction
+
+Codes stay packed in shared memory; each warp decodes what it needs in registers, a few integer
+instructions for every eight of the tensor cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+
+from ..finish import Finish
+from ..tir import Buffer, Expr, index, load, only_if, serial, store
+from .few_rows import clear_floats
+from .fragments import CHUNK, PAIRED, TILE, TILES, chunks, row_tiles
+from .product import Product, put
+from .weights import Coded, Fragment, Weights
+from .words import (
+    WARP,
+    address,
+    barrier,
+    call,
+    divided,
+    grid,
+    held,
+    registers,
+    shared_words,
+)
+
+_SUMS = 4
+"""Of a lane for one instruction."""
+
+_COLUMNS = 8
+"""Outputs of one instruction."""
+
+_UNIT = 4
+"""Words that are copied at once."""
+
+
+@dataclass(frozen=True)
+class ManyRowsTiling:
+    """How a product of many rows is cut up.
+
+    Attributes:
+        row_warps: of a block, side by side along the rows.
+        column_warps: along the outputs.
+        row_tiles: of 16 rows of a warp.
+        column_tiles: of 16 outputs of a warp, an even number.
+        stages: chunks of inputs in shared memory.
+    """
+
+    row_warps: int = 2
+    column_warps: int = 4
+    row_tiles: int = 4
+    column_tiles: int = 2
+    stages: int = 3
+
+    @property
+    def height(self) -> int:
+        """Rows of a block."""
+        return self.row_warps * self.row_tiles * TILE
+
+    @property
+    def width_tiles(self) -> int:
+        """Tiles of outputs of a block."""
+        return self.column_warps * self.column_tiles
+
+    @property
+    def warps(self) -> int:
+        """Of a block."""
+        return self.row_warps * self.column_warps
+
+    def shared_bytes(self, weights: Weights) -> int:
+        """All stages."""
+        return 4 * self.stages * _Stage(self, weights).words
+
+
+class _Stage:
+    """Where the parts of a stage lie, in words: rows of x, words of the weights, scales."""
+
+    def __init__(self, tiling: ManyRowsTiling, weights: Weights) -> None:
+        self.x_row = CHUNK * weights.activation.bytes // 4
+        self.tile = weights.planes * weights.words * WARP
+        self.weights = tiling.height * self.x_row
+        self.scales = self.weights + tiling.width_tiles * self.tile
+        self.groups = -(-CHUNK // weights.group) if isinstance(weights, Coded) else 0
+        self.scale_tile = weights.planes * self.groups * TILE
+        self.words = self.scales + tiling.width_tiles * self.scale_tile
+
+
+def emit_many_rows(
+    product: Product,
+    tiling: ManyRowsTiling,
+    finish: Finish | None,
+    rows: Expr,
+    buffers: Sequence[Buffer],
+) -> None:
+    """A kernel for any number of rows."""
+    heights = divided(rows, tiling.height)
+    widths = divided(row_tiles(product.width), tiling.width_tiles)
+    with grid((heights, widths, product.blocks), tiling.warps) as ((x, y, z), warp, lane):
+        first_row, first_tile = held(x * tiling.height), held(y * tiling.width_tiles)
+        _Block(product, tiling, finish, rows, buffers, first_row, first_tile, z, warp, lane).emit()
+
+
+class _Block:
+    """Emits what a thread of one block does."""
+
+    def __init__(
+        self,
+        product: Product,
+        tiling: ManyRowsTiling,
+        finish: Finish | None,
+        rows: Expr,
+        buffers: Sequence[Buffer],
+        first_row: Expr,
+        first_tile: Expr,
+        block: Expr,
+        warp: Expr,
+        lane: Expr,
+    ) -> None:
+        self.product, self.tiling, self.finish, self.rows = product, tiling, finish, rows
+        self.first_row, self.first_tile, self.block = first_row, first_tile, block
+        self.weights, self.activation = product.weights, product.activation
+        count = len(self.weights.arguments(product.blocks, product.width, product.depth))
+        self.x, self.source = buffers[0], buffers[1 : 1 + count]
+        self.stored = buffers[1 + count :]
+        self.thread = held(warp * WARP + lane)
+        self.lane, self.row, self.column = lane, held(lane // 4), held(lane % 4)
+        self.row_warp = held(warp // tiling.column_warps)
+        self.column_warp = held(warp % tiling.column_warps)
+        self.stage = _Stage(tiling, self.weights)
+        self.units = CHUNK // self.activation.unit
+
+    def emit(self) -> None:
+        tiling, words = self.tiling, self.activation.words
+        self.shared = shared_words(tiling.stages * self.stage.words)
+        count = tiling.row_tiles * tiling.column_tiles * 2 * _SUMS
+        self.sums = registers(count, "float32")
+        self.x_words = registers(tiling.row_tiles * 2 * _UNIT)
+        self.a = registers(words)
+        tiles = tiling.column_tiles if self.weights.scaled else 1
+        self.words = registers(tiles * self.weights.planes * self.weights.words)
+        self.values, self.scaled = registers(words), registers(words)
+        self.scales = registers(2 * tiling.column_tiles * self.weights.planes, "float32")
+        clear_floats(self.sums, count)
+        total, ahead = chunks(self.product.depth), tiling.stages - 1
+        for stage in range(ahead):
+            if stage < total:
+                self._copy(index(stage), index(stage))
+            call("undense_copy_commit")
+        with serial(total) as chunk:
+            call("undense_copy_wait", ahead - 1)
+            barrier()
+            later = held(chunk + ahead)
+            with only_if(later < total):
+                self._copy(later, later % tiling.stages)
+            call("undense_copy_commit")
+            self._multiply(held(chunk % tiling.stages * self.stage.words))
+        self._finish()
+
+    def _copy(self, chunk: Expr, stage: Expr) -> None:
+        """Begins to copy a chunk's rows of x, weights and scales."""
+        start = held(stage * self.stage.words)
+        self._copy_x(start, chunk)
+        tile_units = self.weights.words * WARP // _UNIT
+        for plane in range(self.weights.planes):
+            first = start + self.stage.weights + plane * self.weights.words * WARP
+
+            def words_at(tile: Expr, unit: Expr, plane: int = plane) -> Expr:
+                number = unit * _UNIT
+                return self.weights.word(self.source[0], plane, self.block, tile, chunk, number)
+
+            self._copy_tiles(first, self.stage.tile, tile_units, words_at)
+        if isinstance(self.weights, Coded):
+            self._copy_scales(start, chunk)
+
+    def _copy_x(self, start: Expr, chunk: Expr) -> None:
+        tiling, unit = self.tiling, self.activation.unit
+        count = tiling.height * self.units
+        with serial(divided(count, tiling.warps * WARP)) as turn:
+            item = held(turn * (tiling.warps * WARP) + self.thread)
+            row, number = held(item // self.units), held(item % self.units)
+            k = held(chunk * CHUNK + number * unit)
+            source = held(tirx.min(self.first_row + row, self.rows - 1))
+            place = start + row * self.stage.x_row + self._swizzled(row, number) * _UNIT
+            there = tirx.all(self.first_row + row < self.rows, k < self.product.depth)
+            with self._within(item, count):
+                self._copy_unit(place, source, k, there)
+
+    def _copy_unit(self, place: Expr, source: Expr, k: Expr, there: Expr) -> None:
+        """One unit of x, or zeros."""
+        unit = self.activation.unit
+        if self.product.aligned:
+            at_k = tirx.min(k, index(self.product.depth - unit))
+            at = address(self.x, source, self.block * self.product.stride + at_k)
+            amount = tirx.if_then_else(there, tirx.const(16, "int32"), tirx.const(0, "int32"))
+            call("undense_copy_async", address(self.shared, place), at, amount)
+            return
+        words = registers(_UNIT)
+        self.product.load_unit(words, 0, self.x, source, self.block, k)
+        call("undense_load_16", address(self.shared, place), address(words, 0))
+
+    def _within(self, item: Expr, count: int) -> Any:
+        """Only threads that have something to do, where not all of them have."""
+        spare = count % (self.tiling.warps * WARP)
+        return only_if(item < count) if spare else nullcontext()
+
+    def _swizzled(self, row: Expr, unit: Expr) -> Expr:
+        """Another place for a unit in every row, so that eight lanes read eight banks of four."""
+        if self.activation.bytes == 2:
+            return tirx.bitwise_xor(unit, row % 2)
+        return tirx.bitwise_xor(unit, row % 2 * 2 + unit // 8)
+
+    def _copy_tiles(
+        self, start: Expr, stride: int, units: int, source: Callable[[Expr, Expr], Expr]
+    ) -> None:
+        """Copies `units` units of every tile of the block; tiles that are not there repeat."""
+        tiling = self.tiling
+        count = tiling.width_tiles * units
+        last = row_tiles(self.product.width) - 1
+        with serial(divided(count, tiling.warps * WARP)) as turn:
+            item = held(turn * (tiling.warps * WARP) + self.thread)
+            tile, unit = held(item // units), held(item % units)
+            with self._within(item, count):
+                there = tirx.min(self.first_tile + tile, index(last))
+                place = start + tile * stride + unit * _UNIT
+                call("undense_copy_async", address(self.shared, place), source(there, unit), 16)
+
+    def _copy_scales(self, start: Expr, chunk: Expr) -> None:
+        """The scales of the groups of a chunk; those behind the last group repeat it."""
+        weights, scales = self.weights, self.source[1]
+        assert isinstance(weights, Coded)
+        groups = int(scales.shape[3])
+        for plane in range(weights.planes):
+            for number in range(self.stage.groups):
+                group = held(
+                    tirx.min(
+                        tirx.floordiv(chunk * CHUNK, index(weights.group)) + number,
+                        index(groups - 1),
+                    )
+                )
+                first = start + self.stage.scales
+                first = first + (plane * self.stage.groups + number) * TILE
+
+                def scales_at(
+                    tile: Expr, unit: Expr, plane: int = plane, group: Expr = group
+                ) -> Expr:
+                    return address(scales, plane, self.block, tile, group, unit * _UNIT)
+
+                self._copy_tiles(first, self.stage.scale_tile, TILE // _UNIT, scales_at)
+
+    def _multiply(self, start: Expr) -> None:
+        """The warp's rows by its outputs, for one chunk."""
+        tiling = self.tiling
+        tiles_of_unit = self.activation.unit // 4  # a tile takes four neighbours of a lane
+        if isinstance(self.weights, Coded):
+            self._read_scales(start)
+            for tile in range(tiling.column_tiles):
+                self._read_words(start, tile)
+        for unit in range(TILES // tiles_of_unit):
+            self._read_x(start, unit)
+            for tile in range(tiling.column_tiles):
+                for inner in range(tiles_of_unit):
+                    j = unit * tiles_of_unit + inner
+                    fragment = self._fragment(start, tile, j)
+                    for row_tile in range(tiling.row_tiles):
+                        self._first_operand(row_tile, inner)
+                        self._instructions(fragment, row_tile, tile)
+
+    def _read_x(self, start: Expr, unit: int) -> None:
+        for row_tile in range(self.tiling.row_tiles):
+            for side in range(2):
+                row = (self.row_warp * self.tiling.row_tiles + row_tile) * TILE
+                row = row + self.row + 8 * side
+                number = self.column * (self.units // 4) + unit
+                place = start + row * self.stage.x_row + self._swizzled(row, number) * _UNIT
+                words = (row_tile * 2 + side) * _UNIT
+                call("undense_load_16", address(self.x_words, words), address(self.shared, place))
+
+    def _first_operand(self, row_tile: int, inner: int) -> None:
+        """Pairs of inputs of both rows in turn."""
+        words = self.activation.words
+        per_side = words // 2
+        pair = words // 4
+        for half in range(2):
+            for side in range(2):
+                for i in range(pair):
+                    source = (row_tile * 2 + side) * _UNIT + inner * per_side + half * pair + i
+                    place = (half * 2 + side) * pair + i
+                    store(self.a, load(self.x_words, source), place)
+
+    def _fragment(self, start: Expr, tile: int, j: int) -> Fragment:
+        """That of tile j of the chunk. Dense values are read now, codes have been."""
+        weights = self.weights
+        if not isinstance(weights, Coded):
+            self._read_words(start, tile, j)
+            return weights.fragment(self.words, 0, j, self.values)
+        scales = registers(2 * weights.planes, "float32")
+        for i in range(2 * weights.planes):
+            store(scales, load(self.scales, tile * 2 * weights.planes + i), i)
+        first = tile * weights.planes * weights.words
+        return weights.scaled_fragment(self.words, first, j, self.values, self.scaled, scales)
+
+    def _read_words(self, start: Expr, tile: int, only: int | None = None) -> None:
+        """A lane's words of the chunk, of all its tiles or of one."""
+        weights = self.weights
+        number = self.column_warp * self.tiling.column_tiles + tile
+        place = held(start + self.stage.weights + number * self.stage.tile)
+        kept = 0 if only is not None else tile * weights.planes * weights.words
+        for plane in range(weights.planes):
+            done = plane * weights.words
+            for width in weights.sections:
+                if only is None or weights.needs(done, width, only):
+                    at = address(self.shared, place + done * WARP + self.lane * width)
+                    call(f"undense_load_{4 * width}", address(self.words, kept + done), at)
+                done += width
+
+    def _read_scales(self, start: Expr) -> None:
+        weights = self.weights
+        assert isinstance(weights, Coded)
+        within = self.column * 16 // weights.group if weights.group < CHUNK else index(0)
+        for tile in range(self.tiling.column_tiles):
+            first = (self.column_warp * self.tiling.column_tiles + tile) * self.stage.scale_tile
+            for plane in range(weights.planes):
+                for side in range(2):
+                    place = start + self.stage.scales + first
+                    place = place + (plane * self.stage.groups + within) * TILE
+                    found = load(self.shared, place + self.row + 8 * side)
+                    at = tile * 2 * weights.planes + 2 * plane + side
+                    store(self.scales, tirx.reinterpret("float32", found), at)
+
+    def _instructions(self, fragment: Fragment, row_tile: int, tile: int) -> None:
+        """The two products with eight outputs each."""
+        registers_of, begin = fragment
+        for eight in range(2):
+            first = ((row_tile * self.tiling.column_tiles + tile) * 2 + eight) * _SUMS
+            call(
+                f"undense_mma_{self.activation.short}",
+                address(self.sums, first),
+                address(self.a, 0),
+                address(registers_of, begin + eight * (self.activation.words // 2)),
+            )
+
+    def _finish(self) -> None:
+        """A lane has eight neighbouring outputs of each of its rows in every pair of tiles."""
+        tiling = self.tiling
+        unit = registers(1, "float32")
+        if self.weights.scaled:
+            store(unit, load(self.source[2], 0), 0)
+        for row_tile in range(tiling.row_tiles):
+            for side in range(2):
+                row = (self.row_warp * tiling.row_tiles + row_tile) * TILE + 8 * side
+                row = held(self.first_row + row + self.row)
+                with only_if(row < self.rows):
+                    for pair in range(tiling.column_tiles // 2):
+                        self._put(row, row_tile, side, pair, unit)
+
+    def _put(self, row: Expr, row_tile: int, side: int, pair: int, unit: Buffer) -> None:
+        tiling = self.tiling
+        tile = self.column_warp * tiling.column_tiles + 2 * pair
+        output = held((self.first_tile + tile) * TILE + self.column * (PAIRED // 4))
+
+        def value(i: int) -> Expr:
+            eight, last = divmod(i, 2)
+            column_tile = 2 * pair + eight // 2
+            first = ((row_tile * tiling.column_tiles + column_tile) * 2 + eight % 2) * _SUMS
+            found = load(self.sums, first + 2 * side + last)
+            return found * load(unit, 0) if self.weights.scaled else found
+
+        put(
+            self.product,
+            self.finish,
+            self.stored,
+            row,
+            self.block,
+            output,
+            PAIRED // 4,
+            value,
+        )

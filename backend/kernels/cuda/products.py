@@ -1,0 +1,62 @@
+"""The PrimFunc of a product: ordered rules choose its kernel by the number of rows at run time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+
+from ..base import Output, Step
+from ..finish import Finish
+from ..tir import Argument, Buffer, Expr, PrimFunc, by_rows, prim_func
+from .few_rows import FewRowsTiling, emit_few_rows
+from .many_rows import ManyRowsTiling, emit_many_rows
+from .product import Product
+
+Tiling = FewRowsTiling | ManyRowsTiling
+
+Rules = tuple[tuple[int | None, Tiling], ...]
+"""Tilings, each with the greatest number of rows that it serves; the last one all."""
+
+
+def tilings(product: Product) -> Rules:
+    """How a product is cut up for each number of rows."""
+    few = partial(FewRowsTiling, warps=8, tiles=2)
+    # Of float32 a value is a register.
+    wide = product.activation.bytes == 4
+    many = ManyRowsTiling(row_tiles=2, stages=2) if wide else ManyRowsTiling()
+    low = ManyRowsTiling(row_warps=1, column_warps=4, row_tiles=2, stages=many.stages)
+    ahead = 2 if product.weights.words >= 16 else 4
+    return (
+        (8, few(eights=1, ahead=ahead)),
+        (16, few(eights=2, ahead=ahead)),
+        (64, low),
+        (None, many),
+    )
+
+
+@cache
+def product_function(product: Product, rules: Rules, finish: Finish | None = None) -> PrimFunc:
+    """The PrimFunc `(x, *weights, *finish, y)` over a symbolic number of rows."""
+
+    def arguments(rows: Expr) -> Sequence[Argument]:
+        return product.arguments(rows, finish)
+
+    def body(rows: Expr, *buffers: Buffer) -> None:
+        def emit(tiling: Tiling, least: int, most: int | None) -> None:
+            if isinstance(tiling, FewRowsTiling):
+                emit_few_rows(product, tiling, finish, rows, buffers)
+            else:
+                emit_many_rows(product, tiling, finish, rows, buffers)
+
+        by_rows(rows, rules, emit)
+
+    return prim_func(arguments, body)
+
+
+def product_step(
+    name: str, product: Product, inputs: tuple[str, ...], output: str = "y"
+) -> Step:
+    """The step `(*inputs) -> output`; it takes a finish where outputs stay in order."""
+    make: Callable[..., PrimFunc] = partial(product_function, product, tilings(product))
+    y = Output(output, product.columns, product.activation.dtype)
+    return Step(name, make(), inputs, (y,), make if product.scatter is None else None)

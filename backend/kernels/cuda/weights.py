@@ -1,0 +1,319 @@
+"""Weights as the kernels read them: dense values, or codes with scales, in order of fragments."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import tirx
+
+from ..tir import Argument, Buffer, Expr, index, load, store
+from .dtypes import Activation
+from .fragments import CHUNK, TILE, TILES, chunks, fragments, in_tiles, padded, row_tiles
+from .words import WARP, address, call, registers, unrolled
+
+BITS = (2, 3, 4, 5, 8)
+"""Of a stored code; odd ones keep the highest bit apart."""
+
+Fragment = tuple[Buffer, int]
+"""Registers, and where a lane's fragment begins in them."""
+
+_LOADS = {1: "undense_load_4", 2: "undense_load_8", 4: "undense_load_16"}
+_LOAD_ONCE = "undense_load_once"
+
+
+class Weights(ABC):
+    """`[blocks, width, depth]`, of which a lane holds `words` words in each chunk."""
+
+    activation: Activation
+
+    @property
+    @abstractmethod
+    def planes(self) -> int:
+        """Matrices that are added up."""
+
+    @property
+    @abstractmethod
+    def sections(self) -> tuple[int, ...]:
+        """Words that a lane loads at once; a section of all lanes lies in one piece."""
+
+    @property
+    @abstractmethod
+    def scaled(self) -> bool:
+        """Whether values are codes to be multiplied by scales."""
+
+    @property
+    def words(self) -> int:
+        """Words of a lane in a chunk of one plane."""
+        return sum(self.sections)
+
+    @abstractmethod
+    def arguments(self, blocks: int, width: int, depth: int) -> tuple[Argument, ...]:
+        """The stored buffers, the words first."""
+
+    @abstractmethod
+    def chunk(self, buffer: Buffer, plane: int, block: Expr, tile: Expr, chunk: Expr) -> Expr:
+        """The address of the words of all lanes."""
+
+    @abstractmethod
+    def word(
+        self, buffer: Buffer, plane: int, block: Expr, tile: Expr, chunk: Expr, number: Expr
+    ) -> Expr:
+        """The address of one of those words, a multiple of four."""
+
+    @abstractmethod
+    def fragment(self, words: Buffer, first: int, tile: int, values: Buffer) -> Fragment:
+        """A lane's fragment of a tile, which codes are decoded into `values` for.
+
+        Args:
+            words: registers of a chunk.
+            first: where the chunk's words begin in them.
+            tile: of the chunk.
+            values: registers for a fragment.
+        """
+
+    def load(
+        self,
+        words: Buffer,
+        first: int,
+        source: Sequence[Buffer],
+        plane: int,
+        block: Expr,
+        tile: Expr,
+        chunk: Expr,
+        lane: Expr,
+    ) -> None:
+        """Loads a lane's words of a chunk from device memory, where they are read once."""
+        start = 0
+        for width in self.sections:
+            number = start * WARP + lane * width
+            name = _LOAD_ONCE if width == 4 else _LOADS[width]
+            at = self.word(source[0], plane, block, tile, chunk, number)
+            call(name, address(words, first + start), at)
+            start += width
+
+    @abstractmethod
+    def needs(self, first: int, width: int, tile: int) -> bool:
+        """Whether the section of `width` words from `first` on has some of a tile."""
+
+
+@dataclass(frozen=True)
+class Dense(Weights):
+    """Values of the type of x."""
+
+    activation: Activation
+
+    @property
+    def planes(self) -> int:
+        """One."""
+        return 1
+
+    @property
+    def sections(self) -> tuple[int, ...]:
+        """16 bytes at a time."""
+        return (4,) * (TILES * self.activation.words // 4)
+
+    @property
+    def scaled(self) -> bool:
+        """No."""
+        return False
+
+    def pack(self, weight: NDArray[np.generic]) -> NDArray[np.generic]:
+        """`[blocks, m, n]`, rounded to the type, as the kernels read it."""
+        found = fragments(weight.astype(self.activation.dtype))
+        *lead, _, _ = found.shape
+        if self.activation.bytes == 4:
+            found = np.moveaxis(found.reshape(*lead, WARP, 2, 4), -2, -3)
+        return np.ascontiguousarray(found).reshape(*lead[:-1], -1)
+
+    def arguments(self, blocks: int, width: int, depth: int) -> tuple[Argument, ...]:
+        """One buffer."""
+        shape = (blocks, row_tiles(width), chunks(depth), TILE * CHUNK)
+        return (Argument("weight", shape, self.activation.dtype),)
+
+    def chunk(self, buffer: Buffer, plane: int, block: Expr, tile: Expr, chunk: Expr) -> Expr:
+        """Of its first value."""
+        return address(buffer, block, tile, chunk, 0)
+
+    def word(
+        self, buffer: Buffer, plane: int, block: Expr, tile: Expr, chunk: Expr, number: Expr
+    ) -> Expr:
+        """Words are one value or two."""
+        return address(buffer, block, tile, chunk, number * (4 // self.activation.bytes))
+
+    def needs(self, first: int, width: int, tile: int) -> bool:
+        """A section is a tile, or half of one."""
+        return first // self.activation.words == tile
+
+    def fragment(self, words: Buffer, first: int, tile: int, values: Buffer) -> Fragment:
+        """The words themselves."""
+        return words, first + tile * self.activation.words
+
+
+@dataclass(frozen=True)
+class Coded(Weights):
+    """`Σ_p scales[p, group] · (stored[p] - offset)`, all times `unit`.
+
+    Scales are float32 relative to the power of two `unit`, so that they are normal numbers of
+    float16 too.
+
+    Attributes:
+        activation: the type of x.
+        bits: of a stored code, one of `BITS`.
+        offset: what is added to a code before it is stored.
+        group: inputs that share a scale, a multiple of 16.
+        count: planes with scales of their own.
+    """
+
+    activation: Activation
+    bits: int
+    offset: int
+    group: int
+    count: int = 1
+
+    @property
+    def planes(self) -> int:
+        """Those with scales of their own."""
+        return self.count
+
+    @property
+    def sections(self) -> tuple[int, ...]:
+        """The low bits, then the highest one where they are odd."""
+        return {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 8: (4, 4)}[self.bits]
+
+    @property
+    def scaled(self) -> bool:
+        """Yes."""
+        return True
+
+    def pack(
+        self, codes: NDArray[np.int8], scales: NDArray[np.float32]
+    ) -> dict[str, NDArray[np.generic]]:
+        """Codes `[planes, m, n]` and scales `[planes, m, groups]` as the kernels read them."""
+        outputs = codes.shape[-2]
+        filled = padded(codes.astype(np.int16)) + self.offset
+        # [planes, tiles, chunks, tile, lane, value] -> a lane's values of a chunk side by side
+        lanes = np.moveaxis(fragments(filled), -3, -2)[:, None]
+        largest = float(np.abs(scales).max(initial=0.0))
+        unit = np.float32(2.0 ** np.ceil(np.log2(largest))) if largest > 0 else np.float32(1)
+        groups = scales.shape[-1]
+        relative = np.pad(scales / unit, [(0, 0), (0, -outputs % 32), (0, 0)])
+        tiled = in_tiles(relative).reshape(len(codes), -1, TILE, groups)
+        return {
+            "codes": self._encode(lanes.astype(np.uint32)),
+            "scales": np.ascontiguousarray(tiled.swapaxes(-1, -2)[:, None], np.float32),
+            "unit": np.array([unit], np.float32),
+        }
+
+    def _encode(self, lanes: NDArray[np.uint32]) -> NDArray[np.int32]:
+        """Stored codes `[..., 32 lanes, 4 tiles, 8]` to words `[..., words * 32]`."""
+        # A pair of neighbouring inputs in the halves of a word: [..., lane, tile, pair]
+        pairs = lanes[..., 0::2] | (lanes[..., 1::2] << 16)
+        tiles, number = np.arange(TILES)[:, None], np.arange(4)[None, :]
+
+        def joined(fields: NDArray[np.uint32], shifts: NDArray[np.int64]) -> NDArray[np.uint32]:
+            shifted = fields << shifts.astype(np.uint32)
+            return np.bitwise_or.reduce(shifted, axis=(-2, -1))
+
+        def low_words(bits: int) -> list[NDArray[np.uint32]]:
+            low = pairs & np.uint32((2**bits - 1) * 0x00010001)
+            per_word = {2: 2, 4: 1}.get(bits)
+            if per_word is None:  # two words a tile, of two pairs each
+                shift = 8 * (number[:, :2])
+                return [
+                    joined(low[..., [tile], 2 * half : 2 * half + 2], shift)
+                    for tile in range(TILES)
+                    for half in range(2)
+                ]
+            spread = 8 * (tiles[:per_word] % per_word) + bits * number
+            return [
+                joined(low[..., start : start + per_word, :], spread)
+                for start in range(0, TILES, per_word)
+            ]
+
+        if self.bits == 8:
+            sections = low_words(8)
+        else:
+            even = self.bits - self.bits % 2
+            sections = low_words(even)
+            if self.bits % 2:
+                high = (pairs >> np.uint32(even)) & np.uint32(0x00010001)
+                sections.append(joined(high, 4 * tiles + number))
+        parts, start = [], 0
+        for width in self.sections:
+            part = np.stack(sections[start : start + width], axis=-1)
+            parts.append(part.reshape(*part.shape[:-2], -1))
+            start += width
+        return np.ascontiguousarray(np.concatenate(parts, axis=-1)).view(np.int32)
+
+    def arguments(self, blocks: int, width: int, depth: int) -> tuple[Argument, ...]:
+        """Codes, scales and the unit."""
+        tiles, groups = row_tiles(width), -(-depth // self.group)
+        codes = (self.count, blocks, tiles, chunks(depth), self.words * WARP)
+        return (
+            Argument("codes", codes, "int32"),
+            Argument("scales", (self.count, blocks, tiles, groups, TILE), "float32"),
+            Argument("unit", (1,), "float32"),
+        )
+
+    def chunk(self, buffer: Buffer, plane: int, block: Expr, tile: Expr, chunk: Expr) -> Expr:
+        """Of its first word."""
+        return address(buffer, plane, block, tile, chunk, 0)
+
+    def word(
+        self, buffer: Buffer, plane: int, block: Expr, tile: Expr, chunk: Expr, number: Expr
+    ) -> Expr:
+        """Of the int32."""
+        return address(buffer, plane, block, tile, chunk, number)
+
+    def needs(self, first: int, width: int, tile: int) -> bool:
+        """Some bits of every tile are in any section but those of 8 bits."""
+        return self.bits < 8 or first // 4 == tile // 2
+
+    def fragment(self, words: Buffer, first: int, tile: int, values: Buffer) -> Fragment:
+        """Codes without their offset, exactly."""
+        name = f"undense_decode_{self.activation.short}"
+        call(name, address(values, 0), address(words, first), self.bits, tile, self.offset)
+        return values, 0
+
+    def scale(
+        self, scales: Buffer, plane: int, block: Expr, tile: Expr, position: Expr, first: Expr
+    ) -> Expr:
+        """The scale of an output of a tile, by its position, for the inputs from `first` on."""
+        groups = int(scales.shape[3])
+        group = first // self.group
+        if groups * self.group % CHUNK:
+            # The inputs that fill the last chunk belong to no group; their codes are zero.
+            group = tirx.min(group, index(groups - 1))
+        return load(scales, plane, block, tile, group, position)
+
+    def scaled_fragment(
+        self,
+        words: Buffer,
+        first: int,
+        tile: int,
+        values: Buffer,
+        sums: Buffer,
+        scales: Buffer,
+    ) -> Fragment:
+        """`Σ_p scale_p · code_p` in the type of x.
+
+        Args:
+            words: registers of a chunk, plane by plane.
+            first: where the chunk's words begin in them.
+            tile: of the chunk.
+            values: registers for a fragment.
+            sums: registers for another one.
+            scales: registers of two scales a plane, of the outputs g and g + 8.
+        """
+        with unrolled(self.activation.words) as i:
+            store(sums, tirx.const(0, "uint32"), i)
+        for plane in range(self.count):
+            self.fragment(words, first + plane * self.words, tile, values)
+            low, high = (load(scales, 2 * plane + side) for side in range(2))
+            name = f"undense_scaled_{self.activation.short}"
+            call(name, address(sums, 0), address(values, 0), low, high)
+        return sums, 0
