@@ -24,7 +24,7 @@ from .normalization import normalised
 from .operators import operators
 from .patterns import ScaledAttention, root_mean_square, scaled_attention
 from .structured import lower_structured
-from .values import SUPPORTED, Dim, Value, known
+from .values import HALVES, SUPPORTED, Dim, Value, known
 
 BOUNDS = "undense.dim_bounds"
 """Metadata of a model: bounds of its symbolic dimensions, `{"seq": [2, 512]}`."""
@@ -158,7 +158,7 @@ class Walk:
         result: Value | None = None
         if (norm := root_mean_square(node, self._constant)) is not None:
             x = self._read(norm.x)
-            if x.dtype == "float16":
+            if x.dtype in HALVES:
                 x = self.builder.cast(x, "float32")
             if norm.axis in (-1, x.rank - 1):
                 result = normalised(self.builder, x, norm.epsilon, centered=False)
