@@ -32,12 +32,17 @@ def check_layers(model: ir.Model, folder: Path, samples: Sequence[Arrays]) -> fl
         samples: inputs of the model.
 
     Returns:
-        The error; None if the model has no structured node that multiplies.
+        The error; None if the model has no structured node that multiplies, but in bfloat16, for
+        which ONNX Runtime has no kernels on CPUs.
 
     Raises:
         LoweringError: a layer is off by more than the rounding of its type, `8 ε √in_features`.
     """
-    nodes = [node for node in structured_nodes(model) if not node.gathers]
+    nodes = [
+        node
+        for node in structured_nodes(model)
+        if not node.gathers and node.node.outputs[0].dtype != ir.DataType.BFLOAT16
+    ]
     if not nodes or not samples:
         return None
     worst = 0.0

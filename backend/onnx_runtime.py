@@ -27,6 +27,9 @@ FUNCTION_IR_VERSION = 10
 _MONARCH_SHARE = 0.6
 """Of a dense weight's parameters; above it Monarch was at best as fast in any measurement."""
 
+_FIRST_CONVERTED = 18
+"""The lowest opset that models can be raised to."""
+
 _CUDA_COLUMNS = 8
 """Rows of W that a block of threads of its kernels for few rows of x multiplies by."""
 
@@ -51,7 +54,7 @@ def prepare(model: ir.Model, form: Form) -> None:
     if opset < least:
         from onnxscript import version_converter
 
-        version_converter.convert_version(model, target_version=least)
+        version_converter.convert_version(model, target_version=max(least, _FIRST_CONVERTED))
         if model.opset_imports[""] < least:
             raise LoweringError(
                 f"the {form} form needs opset {least} and the model, of opset {opset}, cannot be "

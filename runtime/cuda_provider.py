@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
-from pathlib import Path
+from typing import Any
 
-from ..passes.errors import MissingDependencyError, TargetError, UndenseError
+import numpy as np
+
+from ..passes.errors import MissingDependencyError, TargetError, UndenseError, cause_of
 
 NAME = "CUDAExecutionProvider"
 
@@ -26,14 +28,9 @@ WITH_OPTIONS = (
 )
 """As `InferenceSession` takes it."""
 
-_PACKAGES = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
-_LIBRARIES = {
-    "libonnxruntime_providers_shared.so": ctypes.RTLD_GLOBAL,
-    "libonnxruntime_providers_cuda.so": ctypes.RTLD_LOCAL,
-}
-"""With the modes in which ONNX Runtime loads them: the second needs symbols of the first."""
-
 _DRIVER = "libcuda.so.1"
+_FAILED = "Failed to load "
+"""How ONNX Runtime starts a line on a library that is not there."""
 
 
 def obstacle() -> UndenseError | None:
@@ -49,27 +46,35 @@ def obstacle() -> UndenseError | None:
             f"onnxruntime {onnxruntime.__version__} comes without {NAME}: uninstall onnxruntime "
             "and pip install 'undense[cuda]'"
         )
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints what is missing, as is said below
-        onnxruntime.preload_dlls()
-    folder = Path(onnxruntime.__file__).parent / "capi"
+    missing = _preload(onnxruntime)
     try:
-        for name, mode in _LIBRARIES.items():
-            ctypes.CDLL(str(folder / name), mode)
-    except OSError as error:
-        return TargetError(f"{NAME} cannot be loaded ({error}): {_remedy(str(error))}")
-    return _no_device()
-
-
-def _remedy(missing: str) -> str:
-    return "install NVIDIA's driver" if _DRIVER in missing else _PACKAGES
-
-
-def _no_device() -> UndenseError | None:
-    """What NVIDIA's driver, which the provider has loaded by now, says of the devices."""
-    driver, count = ctypes.CDLL(_DRIVER), ctypes.c_int(0)
-    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
-        return TargetError(
-            "NVIDIA's driver finds no GPU: make one visible (CUDA_VISIBLE_DEVICES, or the options "
-            "of the container)"
-        )
+        # Never load the provider's library by hand: it ends the process before ONNX Runtime is up.
+        onnxruntime.OrtValue.ortvalue_from_shape_and_type([1], np.float32, "cuda", 0)
+    except Exception as error:  # its exceptions share no base but Exception
+        return TargetError(f"{NAME} cannot be used ({_cause(missing, error)}")
     return None
+
+
+def _preload(onnxruntime: Any) -> str | None:
+    """Loads NVIDIA's libraries from their packages; what ONNX Runtime prints of the first gap."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        onnxruntime.preload_dlls()
+    lines = printed.getvalue().splitlines()
+    return next((line.removeprefix(_FAILED) for line in lines if line.startswith(_FAILED)), None)
+
+
+def _cause(missing: str | None, error: Exception) -> str:
+    """The cause and, behind a bracket, the remedy."""
+    if missing is not None:
+        return f"{missing}): pip install 'onnxruntime-gpu[cuda,cudnn]'"
+    try:
+        driver, count = ctypes.CDLL(_DRIVER), ctypes.c_int(0)
+    except OSError as absent:
+        return f"{absent}): install NVIDIA's driver"
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+        return (
+            "NVIDIA's driver finds no GPU): make one visible, by CUDA_VISIBLE_DEVICES or the "
+            "options of the container"
+        )
+    return f"{cause_of(error)}): mend that"

@@ -18,6 +18,8 @@ from .tensors import is_torch
 
 _FIRST = 0
 """Number of the device."""
+_BFLOAT16 = 16
+"""What ONNX calls the one type of torch that numpy has no name for."""
 
 
 def run_bound(
@@ -37,8 +39,9 @@ def run_bound(
         if is_torch(value):
             tensor = value.detach().contiguous()
             held.append(tensor)
-            kind, shape = element_type(tensor), tuple(tensor.shape)
-            binding.bind_input(name, device, _FIRST, kind, shape, tensor.data_ptr())
+            half = str(tensor.dtype) == "torch.bfloat16"
+            kind = _BFLOAT16 if half else element_type(tensor)
+            binding.bind_input(name, device, _FIRST, kind, tuple(tensor.shape), tensor.data_ptr())
         else:
             array = np.ascontiguousarray(value).reshape(np.shape(value))
             copied = onnxruntime.OrtValue.ortvalue_from_numpy(array, device, _FIRST)
@@ -56,4 +59,7 @@ def run_bound(
 
 def to_torch_without_copy(value: Any) -> Any:
     """A torch tensor on the memory of an `OrtValue`, which it keeps."""
-    return sys.modules["torch"].from_dlpack(value)
+    torch = sys.modules["torch"]
+    tensor = torch.from_dlpack(value)
+    # ONNX Runtime hands truth values over as bytes.
+    return tensor.view(torch.bool) if value.data_type() == "tensor(bool)" else tensor

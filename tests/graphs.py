@@ -12,7 +12,7 @@ from undense.passes.plan import Choice, Plan
 from undense.passes.replace import Fitted, ReplaceDense
 from undense.passes.scheme import parse_scheme
 from undense.passes.sites import Site, find_sites
-from undense.passes.structures.base import Structure
+from undense.passes.structures.base import Form, Structure
 from undense.passes.structures.low_rank import LowRank
 
 
@@ -55,7 +55,7 @@ def outputs(model: ir.Model, **feeds: NDArray[Any]) -> dict[str, NDArray[Any]]:
     return dict(zip(names, session.run(None, feeds), strict=True))
 
 
-def replaced(model: ir.Model, scheme: str) -> ir.Model:
+def replaced(model: ir.Model, scheme: str, form: Form = "fast") -> ir.Model:
     """The model with its one site fitted without data and rewritten, in place."""
     structure = parse_scheme(scheme)
     assert isinstance(structure, Structure)
@@ -64,7 +64,8 @@ def replaced(model: ir.Model, scheme: str) -> ir.Model:
     structure = structure.resolve(*shape, site=site.name)
     factors = structure.fit(site.weight(), None, seed=0, site=site.name)
     plan = Plan((Choice(site.name, *shape[::-1], str(structure)),))
-    ReplaceDense(plan, {site.name: Fitted(structure, structure.pack(factors, "fast"))})(model)
+    fitted = {site.name: Fitted(structure, structure.pack(factors, form))}
+    ReplaceDense(plan, fitted, form)(model)
     return model
 
 

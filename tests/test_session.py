@@ -211,8 +211,8 @@ def test_files_of_the_engine_are_not_there(tmp_path):
 
 
 def test_what_load_does_not_know(folder):
-    with pytest.raises(TargetError, match="device 'cuda' is not there yet"):
-        undense.load(folder, device="cuda")
+    with pytest.raises(TargetError, match="device 'tpu' is not known; there are 'cpu' and 'cuda'"):
+        undense.load(folder, device="tpu")
     with pytest.raises(TargetError, match="engine 'onnx' is not known"):
         undense.load(folder, engine="onnx")
     with pytest.raises(TargetError, match="num_threads must be at least 1, got 0"):

@@ -57,7 +57,7 @@ ONNX Runtime 1.31, not by measurement.
 _ATTRIBUTES = ("N", "K", "block_size", "accuracy_level")
 PORTABLE_OPSET = 21
 CUDA_OPSET = 15
-"""The first with CastLike, which serves scales of any type."""
+"""The first with CastLike, by which a gather serves scales of any type."""
 
 
 class BlockQuantized(Structure):
@@ -237,15 +237,12 @@ def unpack_portable(codes: ir.TensorProtocol) -> NDArray[np.int8]:
     return np.ascontiguousarray(codes.numpy().astype(np.int8).T)
 
 
-def packed_function(op_type: str, terms: Sequence[Term], form: Form, opset: int) -> ir.Function:
+def packed_function(op_type: str, terms: Sequence[Term], opset: int) -> ir.Function:
     """`y = Σ_k MatMulNBits(x, codes_k, factor_k · scales)`.
 
     The inputs are `codes`, or `codes_0`, `codes_1`... for several terms, then `scales`, or
     `scales_0`... where terms have their own. Terms are joined by `Sum`: ONNX Runtime turns an
     `Add` of two products into a Gemm, which is slower.
-
-    Raises:
-        LoweringError: terms with a factor in the form for CUDA, below opset 15.
     """
     single, common = len(terms) == 1, terms[0].factor is not None
     attributes = [*_ATTRIBUTES, "bits"] if single else _ATTRIBUTES
@@ -256,12 +253,7 @@ def packed_function(op_type: str, terms: Sequence[Term], form: Form, opset: int)
         scales = "scales" if common else f"scales{name}"
         if term.factor not in (None, 1):
             body.append(f"factor{name} = Constant <value: tensor = float {{{term.factor}}}> ()")
-            factor = f"factor{name}"
-            if form == "cuda":  # there the scales have the type of x
-                _want_opset(op_type, "cuda", opset, CUDA_OPSET)
-                body.append(f"typed{name} = CastLike({factor}, scales)")
-                factor = f"typed{name}"
-            body.append(f"product{name} = Mul(scales, {factor})")
+            body.append(f"product{name} = Mul(scales, factor{name})")
             scales = f"product{name}"
         bits = "" if single else f", bits: int = {term.bits}"
         node = f"com.microsoft.MatMulNBits <{given}{bits}> (x, codes{name}, {scales})"
@@ -277,7 +269,11 @@ def portable_function(op_type: str, count: int, opset: int) -> ir.Function:
     Raises:
         LoweringError: below opset 21, which has no blocked DequantizeLinear.
     """
-    _want_opset(op_type, "portable", opset, PORTABLE_OPSET)
+    if opset < PORTABLE_OPSET:
+        raise LoweringError(
+            f"{op_type}: the portable form needs opset {PORTABLE_OPSET} and the model has "
+            f"{opset}; raise its opset or take the fast form"
+        )
     names = [""] if count == 1 else [f"_{k}" for k in range(count)]
     given = "axis: int = 0, block_size: int = @block_size"
     body = []
@@ -286,14 +282,6 @@ def portable_function(op_type: str, count: int, opset: int) -> ir.Function:
         body.append(f"y{name} = MatMul(x, weight{name})")
     inputs = [f"{kind}{name}" for kind in ("codes", "scales") for name in names]
     return _function(op_type, ["block_size"], inputs, names, body, opset, contrib=False)
-
-
-def _want_opset(op_type: str, form: Form, opset: int, least: int) -> None:
-    if opset < least:
-        raise LoweringError(
-            f"{op_type}: the {form} form needs opset {least} and the model has {opset}; raise its "
-            "opset or take the fast form"
-        )
 
 
 def _function(

@@ -208,7 +208,7 @@ class IntCodes(BlockQuantized):
         """One MatMulNBits, or DequantizeLinear and MatMul."""
         if form == "portable":
             return portable_function(self.op_type, 1, opset)
-        return packed_function(self.op_type, self.terms, form, opset)
+        return packed_function(self.op_type, self.terms, opset)
 
     def gather_function(self, form: Form, opset: int) -> ir.Function:
         """Rows from the tensors of the matmul, by standard operators; only these are dequantised.

@@ -55,7 +55,8 @@ class TritPlanes(BlockQuantized):
     - tied, two planes: one 4-bit MatMulNBits, whatever `pack` says, since two 2-bit ones have the
       same bytes and take longer;
     - tied, three planes: a 4-bit one for `3 t_1 + t_2`, with three times the scales, and a 2-bit
-      one for `t_3`: 6 bits instead of 8 in one 8-bit node, and one node less than three 2-bit ones;
+      one for `t_3`: 6 bits instead of 8 in one 8-bit node, and one node less than three 2-bit ones.
+      On CUDA both scales are stored, since ONNX Runtime would multiply those of 16 bits each time;
     - free: a 2-bit one for each plane.
     Scales are stored once for each block, which is at most 128 on CPUs and 64 on CUDA where a node
     has 2 bits, and divides in_features on CUDA if it can. The portable form is one INT4 tensor for
@@ -117,6 +118,12 @@ class TritPlanes(BlockQuantized):
             return (Term(4 if self.storage == "4bit" else 2),)
         return (Term(4),) if self.planes == 2 else (Term(4, 3.0), Term(2))
 
+    def _terms_in(self, form: Form) -> tuple[Term, ...]:
+        """The nodes of a packed form: on CUDA each of several has scales of its own."""
+        if form == "cuda" and len(self.terms) > 1:
+            return tuple(Term(term.bits, None) for term in self.terms)
+        return self.terms
+
     def fit(
         self, weight: NDArray[np.floating], stats: Stats | None, *, seed: int, site: str
     ) -> Factors:
@@ -149,7 +156,9 @@ class TritPlanes(BlockQuantized):
         if form == "portable":
             return self._pack_portable(factors)
         block = self.block_in(form, factors["codes" if self.tied else "planes"].shape[-1])
-        codes, scales = self._term_codes(factors), self._term_scales(factors, block)
+        codes, scales = self._term_codes(factors), self._group_scales(factors, block)
+        if self.tied and self._terms_in(form) != self.terms:
+            scales = [np.float32(term.factor or 1) * scales[0] for term in self.terms]
         tensors = {
             f"codes{name}": pack_codes(plane, term.bits, block)
             for name, term, plane in zip(_names(len(codes)), self.terms, codes, strict=True)
@@ -167,7 +176,7 @@ class TritPlanes(BlockQuantized):
         upper = (codes + np.int8(1)) // np.int8(3)
         return [upper, codes - np.int8(3) * upper]
 
-    def _term_scales(self, factors: Factors, block: int) -> list[NDArray[np.float32]]:
+    def _group_scales(self, factors: Factors, block: int) -> list[NDArray[np.float32]]:
         """Scales of the blocks, `[m, blocks]`, one or one for each plane."""
         columns = factors["codes" if self.tied else "planes"].shape[-1]
         blocks = block_scales(factors["scales"], self.group, block, columns)
@@ -177,7 +186,7 @@ class TritPlanes(BlockQuantized):
         import onnx_ir as ir
 
         codes = factors["codes"][None] if self.tied else factors["planes"]
-        scales = self._term_scales(factors, self.block)
+        scales = self._group_scales(factors, self.block)
         tensors: dict[str, ir.TensorProtocol] = {
             f"codes{name}": pack_portable(
                 plane.astype(np.int8), 8 if self.tied and self.planes == 3 else 4
@@ -200,13 +209,14 @@ class TritPlanes(BlockQuantized):
             for name, term in zip(_names(len(self.terms)), self.terms, strict=True)
         ]
         scales = [
-            group_scales(tensors[f"scales{name}"], first, self.terms[0].bits, self.group)
-            for name in _names(1 if self.tied else self.planes)
+            group_scales(tensor, first, self.terms[0].bits, self.group)
+            for name, tensor in tensors.items()
+            if name.startswith("scales")
         ]
         if not self.tied:
             return {"planes": np.stack(codes), "scales": np.stack(scales)}
         joined = codes[0] if len(codes) == 1 else np.int8(3) * codes[0] + codes[1]
-        return {"codes": joined, "scales": scales[0]}
+        return {"codes": joined, "scales": scales[-1]}
 
     def _unpack_portable(self, tensors: Mapping[str, ir.TensorProtocol]) -> Factors:
         names = _names(1 if self.tied else self.planes)
@@ -223,7 +233,7 @@ class TritPlanes(BlockQuantized):
         """The sum of the products with each node's codes."""
         if form == "portable":
             return portable_function(self.op_type, 1 if self.tied else self.planes, opset)
-        return packed_function(self.op_type, self.terms, form, opset)
+        return packed_function(self.op_type, self._terms_in(form), opset)
 
 
 def split_trits(codes: NDArray[np.int8], planes: int) -> NDArray[np.int8]:

@@ -1,7 +1,8 @@
-// libcudart.so.13: the runtime functions that TVM's CUDA runtime calls, on the host.
+// The functions of libcudart.so.13 that TVM's CUDA runtime calls, on the host.
 
 #include "launch.h"
 
+#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <cuda_runtime_api.h>
@@ -18,6 +19,8 @@ thread_local cudaError_t last_error = cudaSuccess;
 
 std::mutex memory;
 std::map<char*, std::unique_ptr<Guarded>> allocations;
+
+std::atomic<int> graph_launches;
 
 cudaError_t report(int error, const char* reason = nullptr) {
   if (reason) emulation::set_reason(reason);
@@ -277,7 +280,11 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
   return cudaSuccess;
 }
 
+// For Python: how many graphs were launched so far.
+int cudaEmulationGraphLaunches() { return graph_launches; }
+
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
+  ++graph_launches;
   auto& graph = *reinterpret_cast<emulation::Graph*>(executable);
   return report(emulation::submit(of(stream), [&graph] {
     for (auto& work : graph) {
