@@ -346,6 +346,7 @@ class _Job:
             engine=lowered.engine,
             target=str(self.target),
             device=self.target.device,
+            architectures=self.target.architectures,
             inputs=tensor_infos(model.graph.inputs, bounds),
             outputs=tensor_infos(model.graph.outputs, {}),
             dimension_bounds={**dimension_bounds(model), **lowered.dimension_bounds},
