@@ -16,8 +16,8 @@ from ..runtime.artifact import Device, Kernels
 
 _KNOWN = ("llvm", "llvm -mcpu=NAME", "cuda", "cuda -arch=sm_NN,...", "ort-cpu", "ort-cuda")
 
-ARCHITECTURES = ("sm_80", "sm_89", "sm_90")
-"""That `cuda` alone is compiled for; later ones take the PTX of the last."""
+ARCHITECTURES = ("sm_80", "sm_90")
+"""That `cuda` alone is compiled for: sm_86 and sm_89 run the code of sm_80, later ones the PTX."""
 
 LEAST_ARCHITECTURE = 80
 """The first with asynchronous copies and tensor cores for bfloat16."""

@@ -77,7 +77,7 @@ def _stand_in(folder: Path, soname: str, names: list[str]) -> Path:
     made = folder / soname
     flags = [f"-Wl,-soname,{soname}", f"-Wl,--version-script={script}"]
     compiler = find_host_compiler() or "cc"
-    command = [compiler, "-shared", "-fPIC", *flags, "-o", str(made), str(source)]
+    command = [compiler, "-shared", "-fPIC", *flags, "-o", str(made), "-x", "c", str(source)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise MissingDependencyError(f"{compiler} does not link a library: {done.stderr.strip()}")

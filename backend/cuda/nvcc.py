@@ -24,7 +24,7 @@ DEVICE_HEADERS = tuple(
 _FLAGS = ("-std=c++17", "-O3", "--expt-relaxed-constexpr")
 
 LEAST_VERSION = (12, 4)
-"""The first toolkit whose headers have what the kernels use; CUDA 13 is what TVM's runtime loads."""
+"""The first toolkit whose headers have what the kernels use."""
 
 _INSTALL = "install the CUDA toolkit, or pip install nvidia-cuda-nvcc nvidia-cuda-cccl"
 
@@ -108,9 +108,7 @@ def resources(source: str, architectures: Sequence[str]) -> list[Resources]:
     return _parsed(told)
 
 
-def _compile(
-    source: str, architectures: Sequence[str], flags: Sequence[str]
-) -> tuple[bytes, str]:
+def _compile(source: str, architectures: Sequence[str], flags: Sequence[str]) -> tuple[bytes, str]:
     with tempfile.TemporaryDirectory(prefix="undense-nvcc-") as folder:
         given, made = Path(folder) / "kernels.cu", Path(folder) / "kernels.fatbin"
         given.write_text(source, encoding="utf-8")
@@ -150,7 +148,5 @@ def _parsed(told: str) -> list[Resources]:
         elif fit := re.search(r"Used (\d+) registers", line):
             shared = re.search(r"(\d+) bytes smem", line)
             shared_bytes = int(shared[1]) if shared else 0
-            found.append(
-                Resources(kernel, architecture, int(fit[1]), shared_bytes, spilled, stack)
-            )
+            found.append(Resources(kernel, architecture, int(fit[1]), shared_bytes, spilled, stack))
     return found

@@ -39,7 +39,7 @@ def kernel_for(structure: Structure, dtype: str = "float32") -> Kernel[Any]:
         LoweringError: the structure has no TVM kernel.
     """
     from .cuda.structures import cuda_kernels
-    from .targets import on_gpu
+    from .gpu import on_gpu
 
     try:
         return (cuda_kernels(dtype) if on_gpu() else kernels())[structure.kind]

@@ -1,6 +1,7 @@
 """exp, erf and tanh of float32 as polynomials, which vector loops evaluate in vector registers.
 
-LLVM has no vector forms of its own and would call the scalar ones of the C library lane by lane.
+LLVM has no vector forms of its own and would call the scalar ones of the C library lane by lane;
+on GPUs those are what is wanted.
 The coefficients are minimax fits of the named functions over the named intervals (Lawson's
 iteration on Chebyshev nodes); results are within two units in the last place, which the tests
 check against float64.
@@ -12,6 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from tvm import te, tirx
+
+from .gpu import on_gpu
 
 Expr = Any
 
@@ -54,6 +57,8 @@ _TANH = (62.0 / 2835.0, -17.0 / 315.0, 2.0 / 15.0, -1.0 / 3.0, 1.0)
 
 def exp(x: Expr) -> Expr:
     """`e^x`; of other dtypes than float32 by the C library."""
+    if on_gpu():
+        return _by_library("exp", x)
     if dtype_of(x) != "float32":
         return te.exp(x)
     bounded = te.max(te.min(x, _float(_MOST)), _float(_LEAST))
@@ -69,6 +74,8 @@ def exp(x: Expr) -> Expr:
 
 def erf(x: Expr) -> Expr:
     """`2/√π ∫ e^(−t²) dt` from 0 to x; of other dtypes than float32 by the C library."""
+    if on_gpu():
+        return _by_library("erf", x)
     if dtype_of(x) != "float32":
         return te.erf(x)
     size = te.abs(x)
@@ -81,12 +88,22 @@ def erf(x: Expr) -> Expr:
 
 def tanh(x: Expr) -> Expr:
     """±(1 − e)/(1 + e) with e = exp(−2|x|), and the series near 0, where that cancels."""
+    if on_gpu():
+        return _by_library("tanh", x)
     one, zero = _like(1.0, x), _like(0.0, x)
     size = te.abs(x)
     e = exp(_like(-2.0, x) * size)
     large = (one - e) / (one + e)
     signed = tirx.Select(x < zero, -large, large)
     return tirx.Select(size < _like(0.25, x), x * _horner(_TANH, x * x), signed)
+
+
+def _by_library(name: str, x: Expr) -> Expr:
+    """A function of CUDA's library, to a few units in the last place of float32 or float64."""
+    dtype = dtype_of(x)
+    wide = dtype if dtype == "float64" else "float32"
+    called = name if wide == "float64" else f"{name}f"
+    return tirx.call_pure_extern(wide, called, x.astype(wide)).astype(dtype)
 
 
 def dtype_of(expression: Expr) -> str:

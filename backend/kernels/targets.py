@@ -134,12 +134,6 @@ def code_choices(kind: str, out_features: int, in_features: int) -> Choices[Code
     return choices(_first(CODE_RULES), kind, out_features, in_features)
 
 
-def on_gpu() -> bool:
-    """Whether kernels are made for a GPU now, of which `kernels.cuda` has its own."""
-    target = Target.current(allow_none=True)
-    return target is not None and target.kind.name == "cuda"
-
-
 def _first(rules: Sequence[Callable[[Target], T | None]]) -> T:
     """The answer of the first rule that knows `Target.current()`; without one, of the last rule.
 

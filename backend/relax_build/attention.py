@@ -10,8 +10,9 @@ import onnx_ir as ir
 from tvm import te, tirx
 
 from ..kernels.attention import Attention, Layout, attention
+from ..kernels.gpu import on_gpu
 from ..kernels.mathematics import dtype_of, tanh
-from ..kernels.targets import float_tiling, on_gpu
+from ..kernels.targets import float_tiling
 from .builder import Builder
 from .dimensions import extent
 from .indexing import wrap

@@ -14,8 +14,9 @@ from tvm.te import create_prim_func
 
 from ..kernels.base import Step
 from ..kernels.emit import emit
+from ..kernels.gpu import on_gpu
 from ..kernels.mathematics import dtype_of
-from ..kernels.targets import Workload, asked, on_gpu
+from ..kernels.targets import Workload, asked
 from .dimensions import Dimensions, extent
 from .parameters import Make, Parameters
 from .values import HALVES, Dim, Value, channels_second, known

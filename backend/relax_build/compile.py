@@ -14,8 +14,8 @@ from ..kernels.lowering import lowering_context
 from ..target import Target
 from .finishing import finish_products
 from .fusion import fuse
-from .module import TvmModule
 from .gpu_schedule import GENERIC_ON_GPU, apply_gpu_schedules
+from .module import TvmModule
 from .schedule import GENERIC, apply_schedules
 from .views import share_views
 from .walker import Walk

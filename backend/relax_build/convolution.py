@@ -15,8 +15,8 @@ from tvm import te, tirx
 from ..kernels.blocks import LANES, block_count, interleave
 from ..kernels.convolution import Convolution, convolution_step
 from ..kernels.depthwise import MOST_ENTRIES, Depthwise, depthwise_step
+from ..kernels.gpu import on_gpu
 from ..kernels.mathematics import dtype_of
-from ..kernels.targets import on_gpu
 from ..kernels.windows import Windows, count_windows
 from .builder import OUT_ELEMENTWISE_FUSABLE, Builder
 from .dimensions import extent, is_number, size

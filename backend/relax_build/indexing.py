@@ -9,7 +9,7 @@ from tvm import te, tirx, topi
 from ..kernels.cuda.dtypes import activation
 from ..kernels.cuda.rows import gather_step
 from ..kernels.cuda.weights import Dense
-from ..kernels.targets import on_gpu
+from ..kernels.gpu import on_gpu
 from .builder import Builder
 from .dimensions import extent
 from .matmul import COLUMNS, stored_fragments, stored_panels

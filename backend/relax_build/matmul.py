@@ -12,7 +12,7 @@ from ..kernels.cuda.dtypes import activation
 from ..kernels.cuda.structures import dense_step as cuda_dense_step
 from ..kernels.cuda.weights import Dense
 from ..kernels.dense import dense_step
-from ..kernels.targets import on_gpu
+from ..kernels.gpu import on_gpu
 from .builder import OUT_ELEMENTWISE_FUSABLE, Builder
 from .dimensions import extent
 from .node import Lowering, Node
@@ -90,15 +90,14 @@ def _linear_on_gpu(builder: Builder, x: Value, weight: Value) -> Value:
 
 
 def stored_fragments(builder: Builder, weight: Value) -> Value:
-    """The parameter that holds a constant `[in, out]` in the order in which tensor cores take it."""
+    """The parameter that holds a constant `[in, out]` in the order of tensor cores' fragments."""
     array, known_type = weight.host, activation(weight.dtype)
-    assert array is not None and known_type is not None
+    assert array is not None
+    assert known_type is not None
     dense = Dense(known_type)
     (argument,) = dense.arguments(1, int(array.shape[1]), int(array.shape[0]))
     name = f"{weight.name}.fragments"
-    return builder.stored(
-        name, argument.shape, weight.dtype, lambda: dense.pack(array.T[None])
-    )
+    return builder.stored(name, argument.shape, weight.dtype, lambda: dense.pack(array.T[None]))
 
 
 def stored_panels(builder: Builder, weight: Value) -> Value:

@@ -9,8 +9,8 @@ import numpy as np
 from tvm import te, tirx
 
 from ..kernels.cuda import norm as cuda_norm
+from ..kernels.gpu import on_gpu
 from ..kernels.norm import norm_step
-from ..kernels.targets import on_gpu
 from .builder import Builder
 from .dimensions import size
 from .node import Lowering, Node

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
+from ..kernels.gpu import on_gpu
 from ..kernels.mathematics import dtype_of, exp
-from ..kernels.targets import on_gpu
 from .builder import OUT_ELEMENTWISE_FUSABLE, Builder
 from .dimensions import extent, size
 from .node import Lowering, Node

@@ -2,9 +2,9 @@
 
 A tile is 16 outputs by 16 inputs; four of them make a chunk of 64 inputs. Lane `4 g + t` holds of
 tile j the inputs `16 t + 4 j … + 3` of the chunk, first of the output g, then of output g + 8. So
-the values of x that a lane multiplies with are 16 neighbours, which it loads 16 bytes at a time, and
-no weight is moved between lanes: the layout of Marlin (arXiv 2408.11743) with its inputs in another
-order, which a sum does not notice.
+the values of x that a lane multiplies with are 16 neighbours, which it loads 16 bytes at a time,
+and no weight is moved between lanes: the layout of Marlin (arXiv 2408.11743) with its inputs in
+another order, which a sum does not notice.
 
 Outputs are permuted within 32: those that a lane computes are then 8 neighbours too.
 """

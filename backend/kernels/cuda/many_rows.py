@@ -20,6 +20,7 @@ from tvm import tirx
 
 from ..finish import Finish
 from ..tir import Buffer, Expr, index, load, only_if, serial, store
+from .dtypes import Activation
 from .few_rows import clear_floats
 from .fragments import CHUNK, PAIRED, TILE, TILES, chunks, row_tiles
 from .product import Product, put
@@ -80,8 +81,9 @@ class ManyRowsTiling:
         return self.row_warps * self.column_warps
 
     def shared_bytes(self, weights: Weights) -> int:
-        """All stages."""
-        return 4 * self.stages * _Stage(self, weights).words
+        """All stages, or the outputs afterwards."""
+        outputs = self.height * _row_words(self, weights.activation)
+        return 4 * max(self.stages * _Stage(self, weights).words, outputs)
 
 
 class _Stage:
@@ -143,7 +145,7 @@ class _Block:
 
     def emit(self) -> None:
         tiling, words = self.tiling, self.activation.words
-        self.shared = shared_words(tiling.stages * self.stage.words)
+        self.shared = shared_words(tiling.shared_bytes(self.weights) // 4)
         count = tiling.row_tiles * tiling.column_tiles * 2 * _SUMS
         self.sums = registers(count, "float32")
         self.x_words = registers(tiling.row_tiles * 2 * _UNIT)
@@ -352,38 +354,50 @@ class _Block:
             )
 
     def _finish(self) -> None:
-        """A lane has eight neighbouring outputs of each of its rows in every pair of tiles."""
-        tiling = self.tiling
-        unit = registers(1, "float32")
+        """Sums, rounded to the type of y, go through shared memory to where rows are contiguous."""
+        tiling, activation = self.tiling, self.activation
+        unit = tirx.const(1.0, "float32")
         if self.weights.scaled:
-            store(unit, load(self.source[2], 0), 0)
+            unit = held(load(self.source[2], 0))
+        barrier()
+        row_words = _row_words(tiling, activation)
         for row_tile in range(tiling.row_tiles):
-            for side in range(2):
-                row = (self.row_warp * tiling.row_tiles + row_tile) * TILE + 8 * side
-                row = held(self.first_row + row + self.row)
-                with only_if(row < self.rows):
-                    for pair in range(tiling.column_tiles // 2):
-                        self._put(row, row_tile, side, pair, unit)
+            for pair in range(tiling.column_tiles // 2):
+                for side in range(2):
+                    row = (self.row_warp * tiling.row_tiles + row_tile) * TILE + 8 * side + self.row
+                    tile = self.column_warp * tiling.column_tiles + 2 * pair
+                    output = tile * TILE + self.column * (PAIRED // 4)
+                    place = row * row_words + output * activation.bytes // 4
+                    first = (row_tile * tiling.column_tiles + 2 * pair) * 2 * _SUMS + 2 * side
+                    call(
+                        f"undense_store_row_{activation.short}",
+                        address(self.shared, place),
+                        address(self.sums, first),
+                        unit,
+                    )
+        barrier()
+        units = tiling.width_tiles * TILE // activation.unit
+        count = tiling.height * units
+        values = registers(activation.unit, activation.dtype)
+        with serial(divided(count, tiling.warps * WARP)) as turn:
+            item = held(turn * (tiling.warps * WARP) + self.thread)
+            row, number = held(item // units), held(item % units)
+            there = tirx.all(item < count, self.first_row + row < self.rows)
+            with only_if(there):
+                place = address(self.shared, row * row_words + number * _UNIT)
+                call("undense_copy_16", address(values, 0), place)
+                put(
+                    self.product,
+                    self.finish,
+                    self.stored,
+                    self.first_row + row,
+                    self.block,
+                    held(self.first_tile * TILE + number * activation.unit),
+                    activation.unit,
+                    lambda i: load(values, i),
+                )
 
-    def _put(self, row: Expr, row_tile: int, side: int, pair: int, unit: Buffer) -> None:
-        tiling = self.tiling
-        tile = self.column_warp * tiling.column_tiles + 2 * pair
-        output = held((self.first_tile + tile) * TILE + self.column * (PAIRED // 4))
 
-        def value(i: int) -> Expr:
-            eight, last = divmod(i, 2)
-            column_tile = 2 * pair + eight // 2
-            first = ((row_tile * tiling.column_tiles + column_tile) * 2 + eight % 2) * _SUMS
-            found = load(self.sums, first + 2 * side + last)
-            return found * load(unit, 0) if self.weights.scaled else found
-
-        put(
-            self.product,
-            self.finish,
-            self.stored,
-            row,
-            self.block,
-            output,
-            PAIRED // 4,
-            value,
-        )
+def _row_words(tiling: ManyRowsTiling, activation: Activation) -> int:
+    """Words of a row of outputs in shared memory; a unit more keeps rows in different banks."""
+    return tiling.width_tiles * TILE * activation.bytes // 4 + _UNIT

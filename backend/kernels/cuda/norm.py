@@ -1,7 +1,7 @@
 """`(x − mean) / √(variance + ε)` and `x / √(mean square + ε)` of each row, in float32.
 
-    block     a row, which its threads keep in registers: it is read once
-      sums over a warp by shuffles, over the warps in shared memory
+block     a row, which its threads keep in registers: it is read once
+sums over a warp by shuffles, over the warps in shared memory
 """
 
 from __future__ import annotations

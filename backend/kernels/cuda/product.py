@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from ..finish import Finish
+from ..mathematics import dtype_of
 from ..tir import Argument, Buffer, Expr, index, load, only_if, store, vectorized
 from .dtypes import Activation
 from .weights import Weights
@@ -115,7 +116,7 @@ def finished(
     buffers: Sequence[Buffer], finish: Finish | None, dtype: str, value: Expr, row: Expr, at: Expr
 ) -> Expr:
     """What is stored for a sum: rounded to the type of a product, then finished."""
-    result = value if dtype == "float32" else tirx.Cast(dtype, value)
+    result = value if dtype_of(value) == dtype else tirx.Cast(dtype, value)
     return result if finish is None else finish.apply(buffers, result, row, at)
 
 

@@ -53,9 +53,7 @@ def product_function(product: Product, rules: Rules, finish: Finish | None = Non
     return prim_func(arguments, body)
 
 
-def product_step(
-    name: str, product: Product, inputs: tuple[str, ...], output: str = "y"
-) -> Step:
+def product_step(name: str, product: Product, inputs: tuple[str, ...], output: str = "y") -> Step:
     """The step `(*inputs) -> output`; it takes a finish where outputs stay in order."""
     make: Callable[..., PrimFunc] = partial(product_function, product, tilings(product))
     y = Output(output, product.columns, product.activation.dtype)

@@ -103,9 +103,7 @@ def _decoded(
             inner = min(width, 4)
             number = done * WARP + word // inner * (inner * WARP) + lane * inner + word % inner
             value = tirx.Cast("int64", load(codes, plane, 0, tile, chunk, number))
-            field = tirx.bitwise_and(
-                tirx.shift_right(value, place + 16 * half), index(2**bits - 1)
-            )
+            field = tirx.bitwise_and(tirx.shift_right(value, place + 16 * half), index(2**bits - 1))
             stored = stored + tirx.shift_left(field, index(shift))
             done, shift = done + width, shift + bits
         scale = weights.scale(scales, plane, index(0), tile, position % TILE, column)

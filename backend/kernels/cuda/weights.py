@@ -13,7 +13,7 @@ from tvm import tirx
 from ..tir import Argument, Buffer, Expr, index, load, store
 from .dtypes import Activation
 from .fragments import CHUNK, TILE, TILES, chunks, fragments, in_tiles, padded, row_tiles
-from .words import WARP, address, call, registers, unrolled
+from .words import WARP, address, call, unrolled
 
 BITS = (2, 3, 4, 5, 8)
 """Of a stored code; odd ones keep the highest bit apart."""

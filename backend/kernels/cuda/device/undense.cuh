@@ -27,6 +27,10 @@ static __device__ __forceinline__ void undense_load_16(unsigned* words, const vo
   words[3] = found.w;
 }
 
+static __device__ __forceinline__ void undense_copy_16(void* to, const void* from) {
+  *static_cast<uint4*>(to) = *static_cast<const uint4*>(from);
+}
+
 // The first operand of mma.m16n8k16 wants pairs of inputs of both rows in turn.
 static __device__ __forceinline__ void undense_first_operand(unsigned* a, const unsigned* fragment,
                                                              int words) {
@@ -139,5 +143,32 @@ static __device__ __forceinline__ void undense_scaled_f32(unsigned* sum, const u
   for (int value = 0; value < 8; ++value) {
     sum[value] = __float_as_uint(fmaf(__uint_as_float(fragment[value]), value < 4 ? low : high,
                                       __uint_as_float(sum[value])));
+  }
+}
+
+// Eight neighbouring outputs of a row: the sums of four instructions, two of each.
+static __device__ __forceinline__ void undense_store_row_f16(unsigned* to, const float* sums,
+                                                             float unit) {
+  alignas(16) unsigned words[4];
+  for (int i = 0; i < 4; ++i) {
+    words[i] = undense_word(__floats2half2_rn(sums[4 * i] * unit, sums[4 * i + 1] * unit));
+  }
+  undense_copy_16(to, words);
+}
+
+static __device__ __forceinline__ void undense_store_row_bf16(unsigned* to, const float* sums,
+                                                              float unit) {
+  alignas(16) unsigned words[4];
+  for (int i = 0; i < 4; ++i) {
+    words[i] = undense_word(__floats2bfloat162_rn(sums[4 * i] * unit, sums[4 * i + 1] * unit));
+  }
+  undense_copy_16(to, words);
+}
+
+static __device__ __forceinline__ void undense_store_row_f32(unsigned* to, const float* sums,
+                                                             float unit) {
+  for (int i = 0; i < 4; ++i) {
+    to[2 * i] = __float_as_uint(sums[4 * i] * unit);
+    to[2 * i + 1] = __float_as_uint(sums[4 * i + 1] * unit);
   }
 }
