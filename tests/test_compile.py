@@ -253,9 +253,13 @@ def test_args_are_for_modules() -> None:
         undense.compile(_model(), (np.zeros((1, 2), np.int64),), target="ort-cpu")
 
 
-@pytest.mark.parametrize("target", ["llvm", "ort-cpu"])
+@pytest.mark.parametrize(
+    ("target", "kernels"), [("llvm", None), ("ort-cpu", None), ("ort-cpu", "tvm")]
+)
 @pytest.mark.parametrize("scheme", ["dense", "int_codes{bits=8,group=32}"])
-def test_float32_model_runs_in_float16(target: str, scheme: str, tmp_path: Path) -> None:
+def test_float32_model_runs_in_float16(
+    target: str, kernels: str | None, scheme: str, tmp_path: Path
+) -> None:
     text = (
         TEXT.replace("float[batch, tokens, 40] y", "float[batch, tokens, 64] y")
         .replace(
@@ -282,8 +286,8 @@ def test_float32_model_runs_in_float16(target: str, scheme: str, tmp_path: Path)
         for _ in range(8)
     ]
     module = undense.compile(
-        model, target=target, dtype="float16", scheme=scheme, calibration_dataset=samples,
-        output=tmp_path / "model.undense",
+        model, target=target, kernels=kernels, dtype="float16", scheme=scheme,
+        calibration_dataset=samples, output=tmp_path / "model.undense",
     )  # fmt: skip
     assert [info.dtype for info in module.inputs] == ["int64", "float16"]
     assert [info.dtype for info in module.outputs] == ["float16"]
