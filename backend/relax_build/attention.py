@@ -127,6 +127,8 @@ def fused_attention(
     if not joint or not same_batch or not builder.same(key.shape[2], value.shape[2]):
         return None
     scores = (query.shape[0], heads[0], query.shape[2], key.shape[2])
+    if mask is not None and mask.dtype in HALVES:
+        mask = builder.cast(mask, "float32")
     axes = None if mask is None else _mask_axes(builder, mask, scores)
     if mask is not None and (axes is None or mask.dtype not in ("bool", "float32", *HALVES)):
         return None

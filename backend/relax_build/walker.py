@@ -24,7 +24,7 @@ from .normalization import normalised
 from .operators import operators
 from .patterns import ScaledAttention, root_mean_square, scaled_attention
 from .structured import lower_structured
-from .values import SUPPORTED, Dim, Value, known
+from .values import HALVES, SUPPORTED, Dim, Value, known
 
 BOUNDS = "undense.dim_bounds"
 """Metadata of a model: bounds of its symbolic dimensions, `{"seq": [2, 512]}`."""
@@ -158,6 +158,8 @@ class Walk:
         result: Value | None = None
         if (norm := root_mean_square(node, self._constant)) is not None:
             x = self._read(norm.x)
+            if x.dtype in HALVES:
+                x = self.builder.cast(x, "float32")
             if norm.axis in (-1, x.rank - 1):
                 result = normalised(self.builder, x, norm.epsilon, centered=False)
         elif (found := scaled_attention(node, self._constant)) is not None:
@@ -167,7 +169,11 @@ class Walk:
                 result = fused_attention(
                     self.builder, query, key, value, found.scale, mask, allow_empty=False
                 )
-        return None if result is None else [result]
+        if result is None:
+            return None
+        # Casts on the way to the node were looked through.
+        first = node.inputs[0]
+        return [result if first is None else self.builder.cast(result, self._read(first).dtype)]
 
     def _repeats(self, found: ScaledAttention, query: Value, key: Value) -> bool:
         """Whether keys and values have the heads of the query, each as often as it is repeated."""
