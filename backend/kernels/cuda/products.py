@@ -23,8 +23,8 @@ def tilings(product: Product) -> Rules:
     few = partial(FewRowsTiling, warps=8, tiles=2)
     # Of float32 a value is a register.
     wide = product.activation.bytes == 4
-    many = ManyRowsTiling(row_tiles=2, stages=2) if wide else ManyRowsTiling()
-    low = ManyRowsTiling(row_warps=1, column_warps=4, row_tiles=2, stages=many.stages)
+    many = ManyRowsTiling(eights=4, stages=2) if wide else ManyRowsTiling()
+    low = ManyRowsTiling(row_warps=1, column_warps=4, eights=4, stages=many.stages)
     ahead = 2 if product.weights.words >= 16 else 4
     return (
         (8, few(eights=1, ahead=ahead)),

@@ -9,7 +9,7 @@ from tvm import tirx
 
 from ..base import Output, Step
 from ..tir import Argument, Buffer, Expr, PrimFunc, index, load, only_if, prim_func, store
-from .fragments import CHUNK, PAIRED, TILE
+from .fragments import CHUNK, TILE
 from .weights import Coded, Dense, Weights
 from .words import WARP, divided, grid, held
 
@@ -63,19 +63,19 @@ def gather_rows(
 
 def _value(weights: Weights, source: Sequence[Buffer], row: Expr, column: Expr) -> Expr:
     """One weight, the inverse of `fragments`."""
-    inside = held(row % PAIRED)
-    position = held(inside % 8 // 2 * 8 + inside // 8 * 2 + inside % 2)
-    tile = held(row // PAIRED * 2 + position // TILE)
+    tile, position = held(row // TILE), held(row % TILE)
     chunk, within = held(column // CHUNK), held(column % CHUNK)
     lane = held(position % 8 * 4 + within // 16)
-    small, side, last = held(within % 16 // 4), held(position % TILE // 8), held(within % 4)
+    small, half = held(within % 16 // 4), held(within % 2)
+    # Both outputs of a lane in turn, for each of its pairs of inputs.
+    pair = held(within % 4 // 2 * 2 + position // 8)
     if isinstance(weights, Dense):
-        place = (small * WARP + lane) * 8 + side * 4 + last
+        place = (small * WARP + lane) * 8 + pair * 2 + half
         if weights.activation.bytes == 4:
-            place = ((small * 2 + side) * WARP + lane) * 4 + last
+            place = ((small * 2 + pair // 2) * WARP + lane) * 4 + pair % 2 * 2 + half
         return load(source[0], 0, tile, chunk, place)
     assert isinstance(weights, Coded)
-    return _decoded(weights, source, tile, position, chunk, lane, small, side, last, column)
+    return _decoded(weights, source, tile, position, chunk, lane, small, pair, half, column)
 
 
 def _decoded(
@@ -86,12 +86,11 @@ def _decoded(
     chunk: Expr,
     lane: Expr,
     small: Expr,
-    side: Expr,
-    last: Expr,
+    pair: Expr,
+    half: Expr,
     column: Expr,
 ) -> Expr:
     codes, scales, unit = source
-    pair, half = side * 2 + last // 2, last % 2
     total = tirx.const(0.0, "float32")
     for plane in range(weights.planes):
         stored = index(0)
@@ -106,7 +105,7 @@ def _decoded(
             field = tirx.bitwise_and(tirx.shift_right(value, place + 16 * half), index(2**bits - 1))
             stored = stored + tirx.shift_left(field, index(shift))
             done, shift = done + width, shift + bits
-        scale = weights.scale(scales, plane, index(0), tile, position % TILE, column)
+        scale = weights.scale(scales, plane, index(0), tile, position, column)
         total = total + tirx.Cast("float32", stored - weights.offset) * scale
     return total * load(unit, 0)
 

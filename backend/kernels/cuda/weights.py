@@ -12,7 +12,7 @@ from tvm import tirx
 
 from ..tir import Argument, Buffer, Expr, index, load, store
 from .dtypes import Activation
-from .fragments import CHUNK, TILE, TILES, chunks, fragments, in_tiles, padded, row_tiles
+from .fragments import CHUNK, TILE, TILES, chunks, fragments, padded, row_tiles
 from .words import WARP, address, call, unrolled
 
 BITS = (2, 3, 4, 5, 8)
@@ -200,8 +200,8 @@ class Coded(Weights):
         largest = float(np.abs(scales).max(initial=0.0))
         unit = np.float32(2.0 ** np.ceil(np.log2(largest))) if largest > 0 else np.float32(1)
         groups = scales.shape[-1]
-        relative = np.pad(scales / unit, [(0, 0), (0, -outputs % 32), (0, 0)])
-        tiled = in_tiles(relative).reshape(len(codes), -1, TILE, groups)
+        relative = np.pad(scales / unit, [(0, 0), (0, -outputs % TILE), (0, 0)])
+        tiled = relative.reshape(len(codes), -1, TILE, groups)
         return {
             "codes": self._encode(lanes.astype(np.uint32)),
             "scales": np.ascontiguousarray(tiled.swapaxes(-1, -2)[:, None], np.float32),
