@@ -10,10 +10,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import InlinePass
 from tvm import relax
-from tvm.target import Target
 
 from ...passes.errors import LoweringError
 from ...passes.structures.base import DOMAIN
+from ..target import Target
 from .attention import fused_attention
 from .builder import Builder
 from .dimensions import extent
@@ -40,7 +40,7 @@ def inlined(model: ir.Model) -> ir.Model:
     return copy
 
 
-def check(model: ir.Model) -> None:
+def check(model: ir.Model, target: Target) -> None:
     """Finds what is not covered before any long work: walks the model and compiles nothing.
 
     Raises:
@@ -49,7 +49,7 @@ def check(model: ir.Model) -> None:
     """
     tensors = [value.const_value for value in model.graph.initializers.values()]
     closed = [t for t in tensors if isinstance(t, ir.ExternalTensor) and t.raw is None]
-    with Target({"kind": "llvm"}):
+    with target.tvm():
         Walk(model)
     gc.collect()  # the walk is cyclic, and a map of a file closes only when nobody looks into it
     for tensor in closed:

@@ -162,7 +162,8 @@ cudaError_t cudaMalloc(void** pointer, size_t size) {
 
 cudaError_t cudaFree(void* pointer) {
   if (!pointer) return cudaSuccess;
-  if (cudaError_t error = refuse_during_capture("cudaFree")) return error;
+  // It ends a capture, which tells; an error here would end the process, as destructors free.
+  if (emulation::forbidden_by_capture()) emulation::set_reason("cudaFree while a stream captures");
   std::lock_guard lock(memory);
   if (!allocations.erase(static_cast<char*>(pointer))) {
     return report(cudaErrorInvalidValue, "cudaFree of what cudaMalloc did not give");
@@ -275,6 +276,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
 
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
                                  unsigned long long) {
+  if (!graph) return report(cudaErrorInvalidValue, "there is no graph: its capture failed");
   auto* recorded = reinterpret_cast<emulation::Graph*>(graph);
   *executable = reinterpret_cast<cudaGraphExec_t>(new emulation::Graph(*recorded));
   return cudaSuccess;
