@@ -45,16 +45,16 @@ class FewRowsTiling:
     """How a product of few rows is cut up.
 
     Attributes:
-        warps: of a block, which share the inputs.
-        tiles: of 16 outputs of a block.
         eights: of rows of a block.
         ahead: chunks whose weights a warp has under way.
+        warps: of a block, which share the inputs.
+        tiles: of 16 outputs of a block.
     """
 
+    eights: int
+    ahead: int
     warps: int = 8
     tiles: int = 2
-    eights: int = 1
-    ahead: int = 4
 
     @property
     def shared_bytes(self) -> int:

@@ -59,11 +59,11 @@ class ManyRowsTiling:
         stages: chunks of inputs in shared memory.
     """
 
-    row_warps: int = 2
-    column_warps: int = 4
-    eights: int = 8
-    tiles: int = 2
-    stages: int = 3
+    row_warps: int
+    column_warps: int
+    eights: int
+    tiles: int
+    stages: int
 
     @property
     def height(self) -> int:
