@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -214,9 +215,10 @@ class Coded(Weights):
         pairs = lanes[..., 0::2] | (lanes[..., 1::2] << 16)
         tiles, number = np.arange(TILES)[:, None], np.arange(4)[None, :]
 
-        def joined(fields: NDArray[np.uint32], shifts: NDArray[np.int64]) -> NDArray[np.uint32]:
+        def joined(fields: NDArray[np.uint32], shifts: NDArray[Any]) -> NDArray[np.uint32]:
             shifted = fields << shifts.astype(np.uint32)
-            return np.bitwise_or.reduce(shifted, axis=(-2, -1))
+            words: NDArray[np.uint32] = np.bitwise_or.reduce(shifted, axis=(-2, -1))
+            return words
 
         def low_words(bits: int) -> list[NDArray[np.uint32]]:
             low = pairs & np.uint32((2**bits - 1) * 0x00010001)
