@@ -1,4 +1,4 @@
-"""The golden fixture: a text is compared with a file that a person has read."""
+"""Fixtures: a text compared with a file that a person has read, and an emulated CUDA device."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import difflib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,3 +48,16 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str], None]:
             pytest.fail("\n".join(lines), pytrace=False)
 
     return compare
+
+
+@pytest.fixture(scope="session")
+def cuda_device() -> Any:
+    """`tvm.cuda(0)`, emulated on the host; kernels are compiled for it inside `emulated()`."""
+    import cuda_emulation
+    import tvm
+
+    try:
+        cuda_emulation.load()
+    except cuda_emulation.EmulationUnavailable as reason:
+        pytest.skip(str(reason))
+    return tvm.cuda(0)

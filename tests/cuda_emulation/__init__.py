@@ -1,7 +1,7 @@
-"""CUDA on the host, for tests: generated kernels, TVM's host code and the Relax VM without a GPU."""
+"""CUDA on the host, for tests: generated kernels, TVM's host code, the Relax VM, and no GPU."""
 
-from cuda_emulation.device import TARGET, emulated, load
+from cuda_emulation.device import TARGET, emulated, graph_launches, load
 from cuda_emulation.kernels import compile
 from cuda_emulation.toolchain import EmulationUnavailable
 
-__all__ = ["TARGET", "EmulationUnavailable", "compile", "emulated", "load"]
+__all__ = ["TARGET", "EmulationUnavailable", "compile", "emulated", "graph_launches", "load"]

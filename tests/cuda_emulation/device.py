@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cuda_emulation.kernels import compile
-from cuda_emulation.libraries import driver_library, runtime_library
+from cuda_emulation.libraries import driver_library, runtime_library, tvm_runtime_library
 from cuda_emulation.toolchain import EmulationUnavailable
 
 TARGET = {"kind": "cuda", "arch": "sm_90", "host": {"kind": "llvm", "mcpu": "x86-64-v2"}}
 _CALLBACK = "tvm_callback_cuda_compile"
 _ORDERS = {"forward": 0, "backward": 1, "shuffled": 2}
+# Order, seed and seconds of each `emulated` that lasts, beneath them those of the driver itself.
+_settings = [(_ORDERS["forward"], 0, 120)]
 
 
 @functools.cache
@@ -25,44 +27,51 @@ def load() -> ctypes.CDLL:
     `import tvm` tries that runtime too, and goes on without it where there is no driver.
     """
     import tvm
-    from tvm.libinfo import package_lib_paths
 
     if tvm.cuda(0).exist:
         raise EmulationUnavailable("this process has a CUDA device; the emulation is for none")
-    driver = ctypes.CDLL(str(driver_library()), ctypes.RTLD_LOCAL)
-    ctypes.CDLL(str(runtime_library()), ctypes.RTLD_LOCAL)
-    name = "libtvm_runtime_cuda.so"
-    paths = [folder / name for folder in package_lib_paths() if (folder / name).is_file()]
-    if not paths:
-        raise EmulationUnavailable(f"this TVM comes without {name}; install apache-tvm from PyPI")
-    ctypes.CDLL(str(paths[0]), ctypes.RTLD_LOCAL)
+    driver = ctypes.CDLL(str(driver_library()))
+    ctypes.CDLL(str(runtime_library()))
+    ctypes.CDLL(str(tvm_runtime_library()))
     if not tvm.cuda(0).exist:
         raise EmulationUnavailable("TVM does not see the emulated CUDA device")
     return driver
 
 
+def graph_launches() -> int:
+    """How many CUDA graphs this process has launched."""
+    load()
+    launches: int = ctypes.CDLL(str(runtime_library())).cudaEmulationGraphLaunches()
+    return launches
+
+
 @contextmanager
-def emulated(order: str = "forward", headers: Sequence[Path] = ()) -> Iterator[None]:
+def emulated(
+    order: str = "forward", headers: Sequence[Path] = (), *, seconds: int = 120
+) -> Iterator[None]:
     """While it lasts, TVM compiles CUDA for the emulated device, and its threads run in `order`.
 
     Args:
         order: `forward`, `backward`, or `shuffled:SEED`, for threads that could run at once.
         headers: what generated kernels include beside CUDA's headers and the emulated functions.
+        seconds: a launch that takes longer is an error.
     """
     import tvm_ffi
 
-    set_order = load().cudaEmulationSetOrder
-    before = tvm_ffi.get_global_func(_CALLBACK, allow_missing=True)
-    tvm_ffi.register_global_func(
-        _CALLBACK, lambda source: compile(source, headers), override=True
-    )
     kind, _, seed = order.partition(":")
-    set_order(_ORDERS[kind], zlib.crc32(seed.encode()))
+    chosen = (_ORDERS[kind], zlib.crc32(seed.encode()), seconds)
+    callback_before = tvm_ffi.get_global_func(_CALLBACK, allow_missing=True)
+    settings_before = _settings[-1]
+    driver = load()
+    tvm_ffi.register_global_func(_CALLBACK, lambda source: compile(source, headers), override=True)
+    driver.cudaEmulationConfigure(*chosen)
+    _settings.append(chosen)
     try:
         yield
     finally:
-        set_order(_ORDERS["forward"], 0)
-        if before is None:
+        _settings.pop()
+        driver.cudaEmulationConfigure(*settings_before)
+        if callback_before is None:
             tvm_ffi.remove_global_func(_CALLBACK)
         else:
-            tvm_ffi.register_global_func(_CALLBACK, before, override=True)
+            tvm_ffi.register_global_func(_CALLBACK, callback_before, override=True)

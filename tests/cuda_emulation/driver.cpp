@@ -1,4 +1,4 @@
-// libcuda.so.1: the driver functions that TVM's CUDA runtime calls, on the host.
+// The functions of libcuda.so.1 that TVM's CUDA runtime calls, on the host.
 
 #include "launch.h"
 
@@ -166,10 +166,9 @@ size_t static_shared(const Kernel& kernel) { return kernel.shared_end - kernel.s
 
 extern "C" {
 
-// For Python: in which order threads and blocks run.
-int cudaEmulationSetOrder(int order, unsigned seed) {
-  emulation::set_order(static_cast<emulation::Order>(order), seed);
-  return CUDA_SUCCESS;
+// For Python: in which order threads and blocks run, and how long at most.
+void cudaEmulationConfigure(int order, unsigned seed, unsigned seconds) {
+  emulation::configure(static_cast<emulation::Order>(order), seed, seconds);
 }
 
 CUresult cuGetErrorName(CUresult error, const char** text);

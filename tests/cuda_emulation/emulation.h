@@ -60,6 +60,13 @@ EMULATED_INLINE unsigned __activemask(int line = __builtin_LINE()) {
   return emulation::active_lanes(line);
 }
 
+namespace emulation {
+
+// Makes the lanes that came the same way go on together.
+inline void meet(int line = __builtin_LINE()) { __syncwarp(__activemask(line), line); }
+
+}  // namespace emulation
+
 EMULATED_INLINE void __threadfence() {}
 EMULATED_INLINE void __threadfence_block() {}
 

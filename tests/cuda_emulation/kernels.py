@@ -12,8 +12,8 @@ from cuda_emulation.toolchain import (
     built,
     cache_folder,
     content_hash,
-    cuda_headers,
     fingerprint,
+    include_flags,
     run_compiler,
 )
 
@@ -26,6 +26,8 @@ _FLAGS = (
     "-fno-strict-aliasing",
     "-fno-stack-protector",
     "-ffp-contract=off",
+    # Registers that nothing was assigned to hold NaN as halves, and -1.7e38 as floats.
+    "-ftrivial-auto-var-init=pattern",
     # A GPU faults where a vector's address is no multiple of its size, and so does the emulation.
     "-fsanitize=alignment",
     "-fno-sanitize-recover=alignment",
@@ -64,7 +66,7 @@ def _prelude(headers: tuple[Path, ...]) -> Path:
     built(
         header.with_suffix(".h.gch"),
         lambda target: run_compiler(
-            [*_FLAGS, f"-I{cuda_headers()}", "-x", "c++-header", header, "-o", target]
+            [*_FLAGS, *include_flags(), "-x", "c++-header", header, "-o", target]
         ),
     )
     return header

@@ -11,7 +11,8 @@ namespace emulation {
 
 enum class Order { forward, backward, shuffled };
 
-void set_order(Order order, unsigned seed);
+// How launches run from now on; one that takes longer than the limit is an error.
+void configure(Order order, unsigned seed, unsigned seconds);
 
 // Runs a grid to its end; a CUresult, and the reason where it is not CUDA_SUCCESS.
 int run_grid(const Kernel& kernel, dim3 grid, dim3 block, size_t dynamic_shared, void** arguments,

@@ -1,7 +1,8 @@
-// libcudart.so.13: the runtime functions that TVM's CUDA runtime calls, on the host.
+// The functions of libcudart.so.13 that TVM's CUDA runtime calls, on the host.
 
 #include "launch.h"
 
+#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <cuda_runtime_api.h>
@@ -18,6 +19,8 @@ thread_local cudaError_t last_error = cudaSuccess;
 
 std::mutex memory;
 std::map<char*, std::unique_ptr<Guarded>> allocations;
+
+std::atomic<int> graph_launches;
 
 cudaError_t report(int error, const char* reason = nullptr) {
   if (reason) emulation::set_reason(reason);
@@ -159,7 +162,8 @@ cudaError_t cudaMalloc(void** pointer, size_t size) {
 
 cudaError_t cudaFree(void* pointer) {
   if (!pointer) return cudaSuccess;
-  if (cudaError_t error = refuse_during_capture("cudaFree")) return error;
+  // It ends a capture, which tells; an error here would end the process, as destructors free.
+  if (emulation::forbidden_by_capture()) emulation::set_reason("cudaFree while a stream captures");
   std::lock_guard lock(memory);
   if (!allocations.erase(static_cast<char*>(pointer))) {
     return report(cudaErrorInvalidValue, "cudaFree of what cudaMalloc did not give");
@@ -272,12 +276,17 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
 
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
                                  unsigned long long) {
+  if (!graph) return report(cudaErrorInvalidValue, "there is no graph: its capture failed");
   auto* recorded = reinterpret_cast<emulation::Graph*>(graph);
   *executable = reinterpret_cast<cudaGraphExec_t>(new emulation::Graph(*recorded));
   return cudaSuccess;
 }
 
+// For Python: how many graphs were launched so far.
+int cudaEmulationGraphLaunches() { return graph_launches; }
+
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
+  ++graph_launches;
   auto& graph = *reinterpret_cast<emulation::Graph*>(executable);
   return report(emulation::submit(of(stream), [&graph] {
     for (auto& work : graph) {

@@ -15,6 +15,8 @@
 #include <random>
 #include <sys/mman.h>
 #include <sys/ucontext.h>
+#include <ctime>
+#include <unistd.h>
 #include <vector>
 
 namespace emulation {
@@ -81,10 +83,12 @@ Fiber* ready[most_threads + 1];  // a queue in a ring
 unsigned first_ready, end_ready;
 void* launcher;  // the stack pointer of run_block
 bool running;
+pid_t launching;  // the host's thread that runs the grid
 int error;
 std::string message;
 
 Order chosen_order = Order::forward;
+unsigned most_seconds = 120;
 std::mt19937 shuffle;
 
 void enqueue(Fiber& fiber) {
@@ -207,9 +211,13 @@ void prepare_fibers() {
     void* memory = mmap(nullptr, stack_size, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
     if (memory == MAP_FAILED) throw std::bad_alloc();
-    mprotect(memory, page, PROT_NONE);  // an overflow faults
+    auto* begin = static_cast<char*>(memory);
+    char* end = begin + stack_size - page;
+    // What reaches beyond the stack faults, at either end.
+    mprotect(begin, page, PROT_NONE);
+    mprotect(end, page, PROT_NONE);
     // Stacks that all begin at the same offset in a page would share a few cache sets.
-    fibers[i].stack_top = static_cast<char*>(memory) + stack_size - i % 32 * 192;
+    fibers[i].stack_top = end - i % 32 * 192;
   }
 }
 
@@ -237,45 +245,63 @@ void run_block() {
   }
 }
 
-// --- Faults of a thread become errors of its launch ---
+// --- What a thread does wrong becomes an error of its launch ---
 
 char fault_stack[4096] __attribute__((aligned(16)));
 
+int time_signal() { return SIGRTMAX - 1; }
+
 void handle_fault(int signal, siginfo_t* information, void* context) {
-  if (!running) return;
+  if (!running || gettid() != launching) return;
   auto& registers = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;
-  error = CUDA_ERROR_ILLEGAL_ADDRESS;
+  error = signal == time_signal() ? CUDA_ERROR_LAUNCH_TIMEOUT : CUDA_ERROR_ILLEGAL_ADDRESS;
   char text[128];
-  snprintf(text, sizeof text, signal == SIGFPE ? "an integer is divided by zero at %p"
-                                               : "an address out of bounds is used: %p",
-           information->si_addr);
+  if (signal == time_signal()) {
+    snprintf(text, sizeof text, "does not end within %u seconds", most_seconds);
+  } else if (signal == SIGFPE) {
+    snprintf(text, sizeof text, "an integer is divided by zero");
+  } else {
+    snprintf(text, sizeof text, "an address out of bounds is used: %p", information->si_addr);
+  }
   message = text;
   // The thread's own stack may be what overflowed.
   registers[REG_RSP] = reinterpret_cast<greg_t>(fault_stack + sizeof fault_stack - 8);
   registers[REG_RIP] = reinterpret_cast<greg_t>(&return_to_launcher);
 }
 
+// While it lives, faults of this thread and the end of its time go to the handler above.
 class FaultHandler {
  public:
   FaultHandler() {
+    launching = gettid();
     stack_t stack = {};
     stack.ss_sp = memory;
     stack.ss_size = sizeof memory;
-    sigaltstack(&stack, &stack_before);
+    sigaltstack(&stack, &stack_before_);
     struct sigaction action = {};
     action.sa_sigaction = handle_fault;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-    for (int i = 0; i < 3; ++i) sigaction(signals[i], &action, &before[i]);
+    for (int i = 0; i < 4; ++i) sigaction(signals_[i], &action, &before_[i]);
+    sigevent event = {};
+    event.sigev_notify = SIGEV_THREAD_ID;
+    event.sigev_signo = time_signal();
+    event._sigev_un._tid = launching;
+    timer_create(CLOCK_MONOTONIC, &event, &timer_);
+    itimerspec limit = {};
+    limit.it_value.tv_sec = most_seconds;
+    timer_settime(timer_, 0, &limit, nullptr);
   }
   ~FaultHandler() {
-    for (int i = 0; i < 3; ++i) sigaction(signals[i], &before[i], nullptr);
-    sigaltstack(&stack_before, nullptr);
+    timer_delete(timer_);
+    for (int i = 0; i < 4; ++i) sigaction(signals_[i], &before_[i], nullptr);
+    sigaltstack(&stack_before_, nullptr);
   }
 
  private:
-  static constexpr int signals[] = {SIGSEGV, SIGBUS, SIGFPE};
-  struct sigaction before[3];
-  stack_t stack_before;
+  const int signals_[4] = {SIGSEGV, SIGBUS, SIGFPE, time_signal()};
+  struct sigaction before_[4];
+  stack_t stack_before_;
+  timer_t timer_;
   alignas(16) static inline char memory[64 << 10];
 };
 
@@ -287,10 +313,11 @@ uint3 block_at(size_t number) {
 
 }  // namespace
 
-void set_order(Order value, unsigned seed) {
+void configure(Order value, unsigned seed, unsigned seconds) {
   std::lock_guard lock(device);
   chosen_order = value;
   shuffle.seed(seed);
+  most_seconds = seconds;
 }
 
 int run_grid(const Kernel& launched, dim3 grid, dim3 block, size_t dynamic, void** given,

@@ -14,7 +14,9 @@ _STATIC_ALIGNMENT = re.compile(r"__shared__ alignas\(")
 _DYNAMIC = re.compile(
     r"extern __shared__ (?:(?:alignas|__align__)\(\d+\) )?(?P<type>[\w ]+?) (?P<name>\w+)\[\];"
 )
-MOST_THREADS = 1024
+# The last steps of TVM's reductions of bfloat16, which has no shuffle there.
+_STEP = re.compile(r"^(\s*)(\(\(volatile \w+\*\)\w+\)\[.*\] = w_\d+_\w+;)$", re.MULTILINE)
+_MOST_THREADS = 1024
 
 
 def host_source(cuda: str) -> str:
@@ -25,14 +27,14 @@ def host_source(cuda: str) -> str:
     """
     kernels = [(match["name"], match["threads"]) for match in _KERNEL.finditer(cuda)]
     if not kernels:
-        raise ValueError("the CUDA source holds no kernel: no `extern \"C\" __global__` with a body")
+        raise ValueError('the CUDA source holds no kernel: no `extern "C" __global__` with a body')
     source = _INCLUDE.sub("", cuda)
     source = _STATIC_ALIGNMENT.sub("__shared__ __align__(", source)
-    source = _DYNAMIC.sub(
-        r"\g<type>* \g<name> = (\g<type>*)emulation::dynamic_shared;", source
-    )
+    source = _DYNAMIC.sub(r"\g<type>* \g<name> = (\g<type>*)emulation::dynamic_shared;", source)
+    # They rely on the lanes of a warp storing at once, as they do where none has gone another way.
+    source = _STEP.sub(r"\1emulation::meet(); \2 emulation::meet();", source)
     source = _KERNEL.sub(_with_section, source)
-    entries = [f"EMULATED_KERNEL({name}, {threads or MOST_THREADS})" for name, threads in kernels]
+    entries = [f"EMULATED_KERNEL({name}, {threads or _MOST_THREADS})" for name, threads in kernels]
     return "\n".join([source, *entries, ""])
 
 

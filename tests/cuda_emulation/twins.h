@@ -33,14 +33,15 @@ inline void require_whole_warp(void* const* lanes, const char* function) {
 // c[16, 8] += a[16, k] · b[k, 8]: a lane holds runs of neighbouring elements of k, and k has two
 // halves of four runs each.
 template <typename Element, typename Sum, unsigned run, Sum (*widen)(Element)>
-void multiply_fragments(void* const* lanes) {
+__attribute__((optimize("O3"))) void multiply_fragments(void* const* lanes) {
   require_whole_warp(lanes, "a matrix product");
   constexpr unsigned k_extent = 8 * run;
-  Sum a[16][k_extent], b[k_extent][8];
+  Sum a[16][k_extent], b[k_extent][8], c[16][8];
   for (unsigned lane = 0; lane < warp_size; ++lane) {
     auto& fragments = *static_cast<Fragments*>(lanes[lane]);
     auto* a_given = static_cast<const Element*>(fragments.a);
     auto* b_given = static_cast<const Element*>(fragments.b);
+    auto* c_given = static_cast<const Sum*>(fragments.c);
     unsigned group = lane / 4, member = lane % 4;
     for (unsigned i = 0; i < 4 * run; ++i) {
       unsigned row = group + (i / run % 2 ? 8 : 0);
@@ -51,15 +52,17 @@ void multiply_fragments(void* const* lanes) {
       unsigned k = member * run + i % run + (i / run ? 4 * run : 0);
       b[k][group] = widen(b_given[i]);
     }
+    for (unsigned i = 0; i < 4; ++i) c[group + i / 2 * 8][member * 2 + i % 2] = c_given[i];
+  }
+  for (unsigned row = 0; row < 16; ++row) {
+    for (unsigned k = 0; k < k_extent; ++k) {
+      for (unsigned column = 0; column < 8; ++column) c[row][column] += a[row][k] * b[k][column];
+    }
   }
   for (unsigned lane = 0; lane < warp_size; ++lane) {
-    auto* c = static_cast<Sum*>(static_cast<Fragments*>(lanes[lane])->c);
-    for (unsigned i = 0; i < 4; ++i) {
-      unsigned row = lane / 4 + (i / 2 ? 8 : 0), column = lane % 4 * 2 + i % 2;
-      Sum sum = c[i];
-      for (unsigned k = 0; k < k_extent; ++k) sum += a[row][k] * b[k][column];
-      c[i] = sum;
-    }
+    auto* c_taken = static_cast<Sum*>(static_cast<Fragments*>(lanes[lane])->c);
+    unsigned group = lane / 4, member = lane % 4;
+    for (unsigned i = 0; i < 4; ++i) c_taken[i] = c[group + i / 2 * 8][member * 2 + i % 2];
   }
 }
 

@@ -1,0 +1,12 @@
+"""Shared by the tests of the emulated CUDA: orders of threads, and data."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+ORDERS = ["forward", "backward", "shuffled:1", "shuffled:2"]
+
+
+def random(seed: int, *shape: int) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
