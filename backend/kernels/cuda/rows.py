@@ -49,8 +49,9 @@ def gather_rows(
     def body(count: Expr, indices: Buffer, *buffers: Buffer) -> None:
         *source, y = buffers
         blocks = divided(in_features, _WARPS * WARP)
-        with grid((blocks, count), _WARPS) as ((x, number), warp, lane):
-            column = held((x * _WARPS + warp) * WARP + lane)
+        # Along y and z there may be 65535 blocks only.
+        with grid((count, blocks), _WARPS) as ((number, part), warp, lane):
+            column = held((part * _WARPS + warp) * WARP + lane)
             wanted = tirx.Cast("int64", load(indices, number))
             positive = tirx.Select(wanted < 0, wanted + out_features, wanted)
             row = held(tirx.max(tirx.min(positive, index(out_features - 1)), index(0)))
