@@ -8,8 +8,9 @@ import json
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
@@ -78,6 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     compiling.add_argument("model", metavar="MODEL", help=".onnx or .pt2 file")
     compiling.add_argument("-o", "--output", metavar="OUT", required=True, help="artifact folder")
     compiling.add_argument("--target", default="llvm", help="llvm (default), ort-cpu or ort-cuda")
+    compiling.add_argument(
+        "--dtype", metavar="float16|bfloat16", help="convert a float32 model to this type first"
+    )
     compiling.add_argument("--scheme", default="auto", help="scheme of all sites, e.g. " + _SCHEMES)
     compiling.add_argument("--rules", metavar="FILE.yaml", help="schemes by site, first match wins")
     compiling.add_argument(
@@ -175,6 +179,7 @@ def _compile(options: argparse.Namespace) -> int:
         session = compile(
             options.model,
             target=options.target,
+            dtype=options.dtype,
             scheme=read_rules(options.rules) if options.rules else options.scheme,
             budget=options.budget,
             calibration_dataset=options.calib,
@@ -213,11 +218,12 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from .runtime.arrays import read_npz, write_npz
+    from .runtime.arrays import as_declared, read_npz, write_npz
     from .runtime.session import load
 
     session = load(options.artifact, options.device, num_threads=options.threads)
-    write_npz(options.output, session.run(read_npz(options.input)))
+    inputs = as_declared(read_npz(options.input), session.inputs)
+    write_npz(options.output, session.run(inputs))
     return EXIT_OK
 
 
@@ -232,8 +238,8 @@ def _verify(options: argparse.Namespace) -> int:
     fresh = None
     if options.against:
         inputs = _samples(session, options.input)
-        with _dense(options.against) as run:
-            fresh = [(sample, run(sample)) for sample in inputs]
+        with _dense(options.against) as dense:
+            fresh = [(sample, dense.run(dense.typed(sample))) for sample in inputs]
     found = verify(session, fresh)
     _print(options, found.to_json(), print_verification)
     return EXIT_OK if found.holds else EXIT_DOES_NOT_HOLD
@@ -257,8 +263,12 @@ def _bench(options: argparse.Namespace) -> int:
     if options.profile:
         _print(options, profile(session, inputs, repeats=options.repeats), print_profile)
         return EXIT_OK
-    with _dense(options.against, session.num_threads) as run:
-        found = bench(session, run, inputs, repeats=options.repeats)
+    with _dense(options.against, session.num_threads) as dense:
+        against = None
+        if dense is not None:
+            given = dense.typed(inputs)  # beforehand, so that it takes no part in the time
+            against = lambda _: dense.run(given)  # noqa: E731
+        found = bench(session, against, inputs, repeats=options.repeats)
     _print(options, found, print_fields)
     return EXIT_OK
 
@@ -303,23 +313,40 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _samples(session: Session, path: str | None) -> list[dict[str, Any]]:
     """One sample of a file, or the samples that were stored with the artifact."""
-    from .runtime.arrays import read_npz
+    from .runtime.arrays import as_declared, read_npz
     from .runtime.verify import stored_inputs
 
-    return [read_npz(path)] if path else stored_inputs(session.artifact)
+    if path is None:
+        return stored_inputs(session.artifact)
+    return [as_declared(read_npz(path), session.inputs)]
+
+
+@dataclass(frozen=True)
+class _Dense:
+    """A dense model in ONNX Runtime.
+
+    Attributes:
+        run: gives its outputs for inputs by name.
+        typed: gives those inputs with floats of the types that the dense model takes.
+    """
+
+    run: Callable[[Mapping[str, Any]], dict[str, Any]]
+    typed: Callable[[dict[str, Any]], dict[str, Any]]
 
 
 @contextmanager
 def _dense(model: str | None, threads: int | None = None) -> Iterator[Any]:
-    """`run(inputs) -> outputs` of a dense model in ONNX Runtime, or None without model."""
+    """A `_Dense`, or None without model."""
     if model is None:
         yield None
         return
     from .frontend.dense import dense_session
     from .frontend.load import load
+    from .frontend.samples import typed
 
-    with dense_session(load(model), threads=threads) as run:
-        yield run
+    loaded = load(model)
+    with dense_session(loaded, threads=threads) as run:
+        yield _Dense(run, lambda sample: typed(sample, loaded))
 
 
 def _print(options: argparse.Namespace, found: dict[str, Any], show: Callable[..., None]) -> None:

@@ -41,6 +41,7 @@ def compile(
     *,
     dynamic_shapes: Any = None,
     target: str = "llvm",
+    dtype: str | None = None,
     scheme: str | Sequence[Mapping[str, str]] = "auto",
     budget: Mapping[str, float] | str | None = None,
     calibration_dataset: Any = None,
@@ -62,6 +63,9 @@ def compile(
         args: example inputs of an `nn.Module`.
         dynamic_shapes: as `torch.export.export` takes them.
         target: `llvm` (this CPU, through TVM), `llvm -mcpu=...`, `ort-cpu` or `ort-cuda`.
+        dtype: `float16` or `bfloat16` to convert a float32 model to before anything else is
+            decided, as `.half()` does: weights, activations, inputs and outputs. Sums and
+            exponentials stay float32.
         scheme: one scheme text for all sites, `auto` (8-bit codes wherever they are smaller), or
             rules `[{"match": pattern, "scheme": text}]` of which the first match wins.
         budget: not there yet; plans are made by naming schemes.
@@ -86,9 +90,10 @@ def compile(
     Raises:
         UndenseError: one of its kinds, naming the layer or file, the cause and the remedy.
     """
-    from .backend.package import check_toolchain, prepare
+    from .backend.package import check_toolchain
     from .backend.target import Target
     from .frontend.load import load as capture
+    from .passes.precision import parse_dtype
     from .passes.scheme import parse_scheme
     from .runtime.artifact import write_artifact
     from .runtime.unloaded import load_if_possible
@@ -102,16 +107,19 @@ def compile(
     form = parsed.form(portable=portable)
     if isinstance(scheme, str):
         parse_scheme(scheme)
+    wanted = None if dtype is None else parse_dtype(dtype)
+    if wanted is not None:
+        parsed.check_dtype(wanted)
     check_toolchain(parsed)
-    job = _Job(parsed, form, with_onnx, tuned, seed, progress)
+    job = _Job(parsed, wanted, form, with_onnx, tuned, seed, progress)
 
     def fill(folder: Path) -> Manifest:
         progress(0, 1, "capture")
         captured = capture(model, args, dynamic_shapes)
-        prepare(captured, parsed, form, with_onnx=with_onnx)
+        prepared = job.prepare(captured)
         progress(1, 1, "capture")
         decided = job.decide(captured, args, calibration_dataset, scheme, ignored_scope, plan)
-        return job.build(captured, decided, folder)
+        return job.build(captured, prepared, decided, folder)
 
     with _destination(output) as folder:
         write_artifact(folder, fill)
@@ -149,11 +157,30 @@ class _Job:
     """The stages of one compile, which share these options."""
 
     target: Target
+    dtype: ir.DataType | None
     form: Form
     with_onnx: bool
     tuned: bool
     seed: int
     progress: Progress
+
+    def prepare(self, captured: ir.Model) -> ir.Model:
+        """What will be rewritten: the captured model, or a copy of it in the wanted type.
+
+        Both have the same sites: calibration and fits take the captured one, which ONNX Runtime
+        can run on any CPU, and whose weights are not rounded yet.
+        """
+        from .backend.package import prepare
+        from .passes.duplicates import MergeDuplicateWeights
+        from .passes.precision import ConvertFloats
+
+        model = captured
+        if self.dtype is not None:
+            MergeDuplicateWeights()(captured)
+            model = captured.clone()
+            ConvertFloats(self.dtype)(model)
+        prepare(model, self.target, self.form, with_onnx=self.with_onnx)
+        return model
 
     def decide(
         self,
@@ -231,7 +258,9 @@ class _Job:
                 self.progress(len(results), len(sites), "fit")
         return results
 
-    def build(self, model: ir.Model, decided: _Decided, folder: Path) -> Manifest:
+    def build(
+        self, captured: ir.Model, model: ir.Model, decided: _Decided, folder: Path
+    ) -> Manifest:
         """Fits, rewrites `model` in place, and writes everything but the manifest to `folder`."""
         from .backend.expected import expected_outputs
         from .backend.layer_check import check_layers
@@ -239,28 +268,30 @@ class _Job:
         from .backend.package import lower, weight_bytes
         from .frontend.bounds import index_bounds
         from .frontend.dense import run_dense
+        from .frontend.samples import typed
         from .passes.replace import ReplaceDense
         from .runtime.artifact import PLAN
         from .runtime.report import write_report
         from .runtime.verify import write_expectations
 
-        before, bounds = weight_bytes(model), index_bounds(model)
-        dense = run_dense(model, decided.held_out)
-        results = self.fit(model, decided)
+        before, bounds = weight_bytes(captured), index_bounds(captured)
+        samples = [typed(sample, model) for sample in decided.held_out]
+        dense = run_dense(captured, decided.held_out)
+        results = self.fit(captured, decided)
         fitted = {name: found.fitted for name, found in results.items()}
         ReplaceDense(decided.plan, fitted, self.form)(model)
         self.progress(0, 1, "lower")
         lowered = lower(model, self.target, folder, with_onnx=self.with_onnx, tuned=self.tuned)
         self.progress(1, 1, "lower")
         self.progress(0, 2, "check")
-        expected = expected_outputs(model, decided.held_out)
+        expected = expected_outputs(model, samples)
         self.progress(1, 2, "check")
         costs = {
             "bytes": {"before": before, "after": lowered.engine_bytes},
             "kernels": lowered.kernels,
             **lowered.report(),
             "activation_rounding_effect": expected.rounding_effect,
-            "layer_execution_error": check_layers(model, folder, decided.held_out)
+            "layer_execution_error": check_layers(model, folder, samples)
             if lowered.engine == "ort"
             else None,
             "warnings": [
@@ -274,7 +305,7 @@ class _Job:
         }
         self.progress(2, 2, "check")
         (folder / PLAN).write_text(decided.plan.to_json(), encoding="utf-8")
-        write_expectations(folder, decided.held_out, dense, expected.outputs)
+        write_expectations(folder, samples, dense, expected.outputs)
         write_report(folder, {**self.report(decided, results), **costs})
         return self.manifest(model, lowered, expected, bounds)
 
@@ -291,6 +322,7 @@ class _Job:
         }
         return {
             "target": str(self.target),
+            "dtype": None if self.dtype is None else self.dtype.numpy().name,
             "sites": site_rows(decided.sites, choices, results),
             "refusals": refusal_rows(decided.refusals),
             "calibration": calibration,
@@ -314,6 +346,7 @@ class _Job:
             engine=lowered.engine,
             target=str(self.target),
             device=self.target.device,
+            architectures=self.target.architectures,
             inputs=tensor_infos(model.graph.inputs, bounds),
             outputs=tensor_infos(model.graph.outputs, {}),
             dimension_bounds={**dimension_bounds(model), **lowered.dimension_bounds},

@@ -84,6 +84,7 @@ def _run(folder: Path, nodes: Sequence[StructuredNode], sample: Arrays) -> dict[
     )
     path = folder / f"layers.{MODEL}"  # beside the weights it refers to
     options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # it warns of constants of float16 that it folds later
     if (folder / KERNELS).exists():
         options.register_custom_ops_library(str((folder / KERNELS).resolve()))
     try:

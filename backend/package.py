@@ -81,7 +81,7 @@ def prepare(model: ir.Model, target: Target, form: Form, *, with_onnx: bool) -> 
     if target.engine == "tvm":
         from . import relax_build
 
-        relax_build.check(model)
+        relax_build.check(model, target)
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def lower(
     from .tuning.choose import UNTUNED, choose_records
 
     machine = replace(target, engine="tvm", kernels=None)
-    chosen = choose_records(machine) if tuned else UNTUNED
+    chosen = choose_records(machine) if tuned and target.device == "cpu" else UNTUNED
     with (
         targets.tuned(chosen.fields),
         targets.asked() as asked,

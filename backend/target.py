@@ -7,6 +7,8 @@ import shlex
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import onnx_ir as ir
+
 from ..passes.decide import Activations
 from ..passes.errors import MissingDependencyError, TargetError
 from ..passes.structures.base import Form
@@ -106,6 +108,17 @@ class Target:
     def activations(self) -> Activations:
         """What `activations=auto` stands for: only ONNX Runtime on CPUs gains by int8 alone."""
         return "int8" if (self.engine, self.device) == ("ort", "cpu") else "float"
+
+    def check_dtype(self, dtype: ir.DataType) -> None:
+        """Refuses to convert a model to a type that its engine does not compute in.
+
+        Raises:
+            TargetError: bfloat16, but for TVM on a GPU.
+        """
+        if dtype == ir.DataType.BFLOAT16 and (self.engine, self.device) != ("tvm", "cuda"):
+            raise TargetError(
+                f"target {self} does not compute in bfloat16; choose dtype float16, or target cuda"
+            )
 
     def __str__(self) -> str:
         if self.engine == "ort":

@@ -121,7 +121,7 @@ def _numpy(item: Any, where: str) -> NDArray[Any]:
         array = np.asarray(item)
     except ValueError as error:
         raise CalibrationError(f"{where} is ragged; give each sample by itself") from error
-    if array.dtype == object or array.dtype.kind in "USV":
+    if array.dtype == object or (array.dtype.kind in "USV" and array.dtype.name != "bfloat16"):
         raise CalibrationError(f"{where} holds {array.dtype}, which is no number")
     return np.array(array, order="C")
 

@@ -127,6 +127,30 @@ def _read_npz(path: Path, names: set[str]) -> Sequence[dict[str, NDArray[Any]]]:
     return [numbered[index] for index in sorted(numbered)] if numbered else [plain]
 
 
+def typed(sample: Sample, model: ir.Model) -> Sample:
+    """The sample with its floats in the types that the inputs of a converted `model` have.
+
+    Raises:
+        CalibrationError: a number beyond the range of the type; it names the input.
+    """
+    types = {str(value.name): value.dtype for value in model.graph.inputs}
+    return {name: _rounded(name, array, types.get(name)) for name, array in sample.items()}
+
+
+def _rounded(name: str, array: NDArray[Any], dtype: ir.DataType | None) -> NDArray[Any]:
+    if dtype is None or not dtype.is_floating_point() or array.dtype == dtype.numpy():
+        return array
+    with np.errstate(over="ignore"):
+        found = array.astype(dtype.numpy())
+    lost = np.isfinite(array) & ~np.isfinite(found)
+    if lost.any():
+        raise CalibrationError(
+            f"input {name!r} holds {array[lost].flat[0]:.6g}, beyond the range of "
+            f"{found.dtype.name}; give smaller numbers, or choose another dtype"
+        )
+    return found
+
+
 def synthetic_sample(model: ir.Model, *, seed: int = 0) -> Sample:
     """A random sample for a model that comes without data: small, and valid where that is known.
 

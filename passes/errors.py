@@ -37,6 +37,10 @@ class CheckError(UndenseError):
     """A model that is not well-formed."""
 
 
+class PrecisionError(UndenseError):
+    """A model, weight or constant that cannot be converted to the floating type asked for."""
+
+
 class LoweringError(UndenseError):
     """An operator or type that a backend does not cover."""
 

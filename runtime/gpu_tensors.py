@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..passes.errors import InputError
+from .arrays import numpy_dtype
 from .manifest import TensorInfo
+from .signature import Checkable, check
 from .tensors import is_torch
 
 
@@ -16,30 +20,57 @@ def is_on_gpu(value: Any) -> bool:
     return is_torch(value) and value.device.type == "cuda"
 
 
-def stand_in(info: TensorInfo, value: Any) -> Any:
-    """What `signature.check` can look at in place of `value`, which is copied only for its values.
+class DeviceTensor(Checkable):
+    """A torch tensor on a GPU, as `signature.check` sees it: it stays where it is."""
 
-    A tensor of indices has its values checked and is copied to the host; any other tensor on the
-    GPU is stood for by an array of its type and shape that has no memory. Other values are
-    returned as they are.
+    def __init__(self, name: str, tensor: Any) -> None:
+        if tensor.device.index:
+            raise InputError(
+                f"{name}: is on {tensor.device}, the module runs on cuda:0: "
+                f"pass {name}.to('cuda:0')"
+            )
+        try:
+            self.dtype = element_type(tensor)
+        except TypeError as error:
+            raise InputError(f"{name}: {tensor.dtype} has no numpy form ({error})") from error
+        self.shape = tuple(tensor.shape)
+        self._tensor = tensor
+
+    def extremes(self) -> tuple[int, int]:
+        """The lowest and highest entry: two numbers are copied, when the GPU has come to them."""
+        low, high = sys.modules["torch"].stack(self._tensor.aminmax()).tolist()
+        return int(low), int(high)
+
+
+def checked(
+    inputs: Sequence[TensorInfo],
+    dimension_bounds: Mapping[str, tuple[int, int]],
+    values: Mapping[str, Any],
+    *,
+    check_indices: bool = True,
+) -> list[Any]:
+    """The inputs of a call in order: tensors on the GPU as they are, everything else as arrays.
+
+    Args:
+        inputs: of the module.
+        dimension_bounds: of its symbols.
+        values: by name.
+        check_indices: whether the entries of index tensors on the GPU are looked at.
 
     Raises:
-        InputError: a tensor on another GPU than the first, or of a type that numpy does not know.
+        InputError: what `signature.check` refuses, or a tensor on another GPU than the first.
     """
-    if not is_on_gpu(value):
-        return value
-    if value.device.index:
-        raise InputError(
-            f"{info.name}: is on {value.device}, the module runs on cuda:0: "
-            f"pass {info.name}.to('cuda:0')"
-        )
-    if info.bounds is not None:
-        return value.cpu()
-    try:
-        dtype = element_type(value)
-    except TypeError as error:
-        raise InputError(f"{info.name}: {value.dtype} has no numpy form ({error})") from error
-    return np.broadcast_to(np.empty((), dtype), tuple(value.shape))
+    seen = {
+        info.name: DeviceTensor(info.name, value) if is_on_gpu(value) else value
+        for info in inputs
+        for value in (values[info.name],)
+    }
+    arrays = check(inputs, dimension_bounds, seen, check_device_indices=check_indices)
+    return [
+        value if is_on_gpu(value) else arrays[info.name]
+        for info in inputs
+        for value in (values[info.name],)
+    ]
 
 
 def element_type(tensor: Any) -> np.dtype[Any]:
@@ -48,4 +79,4 @@ def element_type(tensor: Any) -> np.dtype[Any]:
     Raises:
         TypeError: numpy has none.
     """
-    return np.dtype(str(tensor.dtype).removeprefix("torch."))
+    return numpy_dtype(str(tensor.dtype).removeprefix("torch."))

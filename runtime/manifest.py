@@ -22,6 +22,7 @@ Dimension = int | str | None
 
 DTYPES = frozenset(
     [
+        "bfloat16",
         "bool",
         "float16",
         "float32",
@@ -38,6 +39,7 @@ DTYPES = frozenset(
 )
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
+_ARCHITECTURE = re.compile(r"sm_\d{2,3}a?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -47,7 +49,7 @@ class TensorInfo:
 
     Attributes:
         name: as in the graph.
-        dtype: a numpy name out of `DTYPES`.
+        dtype: a name out of `DTYPES`: numpy's, and "bfloat16".
         shape: a length, a symbol ("batch"), an expression of symbols ("past + sequence"), or None
             where nothing is known.
         bounds: lowest and highest value allowed, both included, for an input of indices.
@@ -103,6 +105,8 @@ class Manifest:
         engine: the one the artifact was made for; `load` takes it if it is installed.
         target: text of the target, such as "llvm" or "ort-cpu".
         device: where it was made to run; artifacts from before there was another say "cpu".
+        architectures: of the GPUs that `module.so` holds code for, as nvcc names them, in rising
+            order; later GPUs take that of the last. Empty for a CPU.
         inputs, outputs: in the order of positional arguments and of results.
         dimension_bounds: lowest and highest length of a symbol, both included.
         parameters: names in `weights.safetensors`, in the order in which TVM's main wants them.
@@ -126,6 +130,7 @@ class Manifest:
     versions: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     device: Device = "cpu"
+    architectures: tuple[str, ...] = ()
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -133,6 +138,8 @@ class Manifest:
         _expect(self.device in ("cpu", "cuda"), f"device {self.device!r} is not known")
         _expect(self.kernels in (None, "tvm"), f"kernels {self.kernels!r} are not known")
         _expect(bool(self.outputs), "a module has at least one output")
+        for name in self.architectures:
+            _expect(_ARCHITECTURE.fullmatch(name) is not None, f"{name!r} is no architecture")
         for group in (self.inputs, self.outputs):
             names = [info.name for info in group]
             _expect(len(set(names)) == len(names), f"a name is used twice among {names}")
@@ -187,6 +194,7 @@ def package_versions() -> dict[str, str]:
         "apache-tvm",
         "apache-tvm-ffi",
         "safetensors",
+        "ml_dtypes",
     ]
     found = {}
     for name in names:
@@ -210,6 +218,7 @@ def _manifest(document: dict[str, Any]) -> Manifest:
         cpu_features=tuple(map(str, document["cpu_features"])),
         kernels=document.get("kernels"),
         device=document.get("device", "cpu"),
+        architectures=tuple(map(str, document.get("architectures", ()))),
         execution_tolerance={name: Tolerance(**item) for name, item in tolerances},
         versions=dict(document["versions"]),
         files={name: FileEntry(**item) for name, item in document["files"].items()},

@@ -19,11 +19,10 @@ from ..passes.errors import ArtifactError, TargetError, UndenseError
 from . import cuda_provider
 from .artifact import KERNELS, MODEL, Artifact, Device, Engine
 from .calls import Call, shapes
-from .gpu_tensors import is_on_gpu, stand_in
+from .gpu_tensors import checked, is_on_gpu
 from .library import check_processor, library_path
 from .ort_binding import run_bound, to_torch_without_copy
 from .session import Session
-from .signature import check
 from .tensors import is_torch, to_torch
 
 _CPU = "CPUExecutionProvider"
@@ -63,11 +62,9 @@ class OrtSession(Session):
     def _results(self, values: Mapping[str, Any]) -> Sequence[Any]:
         if self.device == "cpu":
             return super()._results(values)
-        stand_ins = {info.name: stand_in(info, values[info.name]) for info in self.inputs}
-        arrays = check(self.inputs, self.manifest.dimension_bounds, stand_ins)
-        given = {
-            name: value if is_on_gpu(value) else arrays[name] for name, value in values.items()
-        }
+        bounds = self.manifest.dimension_bounds
+        inputs = checked(self.inputs, bounds, values, check_indices=self.check_indices)
+        given = dict(zip((info.name for info in self.inputs), inputs, strict=True))
         results = self._run(lambda: run_bound(self._session, given, self._output_names, "cuda"))
         if any(map(is_on_gpu, values.values())):
             return [to_torch_without_copy(result) for result in results]

@@ -34,6 +34,7 @@ class Session(ABC):
         artifact: the folder it was loaded from.
         num_threads: that one call may use.
         device: it runs on.
+        check_indices: whether index tensors on a GPU are looked at before a call.
     """
 
     engine: Engine
@@ -42,6 +43,7 @@ class Session(ABC):
         self.artifact = artifact
         self.num_threads = num_threads
         self.device = device
+        self.check_indices = True
 
     @property
     def manifest(self) -> Manifest:
@@ -99,6 +101,9 @@ class Session(ABC):
         arrays = check(self.inputs, self.manifest.dimension_bounds, values)
         return self._trace([arrays[info.name] for info in self.inputs], runs)
 
+    def synchronize(self) -> None:  # noqa: B027  # nothing is right for CPUs
+        """Waits until the device has finished what was asked of it; a CPU has with each call."""
+
     def save(self, path: str | Path) -> None:
         """Copies the artifact to `path`, whole or not at all; an artifact there is replaced.
 
@@ -128,6 +133,7 @@ def load(
     device: str | None = None,
     engine: Engine | None = None,
     num_threads: int | None = None,
+    check_indices: bool = True,
 ) -> Session:
     """Opens the artifact at `path`, after checking the hash of each of its files.
 
@@ -139,6 +145,9 @@ def load(
         engine: "tvm" or "ort"; by default the one the artifact was made for, or the other one
             if only that can run here, with a warning.
         num_threads: for one call; by default the number of physical cores.
+        check_indices: look at index tensors that lie on a GPU: a wrong index would read foreign
+            memory there. Each such call then waits until the GPU has come to them; False is for
+            who has checked them.
 
     Raises:
         ArtifactError: no artifact, a damaged one, or one without the files of `engine`.
@@ -153,7 +162,9 @@ def load(
     artifact = open_artifact(path)
     chosen = _choose(artifact, engine)
     threads = usable_cores() if num_threads is None else num_threads
-    return _session_class(chosen)(artifact, threads, resolve(artifact, device, chosen))
+    session = _session_class(chosen)(artifact, threads, resolve(artifact, device, chosen))
+    session.check_indices = check_indices
+    return session
 
 
 def _session_class(engine: Engine) -> Callable[[Artifact, int, Device], Session]:

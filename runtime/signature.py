@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import functools
+import math
 import operator
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..passes.errors import InputError
+from .arrays import numpy_dtype
 from .manifest import Dimension, TensorInfo
 from .tensors import to_numpy
 
@@ -21,6 +24,22 @@ _OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Mult: operator.mul,
     ast.FloorDiv: operator.floordiv,
 }
+
+
+class Checkable(ABC):
+    """Stands for an input whose memory is elsewhere, of which only type and shape are at hand.
+
+    Attributes:
+        dtype: of its entries.
+        shape: as plain numbers.
+    """
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @abstractmethod
+    def extremes(self) -> tuple[int, int]:
+        """The lowest and the highest of its entries, which are integers; there is at least one."""
 
 
 def bind(
@@ -51,13 +70,27 @@ def check(
     inputs: Sequence[TensorInfo],
     dimension_bounds: Mapping[str, tuple[int, int]],
     values: Mapping[str, Any],
-) -> dict[str, NDArray[Any]]:
+    *,
+    check_device_indices: bool = True,
+) -> dict[str, Any]:
     """The values as arrays that fit dtypes, ranks, lengths, symbols and index bounds.
+
+    A `Checkable` is checked like an array, and returned as it is.
+
+    Args:
+        inputs: of the module.
+        dimension_bounds: of its symbols.
+        values: by name.
+        check_device_indices: whether the entries of a `Checkable` are asked for.
 
     Raises:
         InputError: names the input, what was expected and what was given.
     """
-    arrays = {info.name: to_numpy(info.name, values[info.name], info.dtype) for info in inputs}
+    arrays = {
+        info.name: value if isinstance(value, Checkable) else to_numpy(info.name, value, info.dtype)
+        for info in inputs
+        for value in (values[info.name],)
+    }
     symbols: dict[str, tuple[int, str]] = {}
     for info in inputs:
         _check_type(info, arrays[info.name], symbols)
@@ -71,15 +104,19 @@ def check(
             where = f"{symbols[symbol][1]}: " if symbol in symbols else ""
             raise InputError(f"{where}{symbol} must lie in {low} to {high}, got {length}")
     for info in inputs:
-        _check_indices(info, arrays[info.name])
+        array = arrays[info.name]
+        if check_device_indices or not isinstance(array, Checkable):
+            _check_indices(info, array)
     return arrays
 
 
-def _check_type(info: TensorInfo, array: NDArray[Any], symbols: dict[str, tuple[int, str]]) -> None:
-    if array.dtype != np.dtype(info.dtype):
+def _check_type(
+    info: TensorInfo, array: NDArray[Any] | Checkable, symbols: dict[str, tuple[int, str]]
+) -> None:
+    if array.dtype != numpy_dtype(info.dtype):
         raise InputError(f"{info.name}: expected dtype {info.dtype}, got {array.dtype}")
     expected = f"expected shape {_shape(info.shape)}, got {_shape(array.shape)}"
-    if array.ndim != len(info.shape):
+    if len(array.shape) != len(info.shape):
         raise InputError(f"{info.name}: {expected}")
     for dim, length in zip(info.shape, array.shape, strict=True):
         if isinstance(dim, int) and dim != length:
@@ -91,7 +128,9 @@ def _check_type(info: TensorInfo, array: NDArray[Any], symbols: dict[str, tuple[
             raise InputError(f"{info.name}: {expected}; {dim} is {known} in {where}")
 
 
-def _check_expressions(info: TensorInfo, array: NDArray[Any], lengths: Mapping[str, int]) -> None:
+def _check_expressions(
+    info: TensorInfo, array: NDArray[Any] | Checkable, lengths: Mapping[str, int]
+) -> None:
     for dim, length in zip(info.shape, array.shape, strict=True):
         tree = _expression(dim)
         wanted = None if tree is None else _evaluate(tree, lengths)
@@ -102,11 +141,14 @@ def _check_expressions(info: TensorInfo, array: NDArray[Any], lengths: Mapping[s
             )
 
 
-def _check_indices(info: TensorInfo, array: NDArray[Any]) -> None:
-    if info.bounds is None or array.size == 0:
+def _check_indices(info: TensorInfo, array: NDArray[Any] | Checkable) -> None:
+    if info.bounds is None or math.prod(array.shape) == 0:
         return
     low, high = info.bounds
-    smallest, largest = int(array.min()), int(array.max())
+    if isinstance(array, Checkable):
+        smallest, largest = array.extremes()
+    else:
+        smallest, largest = int(array.min()), int(array.max())
     if smallest < low or largest > high:
         wrong = smallest if smallest < low else largest
         raise InputError(f"{info.name}: expected indices from {low} to {high}, got {wrong}")

@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..passes.errors import InputError
+from .arrays import numpy_dtype
 
-_SAFE_KINDS = {"b": "b", "i": "iu", "f": "fiu"}
+_SAFE_KINDS = {"b": "b", "i": "iu", "f": "fiu", "V": "fiu"}
+"""What numbers may be without loss of kind, by the kind of what they become; V is bfloat16's."""
 
 
 def is_torch(value: Any) -> bool:
@@ -35,7 +37,7 @@ def to_numpy(name: str, value: Any, dtype: str) -> NDArray[Any]:
     if isinstance(value, np.generic):
         return np.asarray(value)
     if isinstance(value, bool | int | float | list | tuple):
-        return _of_python(name, value, np.dtype(dtype))
+        return _of_python(name, value, numpy_dtype(dtype))
     if hasattr(value, "__dlpack__"):
         try:
             return np.from_dlpack(value)
@@ -49,12 +51,18 @@ def to_numpy(name: str, value: Any, dtype: str) -> NDArray[Any]:
 
 def to_torch(array: NDArray[Any]) -> Any:
     """A torch tensor on the memory of `array`, which must be writable."""
-    return sys.modules["torch"].from_numpy(array)
+    torch = sys.modules["torch"]
+    if array.dtype.name == "bfloat16":  # neither knows the other's
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
 
 
 def _of_torch(name: str, value: Any) -> NDArray[Any]:
     if value.device.type != "cpu":
         raise InputError(f"{name}: is on {value.device}, the module runs on cpu: pass {name}.cpu()")
+    if str(value.dtype) == "torch.bfloat16":
+        bits = value.detach().contiguous().view(sys.modules["torch"].int16)
+        return bits.numpy().view(numpy_dtype("bfloat16"))  # type: ignore[no-any-return]
     try:
         array: NDArray[Any] = value.numpy(force=True)
     except TypeError as error:

@@ -6,19 +6,22 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from ..passes.errors import ArtifactError, TargetError, UndenseError
+from ..passes.errors import ArtifactError, UndenseError
 from .artifact import MODULE, WEIGHTS, Artifact, Device, Engine
 from .calls import Call, shapes
+from .gpu_tensors import checked, is_on_gpu
 from .hardware import usable_cores
 from .library import check_processor, library_path
 from .session import Session
+from .tensors import is_torch, to_torch
 
 # Else the first call pins the calling thread to one core, and so every thread to the same one.
 os.environ.setdefault("TVM_BIND_THREADS", "0")
@@ -28,6 +31,9 @@ os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "10000")
 import tvm
 import tvm_ffi
 from tvm.runtime.vm import VirtualMachine
+
+from .cuda_runtime import cuda_device
+from .tvm_cuda import TURNS, stream_of, to_device, to_torch_on_gpu
 
 _ALIGNMENT = 64  # bytes, that generated code takes for granted
 _BIG_CORES = 1
@@ -47,61 +53,105 @@ class TvmSession(Session):
 
     def __init__(self, artifact: Artifact, num_threads: int, device: Device = "cpu") -> None:
         super().__init__(artifact, num_threads, device)
-        if device != "cpu":
-            raise TargetError(f"{artifact.path}: TVM's modules for {device} are not run yet")
         _check_machine(artifact)
         path = artifact.file(MODULE)
+        self._device = tvm.cpu()
+        if device == "cuda":
+            self._device = cuda_device(artifact.manifest.architectures, str(artifact.path))
         try:
             self._executable = tvm_ffi.load_module(
                 library_path(artifact, MODULE), keep_module_alive=False
             )
         except (OSError, RuntimeError, ValueError) as error:
             raise ArtifactError(f"{path} cannot be loaded ({_last(error)})") from error
-        self._parameters = _read_parameters(artifact)
+        self._parameters = _read_parameters(artifact, self._device)
         self._parameter_memory = {value.data_ptr() for value in self._parameters}
         self._local = threading.local()
 
     def _main(self) -> Any:
         main = getattr(self._local, "main", None)
         if main is None:
-            main = VirtualMachine(self._executable, tvm.cpu())["main"]
+            main = VirtualMachine(self._executable, self._device)["main"]
             self._local.main = main
         if getattr(_pool, "threads", None) != self.num_threads:
             use_threads(self.num_threads)
         return main
 
+    def _results(self, values: Mapping[str, Any]) -> Sequence[Any]:
+        if self.device == "cpu":
+            return super()._results(values)
+        bounds = self.manifest.dimension_bounds
+        given = checked(self.inputs, bounds, values, check_indices=self.check_indices)
+        if not any(map(is_on_gpu, given)):
+            copies = self._execute(given)
+            on_host = any(map(is_torch, values.values()))
+            return [to_torch(array) for array in copies] if on_host else copies
+        with self._turn(given):
+            inputs = [self._to_tvm(value) for value in given]
+            results = self._call(inputs)
+        return [to_torch_on_gpu(value, copy=copy) for value, copy in self._owned(results, inputs)]
+
     def _execute(self, arrays: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
-        inputs = [_to_tvm(array) for array in arrays]
+        with self._turn([]):
+            inputs = [self._to_tvm(array) for array in arrays]
+            results = self._call(inputs)
+            if self.device == "cuda":
+                return [value.numpy() for value in results]
+        return [_to_numpy(value, copy=copy) for value, copy in self._owned(results, inputs)]
+
+    def _call(self, inputs: Sequence[Any]) -> list[Any]:
         try:
             result = self._main()(*inputs, *self._parameters)
         except Exception as error:  # the FFI raises what it likes
             raise UndenseError(f"{self.path}: tvm failed: {_last(error)}") from error
-        results = [result] if isinstance(result, tvm.runtime.Tensor) else list(result)
-        # The caller may write to what he gets: not into an input, and never into a weight.
-        lent = {value.data_ptr() for value in inputs}
-        return [
-            _to_numpy(value, copy=(at := value.data_ptr()) in lent or at in self._parameter_memory)
-            for value in results
-        ]
+        return [result] if isinstance(result, tvm.runtime.Tensor) else list(result)
+
+    def _owned(self, results: Sequence[Any], inputs: Sequence[Any]) -> list[tuple[Any, bool]]:
+        """The results, and whether each must be copied before a caller may write to it.
+
+        He must not write into an input, and never into a weight.
+        """
+        lent = {value.data_ptr() for value in inputs} | self._parameter_memory
+        return [(value, value.data_ptr() in lent) for value in results]
+
+    def synchronize(self) -> None:
+        """Waits until the GPU has done what was queued on the streams that calls have used."""
+        if self.device == "cuda":
+            TURNS.synchronize(self._device)
 
     def _trace(self, arrays: Sequence[NDArray[np.generic]], runs: int) -> list[list[Call]]:
-        machine = VirtualMachine(self._executable, tvm.cpu())
+        machine = VirtualMachine(self._executable, self._device)
         use_threads(self.num_threads)
-        inputs = [_to_tvm(array) for array in arrays]
-        machine["main"](*inputs, *self._parameters)
-        trace = _Trace()
-        machine.set_instrument(trace)
         found = []
-        for _ in range(runs):
+        with self._turn([]):
+            inputs = [self._to_tvm(array) for array in arrays]
             machine["main"](*inputs, *self._parameters)
-            found.append(trace.take())
+            trace = _Trace(self.synchronize)
+            machine.set_instrument(trace)
+            for _ in range(runs):
+                machine["main"](*inputs, *self._parameters)
+                found.append(trace.take())
         return found
+
+    def _turn(self, values: Sequence[Any]) -> AbstractContextManager[None]:
+        """While it lasts, the GPU is this thread's to queue on, on the stream of the inputs."""
+        if self.device == "cpu":
+            return nullcontext()
+        return TURNS.on(self._device, stream_of(values))
+
+    def _to_tvm(self, value: Any) -> Any:
+        return _to_tvm(value) if self.device == "cpu" else to_device(value, self._device)
 
 
 class _Trace:
-    """An instrument of the virtual machine, which it calls before and after each function."""
+    """An instrument of the virtual machine, which it calls before and after each function.
 
-    def __init__(self) -> None:
+    Args:
+        finish: waits for what the function has asked of a device.
+    """
+
+    def __init__(self, finish: Callable[[], None]) -> None:
+        self._finish = finish
         self._calls: list[Call] = []
         self._running: list[tuple[float, float]] = []
         """Of each open call: its start, and the seconds of the calls inside it."""
@@ -109,6 +159,8 @@ class _Trace:
 
     def __call__(self, _function: Any, name: str, before: bool, _result: Any, *args: Any) -> int:
         """Notes the time; 0 tells the machine to go on."""
+        if not before:
+            self._finish()
         now = time.perf_counter()
         if before:
             self._running.append((now, self._inside))
@@ -161,12 +213,13 @@ def _check_machine(artifact: Artifact) -> None:
         )
 
 
-def _read_parameters(artifact: Artifact) -> list[Any]:
+def _read_parameters(artifact: Artifact, device: Any) -> list[Any]:
     """The weights in the order of main, read and copied one at a time."""
     path = artifact.file(WEIGHTS)
     try:
         with safe_open(str(path), framework="numpy") as file:
-            return [tvm.runtime.tensor(file.get_tensor(n)) for n in artifact.manifest.parameters]
+            names = artifact.manifest.parameters
+            return [tvm.runtime.tensor(file.get_tensor(name), device) for name in names]
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{path} does not hold what the module needs: {error}") from error
 
@@ -179,12 +232,13 @@ def _to_tvm(array: NDArray[np.generic]) -> Any:
         and array.flags.writeable
         and array.ctypes.data % _ALIGNMENT == 0
     )
-    if shareable:
+    if shareable and array.dtype.name != "bfloat16":  # which DLPack of numpy does not know
         return tvm.runtime.from_dlpack(array)
     return tvm.runtime.tensor(np.ascontiguousarray(array).reshape(array.shape))
 
 
 def _to_numpy(value: Any, *, copy: bool) -> NDArray[np.generic]:
+    copy = copy or str(value.dtype) == "bfloat16"  # which DLPack of numpy does not know
     array: NDArray[np.generic] = value.numpy() if copy else np.from_dlpack(value)
     return array
 

@@ -16,7 +16,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ..passes.errors import ArtifactError
-from .arrays import read_npz, write_npz
+from .arrays import as_declared, read_npz, write_npz
 from .artifact import EXAMPLES, REFERENCES, Artifact
 from .compare import relative_error, worst_error
 from .session import Session, load
@@ -141,7 +141,8 @@ def stored_inputs(artifact: Artifact) -> list[dict[str, NDArray[Any]]]:
     indices = sorted({int(name.partition("/")[0]) for name in arrays})
     if not indices:
         raise _incomplete(artifact, "no stored samples")
-    return [_under(arrays, f"{index}/") for index in indices]
+    samples = (_under(arrays, f"{index}/") for index in indices)
+    return [as_declared(sample, artifact.manifest.inputs) for sample in samples]
 
 
 def write_expectations(

@@ -16,6 +16,7 @@ from undense.runtime.artifact import (
     REPORT,
     WEIGHTS,
     Artifact,
+    Device,
     Engine,
     Manifest,
     TensorInfo,
@@ -94,8 +95,8 @@ def write_onnx(path: Path) -> None:
 
 
 @functools.cache
-def module_bytes() -> bytes:
-    """The exported library; compiled once for all tests."""
+def module_bytes(device: Device = "cpu") -> bytes:
+    """The exported library; compiled once for all tests, for a GPU inside `emulated()`."""
     import tvm
     from tvm import relax
 
@@ -116,16 +117,33 @@ def module_bytes() -> bytes:
             result = relax.Tuple([total, relax.op.nn.relu(total)])
             output = builder.emit_output(result)
         builder.emit_func_output(output)
-    return export(builder)
+    return export(builder) if device == "cpu" else export_for_gpu(builder)
 
 
 def export(builder: Any) -> bytes:
     """The library of what a `relax.BlockBuilder` holds."""
     import tvm
 
+    return _library(tvm.compile(builder.get(), target="llvm"))
+
+
+def export_for_gpu(builder: Any) -> bytes:
+    """The library of what a `relax.BlockBuilder` holds, its functions scheduled as they come."""
+    import tvm
+    from cuda_emulation import TARGET
+    from tvm import relax
+    from tvm.s_tir import dlight
+
+    with tvm.target.Target(TARGET):
+        module = relax.transform.LegalizeOps()(builder.get())
+        module = dlight.ApplyDefaultSchedule(dlight.gpu.Fallback())(module)
+        return _library(tvm.compile(module, target=tvm.target.Target(TARGET)))
+
+
+def _library(executable: Any) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / MODULE
-        tvm.compile(builder.get(), target="llvm").export_library(str(path))
+        executable.export_library(str(path))
         return path.read_bytes()
 
 
@@ -138,7 +156,7 @@ def make_artifact(
         if onnx:
             write_onnx(folder / MODEL)
         if engine == "tvm":
-            (folder / MODULE).write_bytes(module_bytes())
+            (folder / MODULE).write_bytes(module_bytes(changes.get("device", "cpu")))
             save_file(weights(), folder / WEIGHTS)
         samples = [sample(3 + i, i) for i in range(2)]
         references = [

@@ -55,3 +55,19 @@ def test_what_cannot_be_read(tmp_path):
     (tmp_path / "cut.npz").write_bytes((tmp_path / "cut.npz").read_bytes()[:500])
     with pytest.raises(InputError, match=r"cut\.npz cannot be read"):
         read_npz(tmp_path / "cut.npz")
+
+
+def test_bfloat16_is_stored_as_float32_and_declared_again(tmp_path):
+    import ml_dtypes
+    from undense.runtime.arrays import as_declared
+    from undense.runtime.manifest import TensorInfo
+
+    given = {"x": np.array([0.1, -3e38, np.inf], ml_dtypes.bfloat16), "ids": np.arange(3)}
+    write_npz(tmp_path / "a.npz", given)
+    stored = read_npz(tmp_path / "a.npz")
+    assert stored["x"].dtype == np.float32
+    infos = [TensorInfo("x", "bfloat16", (3,)), TensorInfo("ids", "int64", (3,))]
+    found = as_declared(stored, infos)
+    assert found["x"].dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(found["x"], given["x"])
+    assert found["ids"] is stored["ids"]

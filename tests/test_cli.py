@@ -98,6 +98,26 @@ def test_run_writes_the_outputs(model: Path, artifact: Path, tmp_path: Path) -> 
         assert found["y"].shape == (16, 40)
 
 
+def test_float16_model_takes_files_of_float32(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, given = tmp_path / "half", model.parent / "in.npz"
+    report = _json(
+        capsys, "compile", model, "-o", out, "--target", "ort-cpu", "--dtype", "float16",
+        "--calib", model.parent / "calib.npz",
+    )  # fmt: skip
+    assert report["dtype"] == "float16"
+    wanted = tmp_path / "out.npz"
+    assert main(["run", str(out), "--input", str(given), "--output", str(wanted)]) == 0
+    with np.load(wanted) as found:
+        assert found["y"].dtype == np.float16
+    fresh = _json(capsys, "verify", out, "--against", model, "--input", given)
+    assert fresh["holds"]
+    assert 0 < fresh["fresh_approximation_error"] < 0.05
+    timed = _json(capsys, "bench", out, "--against", model, "--repeats", "2")
+    assert timed["speedup"] > 0
+
+
 def test_verify_against_the_dense_model(
     model: Path, artifact: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,6 +172,8 @@ def test_doctor_names_what_is_usable_and_the_traps(
     [
         (["compile", "missing.onnx", "-o", "out"], "missing.onnx"),
         (["compile", "MODEL", "-o", "out", "--target", "cuda"], "not there yet"),
+        (["compile", "MODEL", "-o", "out", "--dtype", "int8"], "float16"),
+        (["compile", "MODEL", "-o", "out", "--dtype", "bfloat16"], "bfloat16"),
         (["compile", "MODEL", "-o", "out", "--scheme", "low_rang"], "low_rank"),
         (["compile", "MODEL", "-o", "out", "--budget", "size_ratio=0.5"], "budget"),
         (["compile", "MODEL", "-o", "out", "--rules", "missing.yaml"], "missing.yaml"),

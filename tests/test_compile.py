@@ -251,3 +251,64 @@ def test_a_folder_that_is_no_artifact_is_not_replaced(tmp_path: Path) -> None:
 def test_args_are_for_modules() -> None:
     with pytest.raises(LoadError, match="args"):
         undense.compile(_model(), (np.zeros((1, 2), np.int64),), target="ort-cpu")
+
+
+@pytest.mark.parametrize(
+    ("target", "kernels"), [("llvm", None), ("ort-cpu", None), ("ort-cpu", "tvm")]
+)
+@pytest.mark.parametrize("scheme", ["dense", "int_codes{bits=8,group=32}"])
+def test_float32_model_runs_in_float16(
+    target: str, kernels: str | None, scheme: str, tmp_path: Path
+) -> None:
+    text = (
+        TEXT.replace("float[batch, tokens, 40] y", "float[batch, tokens, 64] y")
+        .replace(
+            "y = MatMul (c, second)",
+            "z = Mul (extra, bias)  d = Add (c, z)  y = MatMul (d, second)",
+        )
+        .replace(
+            "int64[batch, tokens] ids", "int64[batch, tokens] ids, float[batch, tokens, 96] extra"
+        )
+    )
+    model = graph(
+        text,
+        table=normal(100, 64, seed=1),
+        first=normal(64, 96, seed=2),
+        bias=normal(96, seed=3),
+        second=normal(96, 64, seed=4),
+    )
+    random = np.random.default_rng(0)
+    samples = [
+        {
+            "ids": random.integers(0, 100, (2, 9)),
+            "extra": random.standard_normal((2, 9, 96)).astype(np.float32),
+        }
+        for _ in range(8)
+    ]
+    module = undense.compile(
+        model, target=target, kernels=kernels, dtype="float16", scheme=scheme,
+        calibration_dataset=samples, output=tmp_path / "model.undense",
+    )  # fmt: skip
+    assert [info.dtype for info in module.inputs] == ["int64", "float16"]
+    assert [info.dtype for info in module.outputs] == ["float16"]
+    assert module.report["dtype"] == "float16"
+    found = verify(module)
+    assert found.holds
+    assert found.approximation_error < 0.02
+    y = module(samples[0]["ids"], samples[0]["extra"].astype(np.float16))
+    assert y.dtype == np.float16
+    with pytest.raises(UndenseError, match="expected dtype float16, got float32"):
+        module(samples[0]["ids"], samples[0]["extra"])
+
+
+@pytest.mark.parametrize("target", ["llvm", "ort-cpu"])
+def test_bfloat16_is_refused_for_cpus(target: str) -> None:
+    with pytest.raises(TargetError, match="does not compute in bfloat16; choose dtype float16"):
+        undense.compile(_model(), target=target, dtype="bfloat16")
+
+
+def test_number_beyond_float16_in_a_sample_is_refused() -> None:
+    model = graph("g (float[b,64] x) => (float[b,40] y) { y = MatMul(x, w) }", w=normal(64, 40))
+    sample = {"x": np.full((1, 64), 1e5, np.float32)}
+    with pytest.raises(UndenseError, match="'x' holds 100000, beyond the range of float16"):
+        undense.compile(model, dtype="float16", calibration_dataset=[sample])

@@ -12,9 +12,6 @@ import torch
 from artifacts import IN_FEATURES, expected, make_artifact, sample
 from graphs import graph
 from helpers import assert_close
-from undense.passes.errors import InputError
-from undense.runtime.gpu_tensors import element_type, is_on_gpu, stand_in
-from undense.runtime.manifest import TensorInfo
 from undense.runtime.ort_binding import run_bound, to_torch_without_copy
 
 NAMES = ("sum", "relu")
@@ -107,62 +104,3 @@ def test_types_of_torch_go_in_and_come_out(given: torch.dtype, wanted: torch.dty
     found = to_torch_without_copy(result)
     assert found.dtype == wanted
     assert found.tolist() == x.to(wanted).tolist()
-
-
-@pytest.mark.parametrize(
-    "dtype", [torch.float16, torch.float32, torch.int64, torch.uint8, torch.bool]
-)
-def test_element_types(dtype: torch.dtype) -> None:
-    tensor = torch.zeros(2, dtype=dtype)
-    assert element_type(tensor) == tensor.numpy().dtype
-
-
-class _OnGpu(torch.Tensor):
-    """A tensor that says it is on a GPU, and what of it is copied to the host."""
-
-    number = 0
-    copies = 0
-
-    @property
-    def device(self) -> torch.device:  # type: ignore[override]
-        return torch.device("cuda", self.number)
-
-    def cpu(self) -> torch.Tensor:  # type: ignore[override]
-        _OnGpu.copies += 1
-        return self.as_subclass(torch.Tensor)
-
-
-def test_a_tensor_on_a_gpu_is_checked_without_a_copy() -> None:
-    info = TensorInfo("x", "float32", ("n", 4))
-    tensor = torch.ones(10**6, 4).as_subclass(_OnGpu)
-    assert is_on_gpu(tensor)
-    before = _OnGpu.copies
-    found = stand_in(info, tensor)
-    assert _OnGpu.copies == before
-    assert (found.shape, found.dtype, found.strides) == ((10**6, 4), np.float32, (0, 0))
-
-
-def test_indices_on_a_gpu_have_their_values_checked() -> None:
-    info = TensorInfo("ids", "int64", ("n",), bounds=(0, 9))
-    found = stand_in(info, torch.tensor([3, 10]).as_subclass(_OnGpu))
-    assert not is_on_gpu(found)
-    assert found.tolist() == [3, 10]
-
-
-def test_what_is_not_on_a_gpu_stands_for_itself() -> None:
-    info = TensorInfo("x", "float32", ("n", 4))
-    for value in (np.ones((2, 4), np.float32), torch.ones(2, 4), [[1.0]]):
-        assert stand_in(info, value) is value
-
-
-def test_other_gpus_are_refused() -> None:
-    tensor = torch.ones(2, 4).as_subclass(_OnGpu)
-    tensor.number = 1  # type: ignore[misc]
-    with pytest.raises(InputError, match=r"x: is on cuda:1, the module runs on cuda:0"):
-        stand_in(TensorInfo("x", "float32", ("n", 4)), tensor)
-
-
-def test_types_that_numpy_lacks_are_refused() -> None:
-    tensor = torch.empty(2, dtype=torch.bits8).as_subclass(_OnGpu)
-    with pytest.raises(InputError, match=r"x: torch\.bits8 has no numpy form"):
-        stand_in(TensorInfo("x", "float32", ("n",)), tensor)

@@ -109,3 +109,41 @@ def test_two_sessions_on_one_artifact(tmp_path):
     del first
     gc.collect()
     assert second(x)[0].tolist() == [2.0] * 3
+
+
+def test_bfloat16_goes_in_and_comes_out(tmp_path: Path) -> None:
+    import ml_dtypes
+    import tvm
+    from tvm import relax
+
+    length = tvm.tirx.Var("n", "int64")
+    x = relax.Var("x", relax.TensorType((length, 4), dtype="bfloat16"))
+    weight = relax.Var("weight", relax.TensorType((4,), dtype="bfloat16"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x, weight]):
+        with builder.dataflow():
+            output = builder.emit_output(builder.emit(relax.op.add(x, weight)))
+        builder.emit_func_output(output)
+    half = np.arange(4).astype(ml_dtypes.bfloat16)
+
+    def fill(folder: Path) -> Manifest:
+        (folder / MODULE).write_bytes(export(builder))
+        save_file({"weight": half}, folder / WEIGHTS)
+        return Manifest(
+            engine="tvm",
+            target="llvm",
+            inputs=(TensorInfo("x", "bfloat16", ("n", 4)),),
+            outputs=(TensorInfo("y", "bfloat16", ("n", 4)),),
+            parameters=("weight",),
+        )
+
+    write_artifact(tmp_path / "half.undense", fill)
+    module = undense.load(tmp_path / "half.undense")
+    given = np.full((3, 4), 0.5).astype(ml_dtypes.bfloat16)
+    found = module(given)
+    assert found.dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(found.astype(np.float32), np.arange(4) + np.full((3, 4), 0.5))
+    tensor = module(torch.full((3, 4), 0.5, dtype=torch.bfloat16))
+    assert tensor.dtype == torch.bfloat16
+    assert torch.equal(tensor.float(), torch.from_numpy(found.astype(np.float32)))
+    assert module([[0.5] * 4]).dtype == ml_dtypes.bfloat16

@@ -6,12 +6,13 @@ What stands in has no devices, and nothing but the names that the library is lin
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import subprocess
 import tempfile
 from pathlib import Path
 
-from ...passes.errors import MissingDependencyError
+from ...passes.errors import MissingDependencyError, TargetError
 from ..host_compiler import find_host_compiler
 
 _CREATE = "ffi.Module.create.cuda"
@@ -53,6 +54,10 @@ def load_cuda_modules() -> None:
         raise MissingDependencyError(
             f"target cuda needs a TVM with {_LIBRARY}: pip install 'undense[cuda]'"
         )
+    from ...runtime.cuda_runtime import load_cuda_libraries
+
+    with contextlib.suppress(MissingDependencyError, TargetError):
+        load_cuda_libraries()  # those of packages too: a stand-in would hide the GPU from `load`
     with tempfile.TemporaryDirectory(prefix="undense-driver-") as folder:
         # What is loaded stays when its file is gone.
         for soname, names in (("libcuda.so.1", _DRIVER), ("libcudart.so.13", _RUNTIME)):

@@ -16,10 +16,14 @@ from pathlib import Path
 
 from ...passes.errors import LoweringError, MissingDependencyError
 
-DEVICE_HEADERS = tuple(
-    Path(__file__).parents[1] / "kernels" / "cuda" / "device" / name
-    for name in ("intrinsics.cuh", "undense.cuh")
-)
+_DEVICE = Path(__file__).parents[1] / "kernels" / "cuda" / "device"
+
+EMULATED_HEADERS = (_DEVICE / "undense.cuh",)
+"""Device functions that kernels call, but for those of inline PTX, which an emulation has its own
+of."""
+
+DEVICE_HEADERS = (_DEVICE / "intrinsics.cuh", *EMULATED_HEADERS)
+"""All of them."""
 
 _FLAGS = ("-std=c++17", "-O3", "--expt-relaxed-constexpr")
 

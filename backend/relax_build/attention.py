@@ -10,6 +10,7 @@ import onnx_ir as ir
 from tvm import te, tirx
 
 from ..kernels.attention import Attention, Layout, attention
+from ..kernels.cuda import attention as cuda_attention
 from ..kernels.gpu import on_gpu
 from ..kernels.mathematics import dtype_of, tanh
 from ..kernels.targets import float_tiling
@@ -20,7 +21,7 @@ from .matmul import batched
 from .node import Lowering, Node
 from .reduction import softmax
 from .shape import concatenate
-from .values import SUPPORTED, Dim, Value, like
+from .values import HALVES, SUPPORTED, Dim, Value, like
 
 _RAW, _AFTER_SOFTMAX = 0, 3
 
@@ -113,23 +114,25 @@ def fused_attention(
         mask: broadcast over the scores: true is kept, or added.
         allow_empty: whether a row of nothing but −inf gives zeros.
     """
-    if on_gpu():
-        return None
-    tensors = (query, key, value)
+    wanted = query.dtype
+    tensors = tuple(builder.multiplied(v) for v in (query, key, value))
+    query, key, value = tensors
     heads, sizes = [v.shape[1] for v in tensors], [v.shape[3] for v in tensors]
     if not all(isinstance(number, int) for number in (*heads, *sizes)):
         return None
-    if any(v.rank != 4 or v.dtype not in ("float32", "float16") for v in tensors):
+    if any(v.rank != 4 or v.dtype not in ("float32", *HALVES) for v in tensors):
         return None
     joint = heads[1] == heads[2] and heads[0] % heads[1] == 0 and sizes[0] == sizes[1]
     same_batch = all(builder.same(query.shape[0], v.shape[0]) for v in (key, value))
     if not joint or not same_batch or not builder.same(key.shape[2], value.shape[2]):
         return None
     scores = (query.shape[0], heads[0], query.shape[2], key.shape[2])
+    if mask is not None and mask.dtype in HALVES:
+        mask = builder.cast(mask, "float32")
     axes = None if mask is None else _mask_axes(builder, mask, scores)
-    if mask is not None and (axes is None or mask.dtype not in ("bool", "float32")):
+    if mask is not None and (axes is None or mask.dtype not in ("bool", "float32", *HALVES)):
         return None
-    places = [_place(builder.cast(v, "float32")) for v in tensors]
+    places = [_place(v) for v in tensors]
     spec = Attention(
         size=sizes[0],
         value_size=sizes[2],
@@ -143,14 +146,17 @@ def fused_attention(
         mask_dtype="float32" if mask is None else mask.dtype,
         allow_empty=allow_empty,
     )
-    if not spec.fits:
+    if not (cuda_attention.fits(spec, query.dtype) if on_gpu() else spec.fits):
         return None
     given = [place[1] for place in places]
     if mask is not None:
         given.append(builder.reshape(mask, [*[1] * (4 - mask.rank), *mask.shape]))
     shape = [scores[0], scores[2], heads[0], sizes[2]]
-    result = builder.call("attention", attention(spec, float_tiling()), shape, *given)
-    return builder.cast(builder.transpose(result, [0, 2, 1, 3]), query.dtype)
+    function = (
+        cuda_attention.attention(spec, query.dtype) if on_gpu() else attention(spec, float_tiling())
+    )
+    result = builder.call("attention", function, shape, *given, dtype=query.dtype)
+    return builder.cast(builder.transpose(result, [0, 2, 1, 3]), wanted)
 
 
 def _place(value: Value) -> tuple[Layout, Value]:

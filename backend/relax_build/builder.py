@@ -80,18 +80,19 @@ class Builder(Dimensions):
         shape: Sequence[Dim],
         *values: Value,
         product: Step | None = None,
+        dtype: str = "float32",
     ) -> Value:
-        """The float32 output, of that shape, of a scheduled PrimFunc.
+        """The output, of that shape and type, of a scheduled PrimFunc.
 
         `product` is its step, if that takes a finish.
         """
-        out = relax.TensorType([extent(dim) for dim in shape], "float32")
+        out = relax.TensorType([extent(dim) for dim in shape], dtype)
         arguments = [self.tensor(value) for value in values]
         variable = self.block.add_func(function, name)
         if product is not None:
             self.products[variable.name_hint] = product
         call = relax.call_tir(variable, arguments, out)
-        return Value("float32", tuple(shape), expr=self.block.emit(call, name))
+        return Value(dtype, tuple(shape), expr=self.block.emit(call, name))
 
     def steps(
         self,

@@ -1,6 +1,7 @@
 """Finds attention and norms that an export has spelled out, so that one kernel computes each.
 
-The spelled-out nodes are lowered too, and dropped where nothing else uses them.
+Casts between floating types are looked through: the kernels compute in float32 anyway. The
+spelled-out nodes are lowered too, and dropped where nothing else uses them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 Constant = Callable[[ir.Value], NDArray[Any] | None]
 """The content of a value that is known while building."""
@@ -64,7 +67,8 @@ def root_mean_square(node: ir.Node, constant: Constant) -> RootMeanSquare | None
             if number is None or reduced is None:
                 continue
             axis = _kept_axis(reduced, constant)
-            if axis is not None and _square_of(_input(reduced, 0), constant) is x:
+            square = _square_of(_input(reduced, 0), constant)
+            if axis is not None and square is not None and _uncast(square) is _uncast(x):
                 return RootMeanSquare(x, axis, number)
     return None
 
@@ -107,8 +111,18 @@ def _input(node: ir.Node | None, index: int) -> ir.Value | None:
     return None if node is None or index >= len(node.inputs) else node.inputs[index]
 
 
+def _uncast(value: ir.Value) -> ir.Value:
+    """The value before it was cast from one floating type to another."""
+    while True:
+        node = value.producer()
+        source = None if node is None or node.op_type != "Cast" else node.inputs[0]
+        if source is None or source.dtype not in _FLOATS or value.dtype not in _FLOATS:
+            return value
+        value = source
+
+
 def _made_by(value: ir.Value | None, operator: str) -> ir.Node | None:
-    node = None if value is None else value.producer()
+    node = None if value is None else _uncast(value).producer()
     return node if node is not None and (node.domain, node.op_type) == ("", operator) else None
 
 
@@ -129,8 +143,9 @@ def _square_of(value: ir.Value | None, constant: Constant) -> ir.Value | None:
     if power is not None:
         return _input(power, 0) if _scalar(_input(power, 1), constant) == 2.0 else None
     product = _made_by(value, "Mul")
-    if product is not None and product.inputs[0] is product.inputs[1]:
-        return product.inputs[0]
+    one, other = _input(product, 0), _input(product, 1)
+    if one is not None and other is not None and _uncast(one) is _uncast(other):
+        return one
     return None
 
 

@@ -10,10 +10,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import InlinePass
 from tvm import relax
-from tvm.target import Target
 
 from ...passes.errors import LoweringError
 from ...passes.structures.base import DOMAIN
+from ..target import Target
 from .attention import fused_attention
 from .builder import Builder
 from .dimensions import extent
@@ -24,7 +24,7 @@ from .normalization import normalised
 from .operators import operators
 from .patterns import ScaledAttention, root_mean_square, scaled_attention
 from .structured import lower_structured
-from .values import SUPPORTED, Dim, Value, known
+from .values import HALVES, SUPPORTED, Dim, Value, known
 
 BOUNDS = "undense.dim_bounds"
 """Metadata of a model: bounds of its symbolic dimensions, `{"seq": [2, 512]}`."""
@@ -40,7 +40,7 @@ def inlined(model: ir.Model) -> ir.Model:
     return copy
 
 
-def check(model: ir.Model) -> None:
+def check(model: ir.Model, target: Target) -> None:
     """Finds what is not covered before any long work: walks the model and compiles nothing.
 
     Raises:
@@ -49,7 +49,7 @@ def check(model: ir.Model) -> None:
     """
     tensors = [value.const_value for value in model.graph.initializers.values()]
     closed = [t for t in tensors if isinstance(t, ir.ExternalTensor) and t.raw is None]
-    with Target({"kind": "llvm"}):
+    with target.tvm():
         Walk(model)
     gc.collect()  # the walk is cyclic, and a map of a file closes only when nobody looks into it
     for tensor in closed:
@@ -158,6 +158,8 @@ class Walk:
         result: Value | None = None
         if (norm := root_mean_square(node, self._constant)) is not None:
             x = self._read(norm.x)
+            if x.dtype in HALVES:
+                x = self.builder.cast(x, "float32")
             if norm.axis in (-1, x.rank - 1):
                 result = normalised(self.builder, x, norm.epsilon, centered=False)
         elif (found := scaled_attention(node, self._constant)) is not None:
@@ -167,7 +169,11 @@ class Walk:
                 result = fused_attention(
                     self.builder, query, key, value, found.scale, mask, allow_empty=False
                 )
-        return None if result is None else [result]
+        if result is None:
+            return None
+        # Casts on the way to the node were looked through.
+        first = node.inputs[0]
+        return [result if first is None else self.builder.cast(result, self._read(first).dtype)]
 
     def _repeats(self, found: ScaledAttention, query: Value, key: Value) -> bool:
         """Whether keys and values have the heads of the query, each as often as it is repeated."""

@@ -2,10 +2,10 @@
 
 #include "scheduler.h"
 
+#include "faults.h"
 #include "launch.h"
 
 #include <algorithm>
-#include <csignal>
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
@@ -14,9 +14,6 @@
 #include <mutex>
 #include <random>
 #include <sys/mman.h>
-#include <sys/ucontext.h>
-#include <ctime>
-#include <unistd.h>
 #include <vector>
 
 namespace emulation {
@@ -82,8 +79,6 @@ int barrier_line;
 Fiber* ready[most_threads + 1];  // a queue in a ring
 unsigned first_ready, end_ready;
 void* launcher;  // the stack pointer of run_block
-bool running;
-pid_t launching;  // the host's thread that runs the grid
 int error;
 std::string message;
 
@@ -95,12 +90,6 @@ void enqueue(Fiber& fiber) {
   fiber.state = State::ready;
   ready[end_ready] = &fiber;
   end_ready = end_ready == most_threads ? 0 : end_ready + 1;
-}
-
-[[noreturn]] void return_to_launcher() {
-  void* abandoned;
-  emulation_switch(&abandoned, launcher);
-  __builtin_unreachable();
 }
 
 void release_askers_for_active_lanes();
@@ -245,66 +234,6 @@ void run_block() {
   }
 }
 
-// --- What a thread does wrong becomes an error of its launch ---
-
-char fault_stack[4096] __attribute__((aligned(16)));
-
-int time_signal() { return SIGRTMAX - 1; }
-
-void handle_fault(int signal, siginfo_t* information, void* context) {
-  if (!running || gettid() != launching) return;
-  auto& registers = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;
-  error = signal == time_signal() ? CUDA_ERROR_LAUNCH_TIMEOUT : CUDA_ERROR_ILLEGAL_ADDRESS;
-  char text[128];
-  if (signal == time_signal()) {
-    snprintf(text, sizeof text, "does not end within %u seconds", most_seconds);
-  } else if (signal == SIGFPE) {
-    snprintf(text, sizeof text, "an integer is divided by zero");
-  } else {
-    snprintf(text, sizeof text, "an address out of bounds is used: %p", information->si_addr);
-  }
-  message = text;
-  // The thread's own stack may be what overflowed.
-  registers[REG_RSP] = reinterpret_cast<greg_t>(fault_stack + sizeof fault_stack - 8);
-  registers[REG_RIP] = reinterpret_cast<greg_t>(&return_to_launcher);
-}
-
-// While it lives, faults of this thread and the end of its time go to the handler above.
-class FaultHandler {
- public:
-  FaultHandler() {
-    launching = gettid();
-    stack_t stack = {};
-    stack.ss_sp = memory;
-    stack.ss_size = sizeof memory;
-    sigaltstack(&stack, &stack_before_);
-    struct sigaction action = {};
-    action.sa_sigaction = handle_fault;
-    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-    for (int i = 0; i < 4; ++i) sigaction(signals_[i], &action, &before_[i]);
-    sigevent event = {};
-    event.sigev_notify = SIGEV_THREAD_ID;
-    event.sigev_signo = time_signal();
-    event._sigev_un._tid = launching;
-    timer_create(CLOCK_MONOTONIC, &event, &timer_);
-    itimerspec limit = {};
-    limit.it_value.tv_sec = most_seconds;
-    timer_settime(timer_, 0, &limit, nullptr);
-  }
-  ~FaultHandler() {
-    timer_delete(timer_);
-    for (int i = 0; i < 4; ++i) sigaction(signals_[i], &before_[i], nullptr);
-    sigaltstack(&stack_before_, nullptr);
-  }
-
- private:
-  const int signals_[4] = {SIGSEGV, SIGBUS, SIGFPE, time_signal()};
-  struct sigaction before_[4];
-  stack_t stack_before_;
-  timer_t timer_;
-  alignas(16) static inline char memory[64 << 10];
-};
-
 uint3 block_at(size_t number) {
   return {static_cast<unsigned>(number % grid_extent.x),
           static_cast<unsigned>(number / grid_extent.x % grid_extent.y),
@@ -312,6 +241,17 @@ uint3 block_at(size_t number) {
 }
 
 }  // namespace
+
+void return_to_launcher() {
+  void* abandoned;
+  emulation_switch(&abandoned, launcher);
+  __builtin_unreachable();
+}
+
+void set_error(int code, const std::string& text) {
+  error = code;
+  message = text;
+}
 
 void configure(Order value, unsigned seed, unsigned seconds) {
   std::lock_guard lock(device);
@@ -340,14 +280,12 @@ int run_grid(const Kernel& launched, dim3 grid, dim3 block, size_t dynamic, void
   }
   if (chosen_order == Order::shuffled) std::shuffle(numbers.begin(), numbers.end(), shuffle);
   {
-    FaultHandler handler;
-    running = true;
+    FaultHandler handler(most_seconds);
     for (size_t i = 0; i < blocks && !error; ++i) {
       block_index = block_at(numbers[i]);
       memset(shared.begin, poison, dynamic);
       run_block();
     }
-    running = false;
   }
   if (error) {
     char place[96];
@@ -367,8 +305,7 @@ void fail(int code, const char* format, ...) {
   char place[64];
   snprintf(place, sizeof place, "thread (%u, %u, %u): ", current->index.x, current->index.y,
            current->index.z);
-  error = code;
-  message = std::string(place) + text;
+  set_error(code, std::string(place) + text);
   return_to_launcher();
 }
 
@@ -451,35 +388,3 @@ void make_copies(unsigned pending_groups) {
 }
 
 }  // namespace emulation
-
-// --- What g++ calls where -fsanitize=alignment finds an access that a GPU would fault on ---
-
-namespace {
-
-struct SourceLocation {
-  const char* file;
-  unsigned line;
-  unsigned column;
-};
-
-struct TypeDescriptor {
-  unsigned short kind;
-  unsigned short information;
-  char name[1];
-};
-
-struct TypeMismatch {
-  SourceLocation location;
-  const TypeDescriptor* type;
-  unsigned char log2_alignment;
-  unsigned char check;
-};
-
-}  // namespace
-
-extern "C" __attribute__((visibility("default"))) void __ubsan_handle_type_mismatch_v1_abort(
-    TypeMismatch* data, unsigned long address) {
-  emulation::fail(CUDA_ERROR_MISALIGNED_ADDRESS,
-                  "misaligned address 0x%lx for %s, which needs a multiple of %d, at line %u",
-                  address, data->type->name, 1 << data->log2_alignment, data->location.line);
-}

@@ -1,0 +1,167 @@
+"""The attention kernel for GPUs, on the emulated device, against numpy in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cuda_emulation
+import ml_dtypes  # noqa: F401 (makes numpy know bfloat16)
+import numpy as np
+import pytest
+import tvm
+from numpy.typing import NDArray
+from undense.backend.cuda.nvcc import EMULATED_HEADERS
+from undense.backend.kernels.attention import Attention
+from undense.backend.kernels.cuda.attention import attention, fits
+from undense.backend.kernels.lowering import lowering_context
+
+pytestmark = pytest.mark.usefixtures("cuda_device")
+
+EPSILON = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+RNG = np.random.default_rng(0)
+
+
+def reference(spec: Attention, arrays: list[NDArray[Any]]) -> NDArray[np.float64]:
+    """`[batch, queries, heads, value_size]`."""
+    placed = []
+    for array, layout in zip(arrays, (spec.query, spec.key, spec.value), strict=False):
+        wide = array.astype(np.float64)
+        placed.append(wide if layout == "heads" else wide.swapaxes(1, 2))
+    query, key, value = placed
+    key, value = (np.repeat(item, spec.group, axis=1) for item in (key, value))
+    scores = spec.scale * query @ key.swapaxes(-1, -2)
+    if spec.mask is not None:
+        mask = arrays[3]
+        if spec.mask_dtype == "bool":
+            scores = np.where(mask, scores, -np.inf)
+        else:
+            scores = scores + mask.astype(np.float64)
+    peak = scores.max(axis=-1, keepdims=True, initial=-np.inf)
+    with np.errstate(invalid="ignore"):
+        powers = np.exp(scores - np.where(np.isinf(peak), 0, peak))
+        total = powers.sum(axis=-1, keepdims=True)
+        if spec.allow_empty:
+            total = np.where(total == 0, 1, total)
+        weights = powers / total
+    return np.moveaxis(weights @ value, 1, 2)
+
+
+def check(
+    spec: Attention,
+    dtype: str,
+    batch: int,
+    queries: int,
+    keys: int,
+    order: str = "forward",
+    mask: NDArray[Any] | None = None,
+) -> None:
+    heads = spec.heads * spec.group
+
+    def given(layout: str, count: int, length: int, size: int) -> NDArray[Any]:
+        shape = (batch, count, length, size)
+        array = RNG.standard_normal(shape).astype(dtype)
+        return array if layout == "heads" else np.ascontiguousarray(array.swapaxes(1, 2))
+
+    arrays = [
+        given(spec.query, heads, queries, spec.size),
+        given(spec.key, spec.heads, keys, spec.size),
+        given(spec.value, spec.heads, keys, spec.value_size),
+    ]
+    if mask is not None:
+        arrays.append(mask)
+    device, target = tvm.cuda(0), tvm.target.Target(cuda_emulation.TARGET)
+    with cuda_emulation.emulated(order, EMULATED_HEADERS), target, lowering_context():
+        function = attention(spec, dtype).with_attr("global_symbol", "main")
+        built = tvm.compile(tvm.IRModule({"main": function}), target=target)
+        y = tvm.runtime.tensor(np.zeros((batch, queries, heads, spec.value_size), dtype), device)
+        built["main"](*[tvm.runtime.tensor(array, device) for array in arrays], y)
+    expected = reference(spec, arrays)
+    got = y.numpy().astype(np.float64)
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(expected))
+    there = ~np.isnan(expected)
+    bound = rounding_bound(spec, arrays, dtype)
+    assert np.abs(got - expected)[there].max(initial=0.0) <= bound
+
+
+def rounding_bound(spec: Attention, arrays: list[NDArray[Any]], dtype: str) -> float:
+    """The weights and the result are rounded to the type, the scores are float32 sums.
+
+    An error of a score changes its weight by as much, relatively.
+    """
+    query, key, value = (np.abs(array.astype(np.float64)).max() for array in arrays[:3])
+    largest_score = spec.scale * query * key * np.sqrt(spec.size)
+    scores = 2 * EPSILON["float32"] * (1 + largest_score)
+    return float(value * (EPSILON[dtype] + scores))
+
+
+def spec_of(**options: Any) -> Attention:
+    default = dict(size=32, value_size=32, heads=2, group=1, scale=0.2)
+    layouts = dict(query="heads", key="heads", value="heads")
+    return Attention(**{**default, **layouts, **options})
+
+
+@pytest.mark.parametrize("dtype", EPSILON)
+@pytest.mark.parametrize(
+    ("batch", "queries", "keys"), [(1, 1, 1), (2, 16, 33), (1, 1, 300), (2, 17, 64), (1, 70, 130)]
+)
+def test_lengths(dtype: str, batch: int, queries: int, keys: int):
+    check(spec_of(), dtype, batch, queries, keys, order="shuffled:1")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize(("size", "value_size"), [(64, 64), (128, 64), (96, 32), (32, 160)])
+def test_sizes(dtype: str, size: int, value_size: int):
+    for queries in (3, 40):
+        check(spec_of(size=size, value_size=value_size), dtype, 1, queries, 45)
+
+
+@pytest.mark.parametrize("layouts", [("rows", "rows", "rows"), ("rows", "heads", "heads")])
+@pytest.mark.parametrize("group", [3, 4])
+def test_layouts_and_shared_heads(layouts: tuple[str, str, str], group: int):
+    query, key, value = layouts
+    spec = spec_of(query=query, key=key, value=value, group=group)
+    for queries in (1, 5, 23):
+        check(spec, "float16", 2, queries, 37, order="backward")
+
+
+@pytest.mark.parametrize(
+    "there", [(True, True, True, True), (False, False, True, True), (True, False, False, True)]
+)
+@pytest.mark.parametrize("kind", ["bool", "float32", "float16"])
+def test_masks(there: tuple[bool, bool, bool, bool], kind: str):
+    batch, queries, keys = 2, 19, 41
+    spec = spec_of(group=2, mask=there, mask_dtype=kind, allow_empty=True)
+    full = (batch, 4, queries, keys)
+    shape = [length if has else 1 for length, has in zip(full, there, strict=True)]
+    keep = RNG.random(shape) < 0.7
+    keep[..., 0, :] = False
+    mask = keep
+    if kind != "bool":
+        mask = np.where(keep, RNG.standard_normal(shape), -np.inf).astype(kind)
+    for dtype in ("float16", "float32"):
+        check(spec, dtype, batch, queries, keys, mask=mask)
+        check(spec, dtype, batch, 1, keys, mask=mask[:, :, :1] if there[2] else mask)
+
+
+def test_rows_of_masked_keys_are_not_numbers_unless_allowed():
+    mask = np.zeros((1, 1, 3, 9), bool)
+    mask[..., 1:, :4] = True
+    spec = spec_of(mask=(False, False, True, True), mask_dtype="bool")
+    check(spec, "float32", 1, 3, 9, mask=mask)
+
+
+def test_large_scores_do_not_overflow():
+    check(spec_of(scale=50.0), "float32", 1, 2, 40)
+
+
+@pytest.mark.parametrize(
+    ("size", "value_size", "dtype", "expected"),
+    [
+        (64, 64, "float16", True),
+        (80, 64, "float16", False),
+        (80, 80, "float32", True),
+        (64, 64, "int8", False),
+    ],
+)
+def test_sizes_without_a_kernel(size: int, value_size: int, dtype: str, expected: bool):
+    assert fits(spec_of(size=size, value_size=value_size), dtype) is expected
