@@ -16,7 +16,7 @@ import numpy as np
 import tvm
 from numpy.typing import NDArray
 from tvm.target import Target
-from undense.backend.cuda.nvcc import DEVICE_HEADERS
+from undense.backend.cuda.nvcc import EMULATED_HEADERS
 from undense.backend.kernels.cuda.dtypes import Activation, activation
 from undense.backend.kernels.cuda.product import Product
 from undense.backend.kernels.cuda.products import product_function, tilings
@@ -25,9 +25,6 @@ from undense.backend.kernels.lowering import lowering_context
 
 Array = NDArray[Any]
 DTYPES = ("float16", "bfloat16", "float32")
-HEADERS = [header for header in DEVICE_HEADERS if header.name != "intrinsics.cuh"]
-"""Those with inline PTX have twins in the emulation."""
-
 FLOAT32 = 2.0**-24
 """The rounding of float32, relative."""
 
@@ -68,12 +65,12 @@ def on_device(function: Any) -> Callable[..., None]:
     """A PrimFunc compiled for the emulated device; the call fills its last argument."""
     machine = Target(cuda_emulation.TARGET)
     module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
-    with cuda_emulation.emulated(headers=HEADERS), machine, lowering_context():
+    with cuda_emulation.emulated(headers=EMULATED_HEADERS), machine, lowering_context():
         run = tvm.compile(module, target=machine)["main"]
 
     def call(*arrays: Array, order: str = "forward") -> None:
         tensors = [tvm.runtime.tensor(np.ascontiguousarray(a), tvm.cuda(0)) for a in arrays]
-        with cuda_emulation.emulated(order, HEADERS):
+        with cuda_emulation.emulated(order, EMULATED_HEADERS):
             run(*tensors)
         arrays[-1][...] = tensors[-1].numpy()
 
