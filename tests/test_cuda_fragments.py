@@ -11,12 +11,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from undense.backend.kernels.cuda.fragments import (
     CHUNK,
-    PAIRED,
     TILE,
     chunks,
     fragments,
-    in_tiles,
-    output_of,
     row_tiles,
 )
 from undense.backend.kernels.cuda.weights import BITS, Coded, Dense
@@ -65,26 +62,12 @@ def decoded(stored: Coded, packed: NDArray[np.int32]) -> NDArray[np.int64]:
     return found - stored.offset
 
 
-def test_positions_of_a_pair_of_tiles_are_its_outputs_in_another_order() -> None:
-    assert sorted(map(output_of, range(PAIRED))) == list(range(PAIRED))
-    rows = in_tiles(np.arange(2 * PAIRED)[:, None])[:, 0]
-    wanted = [start + output_of(p) for start in (0, PAIRED) for p in range(PAIRED)]
-    np.testing.assert_array_equal(rows, wanted)
-
-
-def test_outputs_of_a_lane_are_neighbours() -> None:
-    # Lane column t computes positions 2t and 2t + 1 of every eight.
-    for column in range(4):
-        mine = [output_of(8 * eight + 2 * column + i) for eight in range(4) for i in range(2)]
-        assert mine == list(range(8 * column, 8 * column + 8))
-
-
 @settings(max_examples=40, deadline=None)
 @given(outputs=LENGTHS, inputs=LENGTHS)
 def test_every_weight_has_one_place(outputs: int, inputs: int) -> None:
     found = fragments(numbered(outputs, inputs))
     assert found.shape == (row_tiles(outputs), chunks(inputs), 4, 32, 8)
-    assert row_tiles(outputs) * TILE - outputs < PAIRED
+    assert row_tiles(outputs) * TILE - outputs < TILE
     assert chunks(inputs) * CHUNK - inputs < CHUNK
     placed = found[found != 0]
     np.testing.assert_array_equal(np.sort(placed), numbered(outputs, inputs).ravel())
@@ -97,10 +80,9 @@ def test_a_weight_lies_where_its_lane_reads_it(output: int, k: int, dtype: str) 
     weight[output, k] = 1
     (tile, chunk, small, lane, value) = np.argwhere(fragments(weight))[0]
     group, member = divmod(int(lane), 4)
-    side, last = divmod(int(value), 4)
-    position = 16 * (tile % 2) + 8 * side + group
-    assert 32 * (tile // 2) + output_of(int(position)) == output
-    assert 64 * chunk + 16 * member + 4 * small + last == k
+    pair, last = divmod(int(value), 2)
+    assert 16 * tile + 8 * (pair % 2) + group == output
+    assert 64 * chunk + 16 * member + 4 * small + 2 * (pair // 2) + last == k
 
 
 @settings(max_examples=30, deadline=None)
@@ -142,8 +124,8 @@ def test_codes_decode_to_themselves(
     np.testing.assert_array_equal(decoded(stored, packed["codes"][:, 0]), fragments(codes))
     assert 32 * stored.words == WORD_BITS[bits]
     restored = packed["scales"][:, 0].swapaxes(-1, -2).reshape(planes, -1, scales.shape[-1])
-    wanted = np.pad(scales, [(0, 0), (0, -outputs % PAIRED), (0, 0)]).astype(np.float32)
-    np.testing.assert_array_equal(restored * packed["unit"], in_tiles(wanted))
+    wanted = np.pad(scales, [(0, 0), (0, -outputs % TILE), (0, 0)]).astype(np.float32)
+    np.testing.assert_array_equal(restored * packed["unit"], wanted)
 
 
 @pytest.mark.parametrize("largest", [1e-38, 1e-30, 0.75, 1.0, 3.0, 1e30])
