@@ -211,12 +211,13 @@ class Coded(Weights):
     def _encode(self, lanes: NDArray[np.uint32]) -> NDArray[np.int32]:
         """Stored codes `[..., 32 lanes, 4 tiles, 8]` to words `[..., words * 32]`."""
         # A pair of neighbouring inputs in the halves of a word: [..., lane, tile, pair]
-        pairs = lanes[..., 0::2] | (lanes[..., 1::2] << 16)
+        pairs = lanes[..., 0::2] | (lanes[..., 1::2] << np.uint32(16))
         tiles, number = np.arange(TILES)[:, None], np.arange(4)[None, :]
 
         def joined(fields: NDArray[np.uint32], shifts: NDArray[np.int64]) -> NDArray[np.uint32]:
             shifted = fields << shifts.astype(np.uint32)
-            return np.bitwise_or.reduce(shifted, axis=(-2, -1))
+            word: NDArray[np.uint32] = np.bitwise_or.reduce(shifted, axis=(-2, -1))
+            return word
 
         def low_words(bits: int) -> list[NDArray[np.uint32]]:
             low = pairs & np.uint32((2**bits - 1) * 0x00010001)
