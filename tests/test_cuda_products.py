@@ -22,7 +22,7 @@ DENSE_SHAPES = [(1, 1), (7, 37), (33, 7), (48, 64), (72, 100), (100, 576), (33, 
 
 CODED_SHAPES = [(7, 37), (33, 7), (1, 64), (100, 100), (72, 580), (48, 576), (33, 2100)]
 GROUPS = tuple(range(16, 257, 16))
-FEW_GROUPS = (48, 80, 112, 160, 240)
+FEW_GROUPS = (48, 80, 240)
 SCALED = [(dtype, bits) for bits in BITS for dtype in DTYPES]
 
 
@@ -42,8 +42,14 @@ def test_the_rows_reach_every_tiling() -> None:
             assert any(low < rows and (high is None or rows <= high) for rows in ROWS)
 
 
-@pytest.mark.parametrize("shape", DENSE_SHAPES, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [
+        pytest.param(dtype, shape, marks=[] if (i + j) % 3 == 0 else pytest.mark.slow)
+        for i, dtype in enumerate(DTYPES)
+        for j, shape in enumerate(DENSE_SHAPES)
+    ],
+)
 def test_dense(dtype: str, shape: tuple[int, int]) -> None:
     check_rows(dense(dtype, *shape), ROWS if min(shape) > 7 else (0, 1, 9, 17, 65))
 
@@ -52,8 +58,9 @@ def test_dense(dtype: str, shape: tuple[int, int]) -> None:
 def test_codes_of_every_width_in_every_type(number: int) -> None:
     dtype, bits = SCALED[number]
     shape = CODED_SHAPES[number % len(CODED_SHAPES)]
-    group, planes = (16, 32, 64, 128, 256)[number % 4], 1 + number // 2 % 3
-    check_rows(coded(dtype, bits, *shape, group=group, planes=planes))
+    group, planes = (16, 32, 64, 128, 256)[number % 5], 1 + number // 2 % 3
+    weight = coded(dtype, bits, *shape, group=group, planes=planes)
+    check_rows(weight, ROWS if number % 4 == 0 else (1, 9, 33, 65))
 
 
 @pytest.mark.parametrize(

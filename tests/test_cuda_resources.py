@@ -56,7 +56,7 @@ PRODUCTS: dict[str, tuple[Weights, int]] = {
 """With the blocks of one row's kernel that a multiprocessor has registers for: dense weights are
 under way in more of them."""
 
-QUICK = ("dense-float16", "codes-4")
+QUICK = ("codes-4",)
 OTHERS: dict[str, tuple[Callable[[], Any], int]] = {
     "layer_norm": (lambda: norm_step(SIZE, 1e-5, "float16", centered=True).function, 4),
     "rms_norm": (lambda: norm_step(SIZE, 1e-5, "float32", centered=False).function, 4),

@@ -28,10 +28,16 @@ FLOAT = [item for item in ALL if getattr(item, "activations", "float") != "int8"
 """A plan that promises to round activations is refused for GPUs."""
 
 CASES = [
-    pytest.param(structure, dtype, id=f"{structure}-{dtype}")
+    pytest.param(
+        structure,
+        DTYPES[number % 3],
+        id=f"{structure}-{DTYPES[number % 3]}",
+        marks=[] if number % 4 == 0 else pytest.mark.slow,
+    )
     for number, structure in enumerate(FLOAT)
-    for dtype in [DTYPES[number % 3]]
 ]
+"""All, of which every fourth is quick; so are those of `SCHEMES`, one of each kind."""
+
 SCHEMES = [
     *("low_rank{rank=7}", "monarch{in_blocks=4,out_blocks=5,rank=2}"),
     *("int_codes{bits=4,group=32,activations=float}", "trit_planes{tied=false,activations=float}"),

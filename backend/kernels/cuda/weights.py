@@ -217,7 +217,7 @@ class Coded(Weights):
     def _encode(self, lanes: NDArray[np.uint32]) -> NDArray[np.int32]:
         """Stored codes `[..., 32 lanes, 4 tiles, 8]` to words `[..., words * 32]`."""
         # A pair of neighbouring inputs in the halves of a word: [..., lane, tile, pair]
-        pairs = lanes[..., 0::2] | (lanes[..., 1::2] << 16)
+        pairs = lanes[..., 0::2] | (lanes[..., 1::2] << np.uint32(16))
         words = np.zeros((*pairs.shape[:-2], self.words), np.uint32)
         first, low = 0, 0
         for bits in self.fields:
