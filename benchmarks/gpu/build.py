@@ -26,22 +26,7 @@ from .runtime import versions, write_runtime
 NAME = "undense-gpu"
 """Of the folder in the bundle."""
 
-_RUN = '''"""Checks and times CUDA kernels: `python run.py --help`."""
-
-import os
-import sys
-from pathlib import Path
-
-FOLDER = Path(__file__).resolve().parent
-# What the CUDA allocator keeps from case to case must not split what the next one needs.
-os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-sys.path.insert(0, str(FOLDER))
-
-from runner.run import main  # noqa: E402
-
-if __name__ == "__main__":
-    sys.exit(main(FOLDER))
-'''
+_ENTRY = "run.py"
 
 
 def write_bundle(folder: Path, recipes: Sequence[Recipe], target: Target, python: str) -> None:
@@ -50,9 +35,11 @@ def write_bundle(folder: Path, recipes: Sequence[Recipe], target: Target, python
     cases = compiled(recipes, target, folder / "cases")
     about = {"target": str(target), "python": python, "sources": source_hash(), **versions()}
     write_cases(folder / "cases.json", cases, about)
-    runner = Path(__file__).parent / "runner"
-    shutil.copytree(runner, folder / "runner", ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "run.py").write_text(_RUN, encoding="utf-8")
+    here = Path(__file__).parent
+    shutil.copytree(
+        here / "runner", folder / "runner", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    shutil.copy(here / "entry.py", folder / _ENTRY)
     write_runtime(folder / "runtime", python)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -58,7 +59,7 @@ def _without_weights() -> list[Recipe]:
     found = [
         Recipe(
             f"rms_norm {features} float16",
-            partial(_compile_functions, partial(norm_case, features, "float16")),
+            partial(compile_functions, partial(norm_case, features, "float16")),
         )
         for features in (2048, 4096)
     ]
@@ -71,24 +72,25 @@ def _without_weights() -> list[Recipe]:
             given = (HEADS, SHARED, size, "float16", queries, LENGTH)
             make = partial(attention_case, *given, causal=causal)
             name = f"attention {what} {HEADS}/{SHARED} heads of {size} float16"
-            found.append(Recipe(name, partial(_compile_functions, make)))
+            found.append(Recipe(name, partial(compile_functions, make)))
     return found
 
 
 def _product(scheme: str, shape: tuple[int, int], dtype: str) -> Recipe:
     make = partial(product_case, scheme, shape, dtype)
     name = f"{scheme} {shape[0]}x{shape[1]} {dtype}"
-    return Recipe(name, partial(_compile_functions, make))
+    return Recipe(name, partial(compile_functions, make))
 
 
 def _decode(scheme: str, head: str, dtype: str) -> Recipe:
     name = f"decode 1b {scheme} head {head} {dtype}"
-    return Recipe(name, partial(_compile_model, scheme, head, dtype))
+    return Recipe(name, partial(compile_model, scheme, head, dtype))
 
 
-def _compile_functions(
+def compile_functions(
     make: Callable[[], tuple[Case, Functions]], target: Target, folder: Path, library: str
 ) -> Case:
+    """Compiles the PrimFuncs that `make` gives with a case, each a function of the library."""
     import tvm
 
     machine = target.tvm()
@@ -100,9 +102,10 @@ def _compile_functions(
     return replace(case, library=library)
 
 
-def _compile_model(
+def compile_model(
     scheme: str, head: str, dtype: str, target: Target, folder: Path, library: str
 ) -> Case:
+    """Compiles a decode step for TVM's virtual machine."""
     case, code = decode_case(scheme, head, dtype, target)
     code.executable.export_library(os.fspath(folder / library))
     return replace(case, library=library)
@@ -110,7 +113,5 @@ def _compile_model(
 
 def chosen(only: Sequence[str]) -> list[Recipe]:
     """Those that a pattern names."""
-    import fnmatch
-
     found = recipes()
     return [r for r in found if any(fnmatch.fnmatchcase(r.name, pattern) for pattern in only)]

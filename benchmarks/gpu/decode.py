@@ -2,7 +2,7 @@
 
 16 layers, 2048 features, 8192 inside, 32 heads of 64 that share 8 of keys and values, a vocabulary
 of 128256 whose embedding is the head too. The head is part of the step. Weights have shapes and no
-values: a dense one is a single zero seen as a matrix, structured ones of a shape share their tensors.
+values: a dense one is a single zero seen as a matrix, structured ones of a shape share tensors.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def decode_case(
         for signature in code.walk.inputs
     )
     outputs = tuple(
-        Tensor(signature.name, tuple(signature.shape), signature.dtype)
+        Tensor(signature.name, _lengths(signature.shape), signature.dtype)
         for signature in code.walk.outputs
     )
     facts = asdict(shape) | {"epsilon": _EPSILON, "head": head}
@@ -93,6 +93,11 @@ def _held(weight: Weight, parameters: Sequence[str]) -> Weight:
     if missing:
         raise ValueError(f"{weight.name}: the code takes no {', '.join(missing)}")
     return weight
+
+
+def _lengths(shape: Sequence[int | str]) -> tuple[int | str, ...]:
+    """A shape whose computed lengths have one name: the virtual machine makes these tensors."""
+    return tuple(dim if isinstance(dim, int) else "present" for dim in shape)
 
 
 class _Graph:
@@ -256,5 +261,8 @@ def _packed(scheme: str, shape: tuple[int, int]) -> tuple[Any, dict[str, ir.Tens
     structure: Any = parse_scheme(scheme)
     structure = structure.resolve(*shape, site=scheme)
     groups = -(-shape[1] // structure.group)
-    zeros: Factors = {"codes": np.zeros(shape, np.int8), "scales": np.ones((shape[0], groups), "f4")}
+    zeros: Factors = {
+        "codes": np.zeros(shape, np.int8),
+        "scales": np.ones((shape[0], groups), "f4"),
+    }
     return structure, structure.pack(zeros, "fast")

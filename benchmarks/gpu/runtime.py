@@ -17,7 +17,7 @@ _LEFT_OUT = (
     *("include", "src", "3rdparty", "web", "cmake", "lib64", "__pycache__"),
     "libtvm_compiler.so",
 )
-_WHEELS = ("apache-tvm-ffi", "ml_dtypes")
+_WHEELS = ("apache-tvm-ffi", "ml_dtypes", "typing_extensions")
 _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_24_x86_64", "manylinux_2_17_x86_64")
 
 
@@ -38,7 +38,7 @@ def write_runtime(folder: Path, python: str) -> None:
         for wheel in sorted(Path(wheels).glob("*.whl")):
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(folder)
-    for part in ("include", "src", "3rdparty", "cpp", "cython"):
+    for part in ("include", "src", "3rdparty"):
         shutil.rmtree(folder / "tvm_ffi" / part, ignore_errors=True)
 
 

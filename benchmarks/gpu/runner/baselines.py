@@ -117,9 +117,7 @@ def _chain(case: Case, sizes: Sizes, sets: Sequence[Tensors], options: Options) 
         }
         for _ in range(copies)
     ]
-    compiled = torch.compile(
-        lambda x, factors: product(case.structure, factors, x), dynamic=False
-    )
+    compiled = torch.compile(lambda x, factors: product(case.structure, factors, x), dynamic=False)
     return Subject(_turns(compiled, [tensors["x"] for tensors in sets], made))
 
 

@@ -38,7 +38,7 @@ class _Layer(nn.Module):
         sine: torch.Tensor,
         mask: torch.Tensor,
     ) -> torch.Tensor:
-        """x `[1, 1, hidden]`."""
+        """X `[1, 1, hidden]`."""
         h = self.attention_norm(x)
         query = rotated(self.query(h).reshape(1, self.heads, 1, self.size), cosine, sine)
         key = rotated(self.key(h).reshape(1, self.shared, 1, self.size), cosine, sine)
@@ -67,9 +67,7 @@ class DecodeStep(nn.Module):
         try:
             with device:
                 self.embedding = nn.Embedding(facts["vocabulary"], facts["hidden"])
-                self.layers = nn.ModuleList(
-                    _Layer(facts, length) for _ in range(facts["layers"])
-                )
+                self.layers = nn.ModuleList(_Layer(facts, length) for _ in range(facts["layers"]))
                 self.norm = nn.RMSNorm(facts["hidden"])
                 angles = torch.randn(length, facts["size"] // 2)
                 self.register_buffer("cosines", angles.cos())

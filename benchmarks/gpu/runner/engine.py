@@ -1,12 +1,12 @@
-"""`Engine`: loads compiled cases with the bundled runtime of TVM and runs them on torch's tensors."""
+"""`Engine`: loads compiled cases with the bundled runtime of TVM, for tensors of torch."""
 
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,25 @@ from .random_data import DTYPES
 from .spec import Case, Sizes
 
 _LIBRARIES = ("libtvm_runtime_cuda.so", "libtvm_runtime_extra.so")
+_CUDA = "libcudart.so.13"
+_CUDA_FOLDER = "nvidia/cu13/lib"
+"""Where packages of PyPI put CUDA's runtime."""
 
-Run = Callable[[], torch.Tensor]
-"""Computes, and returns where the result is."""
+Run = Callable[[], Any]
+"""Computes; what it returns is dropped where only its time is of interest."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A case on certain weights and inputs.
+
+    Attributes:
+        run: computes.
+        result: the checked output, from what `run` returned.
+    """
+
+    run: Run
+    result: Callable[[Any], torch.Tensor]
 
 
 class Engine:
@@ -32,17 +48,15 @@ class Engine:
         self.folder, self.device = folder, torch.device(device)
         self._machines: dict[str, Any] = {}
 
-    def start(self, runtime: Path) -> None:
-        """Makes the runtime in a folder that of this process, without its compiler."""
-        os.environ["TVM_USE_RUNTIME_LIB"] = "1"
-        sys.path.insert(0, str(runtime))
+    def start(self) -> None:
+        """Loads TVM's runtime for CUDA, which it does not do by itself without its compiler."""
         import tvm
 
-        # Torch has loaded CUDA's runtime by now, and the driver; TVM's part needs both.
+        _load_cuda()
         for name in _LIBRARIES:
             ctypes.CDLL(str(Path(tvm.__file__).parent / "lib" / name))
 
-    def bind(self, case: Case, tensors: Mapping[str, torch.Tensor], sizes: Sizes) -> Run:
+    def bind(self, case: Case, tensors: Mapping[str, torch.Tensor], sizes: Sizes) -> Bound:
         """A call of a case on these weights and inputs."""
         if case.engine == "vm":
             return self._bind_machine(case, tensors)
@@ -57,7 +71,7 @@ class Engine:
 
     def _bind_functions(
         self, case: Case, tensors: Mapping[str, torch.Tensor], sizes: Sizes
-    ) -> Run:
+    ) -> Bound:
         library, known = self._library(case), dict(tensors)
         steps = []
         for call in case.calls:
@@ -68,14 +82,13 @@ class Engine:
             steps.append((library[call.function], [self._given(known[name]) for name in names]))
         result = known[case.result]
 
-        def run() -> torch.Tensor:
+        def run() -> None:
             for function, arguments in steps:
                 function(*arguments)
-            return self._filled(result, steps[-1][1][-1])
 
-        return run
+        return Bound(run, lambda _: self._filled(result, steps[-1][1][-1]))
 
-    def _bind_machine(self, case: Case, tensors: Mapping[str, torch.Tensor]) -> Run:
+    def _bind_machine(self, case: Case, tensors: Mapping[str, torch.Tensor]) -> Bound:
         from tvm.runtime.vm import VirtualMachine
 
         (call,) = case.calls
@@ -86,11 +99,10 @@ class Engine:
             function = self._machines.setdefault(case.name, machine[call.function])
         arguments = [self._given(tensors[name]) for name in call.inputs]
 
-        def run() -> torch.Tensor:
-            outputs = function(*arguments)
+        def result(outputs: Any) -> torch.Tensor:
             return self._taken(outputs if len(call.outputs) == 1 else outputs[place])
 
-        return run
+        return Bound(lambda: function(*arguments), result)
 
     def _library(self, case: Case) -> Any:
         import tvm
@@ -115,3 +127,15 @@ class Engine:
     def _filled(self, tensor: torch.Tensor, given: Any) -> torch.Tensor:
         """`tensor` after TVM wrote to what it was given for it."""
         return tensor
+
+
+def _load_cuda() -> None:
+    """Loads CUDA's runtime by its name, which TVM's library asks for: torch may have done so."""
+    try:
+        ctypes.CDLL(_CUDA)
+    except OSError:
+        places = [Path(place) / _CUDA_FOLDER / _CUDA for place in sys.path]
+        found = [path for path in places if path.is_file()]
+        if not found:
+            raise
+        ctypes.CDLL(str(found[0]))

@@ -39,13 +39,9 @@ class Peaks:
 
 def measured_peaks() -> Peaks:
     """In some seconds."""
-    source = torch.empty(_COPIED_BYTES, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    bandwidth = 2 * _COPIED_BYTES / _median(lambda: target.copy_(source))
-    del source, target
     rates = {name: _rate(DTYPES[name]) for name in ("float16", "bfloat16")}
     properties = torch.cuda.get_device_properties(0)
-    return Peaks(bandwidth, rates, int(properties.L2_cache_size))
+    return Peaks(_copy_bandwidth(), rates, int(properties.L2_cache_size))
 
 
 def described(peaks: Peaks) -> dict[str, Any]:
@@ -62,10 +58,14 @@ def described(peaks: Peaks) -> dict[str, Any]:
     }
 
 
+def _copy_bandwidth() -> float:
+    source = torch.empty(_COPIED_BYTES, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * _COPIED_BYTES / _median(lambda: target.copy_(source))
+
+
 def _rate(dtype: torch.dtype) -> float:
-    first, second = (
-        torch.randn((_SQUARE, _SQUARE), device="cuda").to(dtype) for _ in range(2)
-    )
+    first, second = (torch.randn((_SQUARE, _SQUARE), device="cuda").to(dtype) for _ in range(2))
     return float(2 * _SQUARE**3 / _median(lambda: first @ second))
 
 

@@ -26,7 +26,11 @@ _SEED = 1
 
 
 def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
-    """Runs what is asked for of the bundle in a folder; 2 where there is no GPU, 1 after a failure."""
+    """Runs what is asked for of the bundle in a folder.
+
+    Returns:
+        0, 1 if a case failed or was wrong, 2 where there is no GPU or no such case.
+    """
     options = _options(arguments)
     cases, about = read_cases(folder / "cases.json")
     chosen = [case for case in cases if _wanted(case, options.only)]
@@ -65,13 +69,15 @@ def _run(
 ) -> int:
     started = time.monotonic()
     engine = Engine(folder / "cases")
-    engine.start(folder / "runtime")
+    engine.start()
     peaks = measured_peaks()
     head = {"bundle": about, "command": options.command, "machine": described(peaks)}
     results = Results(options.output, head)
     print(f"copy {peaks.copy_bandwidth / 1e12:.2f} TB/s, {head['machine']['gpu']}", flush=True)
     asked = Options(
-        options.compile_rows, options.max_autotune, lambda size: copies_beyond(peaks.cache_bytes, size)
+        options.compile_rows,
+        options.max_autotune,
+        lambda size: copies_beyond(peaks.cache_bytes, size),
     )
     generator = torch.Generator("cuda")
     for case in cases:
@@ -130,7 +136,9 @@ def _at(sizes: Sizes) -> str:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Checks and times the CUDA kernels of this bundle.")
+    parser = argparse.ArgumentParser(
+        description="Checks and times the CUDA kernels of this bundle."
+    )
     parser.add_argument(
         "--only",
         metavar="GLOB",

@@ -1,4 +1,4 @@
-"""Times calls by device events: warm, in CUDA graphs, taking turns with what they are compared to."""
+"""Times calls by device events: warm, in CUDA graphs, taking turns with their baselines."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ the chunk. Two tiles below each other hold 32 outputs, of which place `8 e + r` 
 
 Codes are integers of `bits` bits, `offset` above what they mean. A lane's values of a chunk are
 taken in pairs, the first in the lower half of a word, the second 16 bits higher:
-2 bits    a word has two tiles, the second 8 bits above the first, and of each four pairs, 2 bits apart
+2 bits    a word has two tiles, 8 bits apart, and of each four pairs, 2 bits apart
 4 bits    a word has one tile, four pairs, 4 bits apart
 8 bits    a word has two pairs of a tile, 8 bits apart; four words are stored side by side
 odd       the lowest bits as above, then one word with a bit of every value: `4 · tile + pair`
