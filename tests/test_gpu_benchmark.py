@@ -25,12 +25,14 @@ from undense.passes.errors import InputError
 from benchmarks.gpu import build, cases, decode, other_kernels, products, table
 from benchmarks.gpu.runner import run
 from benchmarks.gpu.runner.baselines import LINEAR, Options
+from benchmarks.gpu.runner.decode import DecodeStep
 from benchmarks.gpu.runner.engine import Engine
 from benchmarks.gpu.runner.floor import floor_of, work_of
 from benchmarks.gpu.runner.machine import Peaks
 from benchmarks.gpu.runner.measure import copies_beyond, input_sets, measured, worst_error
 from benchmarks.gpu.runner.random_data import random_weight
-from benchmarks.gpu.runner.reference import tolerance
+from benchmarks.gpu.runner.reference import reference, tolerance
+from benchmarks.gpu.runner.results import Results
 from benchmarks.gpu.runner.spec import Case, Tensor, Weight, read_cases, write_cases
 from benchmarks.gpu.runner.timing import Clock, Subject, interleaved
 from benchmarks.gpu.runner.unpack import unpacked
@@ -221,6 +223,27 @@ def test_the_decode_step_is_right(tmp_path: Path, cuda_device: Any, scheme: str,
     assert checked(tmp_path, case, case.sizes[0]) < tolerance(case)
 
 
+def test_the_baseline_of_the_decode_step_is_the_same_model() -> None:
+    facts = {
+        "layers": 2, "hidden": 32, "inner": 48, "heads": 4, "shared": 2, "size": 8,
+        "vocabulary": 50, "epsilon": 1e-5,
+    }  # fmt: skip
+    model = DecodeStep(facts, 6, torch.float64, torch.device("cpu"))
+    tensors = {"token": torch.tensor([[7]]), "cosine": model.cosines[-1], "sine": model.sines[-1]}
+    for name, parameter in model.named_parameters():
+        parts = name.removesuffix(".weight").split(".")
+        short = "layer" + ".".join(parts[1:]) if parts[0] == "layers" else parts[0]
+        tensors[short] = torch.nn.init.normal_(parameter.detach())
+    weights = tuple(Weight(name, "plain", (Tensor(name, (), "float64"),)) for name in tensors)
+    for number, layer in enumerate(model.layers):
+        for cache, name in ((layer.keys, "past_key"), (layer.values, "past_value")):
+            tensors[f"{name}{number}"] = torch.nn.init.normal_(cache)[:, :, :-1].clone()
+    case = Case("", "decode", "", "float32", "", "vm", weights, (), (), "logits", (), facts)
+    with torch.no_grad():
+        logits = model(torch.tensor([7]), torch.tensor([5]))
+    assert torch.allclose(logits, reference(case, tensors), rtol=1e-9)
+
+
 def test_a_measurement_has_everything(tmp_path: Path, cuda_device: Any) -> None:
     scheme = "trit_planes{planes=2}"
     case = compiled(tmp_path, lambda: products.product_case(scheme, (64, 128), "float16"))
@@ -241,6 +264,36 @@ def test_a_measurement_has_everything(tmp_path: Path, cuda_device: Any) -> None:
     assert row["times_as_fast_as"] == {LINEAR: pytest.approx(ratio)}
     assert row["of_floor"] == pytest.approx(row["floor"]["median"] / ours["median"])
     json.dumps(row)
+
+
+def test_what_fails_is_recorded_and_the_rest_goes_on(tmp_path: Path, cuda_device: Any) -> None:
+    case = compiled(tmp_path, lambda: other_kernels.norm_case(64, "float16"))
+    good = dataclasses.replace(case, sizes=({"rows": 1}, {"rows": 2}), kind="attention")
+    broken = dataclasses.replace(case, name="broken", library="none.so", sizes=({"rows": 1},))
+    given = {
+        "options": Options((), False, lambda size: 1), "seconds": 60.0, "clock": HostClock,
+    }  # fmt: skip
+
+    def go(cases: list[Case], *, lost: bool) -> tuple[bool, dict[str, Any]]:
+        results = Results(tmp_path / "results.json", {"head": 1}, resume=True)
+        generator = torch.Generator().manual_seed(0)
+        finished = run.measure_all(
+            HostEngine(tmp_path), cases, PEAKS, results, generator, lost=lambda: lost, **given
+        )  # type: ignore[arg-type]
+        return finished, json.loads((tmp_path / "results.json").read_text())
+
+    finished, document = go([broken, good], lost=True)
+    assert not finished
+    assert [entry["case"] for entry in document["failed"]] == ["broken"]
+    assert not document["rows"]
+    finished, document = go([broken, good], lost=False)
+    assert finished
+    assert len(document["failed"]) == 1 + len(good.sizes)
+    assert "KeyError: 'query'" in document["failed"][-1]["error"]
+    given["seconds"] = -1.0
+    late = dataclasses.replace(case, name="late")
+    _, document = go([broken, late], lost=False)
+    assert [entry["case"] for entry in document["left_out"]] == ["late"]
 
 
 def test_floors_are_counted() -> None:

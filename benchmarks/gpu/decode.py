@@ -142,7 +142,7 @@ class _Graph:
         query = self._rotated(self._linear(h, f"{prefix}.query", wide), shape.heads)
         key = self._rotated(self._linear(h, f"{prefix}.key", narrow), shape.shared)
         value = self._linear(h, f"{prefix}.value", narrow)
-        past = [1, shape.shared, "past", shape.size]
+        past: list[int | str] = [1, shape.shared, "past", shape.size]
         caches = [self._input(f"past_{side}{number}", past) for side in ("key", "value")]
         attended, *present = self.tape.op_multi_out(
             "Attention",

@@ -106,17 +106,17 @@ def _structured(
     stored: dict[str, tuple[int, ...]] = {}
     if isinstance(structure, LowRank):
         assert structure.rank is not None
-        rank = structure.rank // _RANK_STEP * _RANK_STEP
+        rank = int(structure.rank) // _RANK_STEP * _RANK_STEP
         structure = LowRank(rank=rank)
         weights = [
             dense_weight("down", ("down",), known, 1, rank, in_features),
             dense_weight("up", ("up",), known, 1, out_features, rank),
         ]
     elif isinstance(structure, Monarch):
-        blocks, rank = structure.blocks, structure.rank
+        blocks = structure.blocks
         assert blocks is not None
-        assert rank is not None
-        wide = blocks * rank
+        assert structure.rank is not None
+        wide = blocks * structure.rank
         weights = [
             dense_weight("w1", ("w1",), known, blocks, wide, in_features // blocks),
             dense_weight("w2", ("w2",), known, blocks, out_features // blocks, wide),

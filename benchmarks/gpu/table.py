@@ -96,9 +96,8 @@ def _products(rows: Sequence[Row]) -> str:
 def _others(rows: Sequence[Row]) -> str:
     lines = _header(["case", "sizes", "undense", "against"])
     for row in rows:
-        sizes = ", ".join(f"{name} {length}" for name, length in row["sizes"].items())
         ratios = [f"{ratio:.2f}x {name}" for name, ratio in row["times_as_fast_as"].items()]
-        lines.append(line([row["case"], sizes, _cell(row, None), ", ".join(ratios) or "–"]))
+        lines.append(line([row["case"], _sizes(row), _cell(row, None), ", ".join(ratios) or "–"]))
     return "\n".join(lines)
 
 
@@ -114,7 +113,9 @@ def _left_out(document: dict[str, Any]) -> list[str]:
     found = _distinct(
         f"- {name}: {reason}" for row in document["rows"] for name, reason in row["skipped"].items()
     )
-    found += [f"- {entry['case']}: {entry['error']}" for entry in document["failed"]]
+    found += [
+        f"- {entry['case']}, {_sizes(entry)}: {entry['error']}" for entry in document["failed"]
+    ]
     found += [f"- {entry['case']}: {entry['reason']}" for entry in document["left_out"]]
     return ["### Not measured\n\n" + "\n".join(found)] if found else []
 
@@ -122,6 +123,10 @@ def _left_out(document: dict[str, Any]) -> list[str]:
 def _shape(row: Row) -> str:
     """Outputs and inputs, as the name of the case has them."""
     return str(row["case"]).split()[-2]
+
+
+def _sizes(row: Row) -> str:
+    return ", ".join(f"{name} {length}" for name, length in row["sizes"].items())
 
 
 def _header(names: Sequence[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -174,16 +174,15 @@ def _attention(case: Case, sets: Sequence[Tensors]) -> Subject:
 def _decode(case: Case, sizes: Sizes) -> Subject:
     """The dense model with a cache of fixed length, written in place."""
     device = torch.device("cuda", torch.cuda.current_device())
-    facts: Mapping[str, int] = case.facts
     with torch.no_grad():
-        model = DecodeStep(facts, sizes["past"] + 1, DTYPES[case.dtype], device)
+        model = DecodeStep(case.facts, sizes["past"] + 1, DTYPES[case.dtype], device)
     token = torch.zeros((1,), dtype=torch.int64, device=device)
     position = torch.full((1,), sizes["past"], dtype=torch.int64, device=device)
     compiled = torch.compile(model, mode="reduce-overhead", fullgraph=True)
 
     def run() -> torch.Tensor:
         with torch.no_grad():
-            torch.compiler.cudagraph_mark_step_begin()
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             result: torch.Tensor = compiled(token, position)
             return result
 

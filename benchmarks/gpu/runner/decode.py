@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,14 +13,18 @@ from .reference import rotated
 
 
 class _Layer(nn.Module):
-    """Attention over a cache of fixed length, and a gated feed-forward network."""
+    """Attention over a full cache of fixed length, and a gated feed-forward network."""
 
-    def __init__(self, facts: Mapping[str, int], length: int) -> None:
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def __init__(self, facts: Mapping[str, Any], length: int) -> None:
         super().__init__()
         hidden, size, inner = facts["hidden"], facts["size"], facts["inner"]
         heads, shared = facts["heads"], facts["shared"]
         self.size, self.heads, self.shared = size, heads, shared
-        self.attention_norm, self.feed_forward_norm = nn.RMSNorm(hidden), nn.RMSNorm(hidden)
+        self.attention_norm = nn.RMSNorm(hidden, facts["epsilon"])
+        self.feed_forward_norm = nn.RMSNorm(hidden, facts["epsilon"])
         self.query = nn.Linear(hidden, heads * size, bias=False)
         self.key = nn.Linear(hidden, shared * size, bias=False)
         self.value = nn.Linear(hidden, shared * size, bias=False)
@@ -36,7 +41,6 @@ class _Layer(nn.Module):
         position: torch.Tensor,
         cosine: torch.Tensor,
         sine: torch.Tensor,
-        mask: torch.Tensor,
     ) -> torch.Tensor:
         """X `[1, 1, hidden]`."""
         h = self.attention_norm(x)
@@ -46,9 +50,7 @@ class _Layer(nn.Module):
         values = self.values.index_copy_(
             2, position, self.value(h).reshape(1, self.shared, 1, self.size)
         )
-        attended = functional.scaled_dot_product_attention(
-            query, keys, values, attn_mask=mask, enable_gqa=True
-        )
+        attended = functional.scaled_dot_product_attention(query, keys, values, enable_gqa=True)
         x = x + self.output(attended.reshape(1, 1, -1))
         h = self.feed_forward_norm(x)
         down: torch.Tensor = self.down(functional.silu(self.gate(h)) * self.up(h))
@@ -56,10 +58,17 @@ class _Layer(nn.Module):
 
 
 class DecodeStep(nn.Module):
-    """Logits of the next token; the head shares its matrix with the embedding."""
+    """Logits of the next token; the head shares its matrix with the embedding.
+
+    It is for the last place of the cache alone: all others are taken to be filled, so that
+    attention needs no mask and torch can choose its fastest kernel.
+    """
+
+    cosines: torch.Tensor
+    sines: torch.Tensor
 
     def __init__(
-        self, facts: Mapping[str, int], length: int, dtype: torch.dtype, device: torch.device
+        self, facts: Mapping[str, Any], length: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         super().__init__()
         before = torch.get_default_dtype()
@@ -68,11 +77,10 @@ class DecodeStep(nn.Module):
             with device:
                 self.embedding = nn.Embedding(facts["vocabulary"], facts["hidden"])
                 self.layers = nn.ModuleList(_Layer(facts, length) for _ in range(facts["layers"]))
-                self.norm = nn.RMSNorm(facts["hidden"])
+                self.norm = nn.RMSNorm(facts["hidden"], facts["epsilon"])
                 angles = torch.randn(length, facts["size"] // 2)
                 self.register_buffer("cosines", angles.cos())
                 self.register_buffer("sines", angles.sin())
-                self.register_buffer("places", torch.arange(length))
         finally:
             torch.set_default_dtype(before)
 
@@ -80,7 +88,6 @@ class DecodeStep(nn.Module):
         """`[1, 1, vocabulary]` for one token at a position."""
         x = self.embedding(token)[None]
         cosine, sine = self.cosines[position], self.sines[position]
-        mask = (self.places <= position)[None, None, None]
         for layer in self.layers:
-            x = layer(x, position, cosine, sine, mask)
+            x = layer(x, position, cosine, sine)
         return functional.linear(self.norm(x), self.embedding.weight)

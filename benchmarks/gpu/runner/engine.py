@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.utils.dlpack
 
 from .random_data import DTYPES
 from .spec import Case, Sizes
@@ -46,6 +47,7 @@ class Engine:
 
     def __init__(self, folder: Path, device: str = "cuda") -> None:
         self.folder, self.device = folder, torch.device(device)
+        self._libraries: dict[str, Any] = {}
         self._machines: dict[str, Any] = {}
 
     def start(self) -> None:
@@ -107,7 +109,10 @@ class Engine:
     def _library(self, case: Case) -> Any:
         import tvm
 
-        return tvm.runtime.load_module(str(self.folder / case.library))
+        if case.library not in self._libraries:
+            path = str(self.folder / case.library)
+            self._libraries[case.library] = tvm.runtime.load_module(path)
+        return self._libraries[case.library]
 
     def _tvm_device(self) -> Any:
         import tvm
@@ -122,7 +127,7 @@ class Engine:
 
     def _taken(self, tensor: Any) -> torch.Tensor:
         """What TVM gives, without a copy."""
-        return torch.from_dlpack(tensor)
+        return torch.utils.dlpack.from_dlpack(tensor)
 
     def _filled(self, tensor: torch.Tensor, given: Any) -> torch.Tensor:
         """`tensor` after TVM wrote to what it was given for it."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,12 @@ import torch
 from .baselines import Options
 from .engine import Engine
 from .floor import NOMINAL_BANDWIDTH, NOMINAL_RATE, floor_of, work_of
-from .machine import described, measured_peaks
+from .machine import Peaks, described, measured_peaks
 from .measure import OURS, copies_beyond, measured, planned, weight_copies
+from .reference import Tensors
+from .results import Results
 from .spec import Case, Sizes, read_cases
-from .timing import first_line
+from .timing import Clock, first_line
 
 _SEED = 1
 
@@ -49,19 +50,58 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
     return _run(folder, chosen, about, options)
 
 
-class Results:
-    """`results.json`, written whole after every row."""
+def measure_all(
+    engine: Engine,
+    cases: Sequence[Case],
+    peaks: Peaks,
+    results: Results,
+    generator: torch.Generator,
+    *,
+    options: Options,
+    seconds: float,
+    lost: Callable[[], bool],
+    clock: type[Clock] = Clock,
+) -> bool:
+    """Measures what the results do not have yet; what fails is recorded, and the rest goes on.
 
-    def __init__(self, path: Path, head: dict[str, Any]) -> None:
-        self.path = path
-        self.document: dict[str, Any] = {**head, "rows": [], "failed": [], "left_out": []}
+    Args:
+        engine: that runs the cases.
+        cases: in order.
+        peaks: of the machine.
+        results: to add to.
+        generator: of weights and inputs.
+        options: of the baselines.
+        seconds: after which no case is started.
+        lost: asked after a failure whether this process can use the GPU no more.
+        clock: to time with.
 
-    def put(self, part: str, entry: dict[str, Any]) -> None:
-        """Adds an entry to `rows`, `failed` or `left_out`, and writes the file."""
-        self.document[part].append(entry)
-        scratch = self.path.with_suffix(".tmp")
-        scratch.write_text(json.dumps(self.document, indent=1) + "\n", encoding="utf-8")
-        os.replace(scratch, self.path)
+    Returns:
+        Whether all was gone through: not if the GPU was lost.
+    """
+    started = time.monotonic()
+    for case in cases:
+        left = [sizes for sizes in case.sizes if not results.has(case, sizes)]
+        if left and time.monotonic() - started > seconds:
+            results.put("left_out", {"case": case.name, "reason": "the time was used up"})
+            continue
+        weights: list[Tensors] = []
+        for sizes in left:
+            try:
+                generator.manual_seed(_SEED)
+                weights = weights or weight_copies(case, peaks.cache_bytes, generator)
+                row = measured(
+                    engine, case, sizes, weights, peaks, generator, options=options, clock=clock
+                )
+            except Exception as error:
+                entry = {"case": case.name, "sizes": dict(sizes), "error": first_line(error)}
+                results.put("failed", entry)
+                print(f"{case.name}, {_at(sizes)} failed: {entry['error']}", flush=True)
+                if lost():
+                    return False
+            else:
+                results.put("rows", row)
+                print(_line(row), flush=True)
+    return True
 
 
 def _run(
@@ -72,37 +112,44 @@ def _run(
     engine.start()
     peaks = measured_peaks()
     head = {"bundle": about, "command": options.command, "machine": described(peaks)}
-    results = Results(options.output, head)
+    results = Results(options.output, head, resume=options.resume)
     print(f"copy {peaks.copy_bandwidth / 1e12:.2f} TB/s, {head['machine']['gpu']}", flush=True)
-    asked = Options(
-        options.compile_rows,
-        options.max_autotune,
-        lambda size: copies_beyond(peaks.cache_bytes, size),
+    finished = measure_all(
+        engine,
+        cases,
+        peaks,
+        results,
+        torch.Generator("cuda"),
+        options=Options(
+            options.compile_rows,
+            options.max_autotune,
+            lambda size: copies_beyond(peaks.cache_bytes, size),
+        ),
+        seconds=options.seconds,
+        lost=_lost,
     )
-    generator = torch.Generator("cuda")
-    for case in cases:
-        if time.monotonic() - started > options.seconds:
-            results.put("left_out", {"case": case.name, "reason": "the time was used up"})
-            continue
-        try:
-            generator.manual_seed(_SEED)
-            weights = weight_copies(case, peaks.cache_bytes, generator)
-            for sizes in case.sizes:
-                row = measured(engine, case, sizes, weights, peaks, generator, options=asked)
-                results.put("rows", row)
-                print(_line(row), flush=True)
-        except Exception as error:
-            results.put("failed", {"case": case.name, "error": first_line(error)})
-            print(f"{case.name} failed: {first_line(error)}", flush=True)
-        weights = []
-        torch.cuda.empty_cache()
-    wrong = [row for row in results.document["rows"] if not row["correct"]]
-    failed = len(results.document["failed"])
+    spent = time.monotonic() - started
+    if not finished:
+        print("the GPU is lost to this process; another one goes on", flush=True)
+        rest = str(max(0.0, options.seconds - spent))
+        again = [sys.executable, *sys.argv, "--resume", "--seconds", rest]
+        os.execv(sys.executable, again)
+    wrong, failed = len(results.wrong), len(results.document["failed"])
     print(
-        f"{len(results.document['rows'])} measurements, {len(wrong)} beyond their tolerance, "
-        f"{failed} cases failed; {results.path}, {time.monotonic() - started:.0f} s"
+        f"{len(results.document['rows'])} measurements, {wrong} beyond their tolerance, "
+        f"{failed} failed; {results.path}, {spent:.0f} s"
     )
     return 1 if wrong or failed else 0
+
+
+def _lost() -> bool:
+    """Whether an error stays: after an illegal access every call fails."""
+    try:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except RuntimeError:
+        return True
+    return False
 
 
 def _wanted(case: Case, only: Sequence[str]) -> bool:
@@ -165,6 +212,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--dry-run", action="store_true", help="print cases and floors, and measure nothing"
     )
     given = list(sys.argv[1:] if arguments is None else arguments)
+    parser.add_argument(
+        "--resume", action="store_true", help="add what is missing to the results that are there"
+    )
     options = parser.parse_args(given)
     options.only = options.only or ["*"]
     options.command = " ".join(["python run.py", *given])

@@ -81,7 +81,7 @@ class Clock:
                 for run in runs:
                     run()
 
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             plainly()
@@ -103,12 +103,16 @@ class Clock:
 
     def seconds(self, sample: Callable[[], object]) -> float:
         """From before to behind it, on the device."""
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = _event(), _event()
         start.record()
         sample()
         end.record()
         end.synchronize()
         return float(start.elapsed_time(end)) * 1e-3
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 def first_line(error: BaseException) -> str:
