@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from .backend.expected import Expected
     from .backend.package import Lowered
-    from .backend.target import Target
+    from .backend.target import Graphs, Target
     from .frontend.sample_check import Sample
     from .frontend.samples import Samples
     from .passes.fit import FitResult
@@ -52,6 +52,7 @@ def compile(
     kernels: str | None = None,
     with_onnx: bool = True,
     tuned: bool = True,
+    use_cuda_graph: bool | Sequence[str] = False,
     output: str | Path | None = None,
     progress: Progress = silent,
 ) -> Session:
@@ -62,7 +63,8 @@ def compile(
             `onnx.ModelProto` or `onnx_ir.Model`.
         args: example inputs of an `nn.Module`.
         dynamic_shapes: as `torch.export.export` takes them.
-        target: `llvm` (this CPU, through TVM), `llvm -mcpu=...`, `ort-cpu` or `ort-cuda`.
+        target: `llvm` (this CPU, through TVM), `llvm -mcpu=...`, `cuda`, `cuda -arch=sm_80,sm_90`,
+            `ort-cpu` or `ort-cuda`.
         dtype: `float16` or `bfloat16` to convert a float32 model to before anything else is
             decided, as `.half()` does: weights, activations, inputs and outputs. Sums and
             exponentials stay float32.
@@ -80,6 +82,10 @@ def compile(
         with_onnx: for a TVM target, put `model.onnx` beside the compiled module.
         tuned: give kernels the tilings that `undense tune` has measured for this processor, or
             that are shipped for its kind. The report has those used.
+        use_cuda_graph: for target `cuda`, launch what runs again with the same lengths as CUDA
+            graphs. Names the dynamic dimensions whose lengths come again and again: for decoding
+            those of the batch and of the tokens, not that of the cache, which grows. True is all
+            that have an upper bound. Memory is then planned once, for the upper bounds.
         output: folder of the artifact; without it the artifact is temporary until `save`.
         progress: is told what is done; see `passes.progress`.
 
@@ -110,8 +116,9 @@ def compile(
     wanted = None if dtype is None else parse_dtype(dtype)
     if wanted is not None:
         parsed.check_dtype(wanted)
+    graphs = parsed.graphs(use_cuda_graph)
     check_toolchain(parsed)
-    job = _Job(parsed, wanted, form, with_onnx, tuned, seed, progress)
+    job = _Job(parsed, wanted, form, with_onnx, tuned, graphs, seed, progress)
 
     def fill(folder: Path) -> Manifest:
         progress(0, 1, "capture")
@@ -161,6 +168,7 @@ class _Job:
     form: Form
     with_onnx: bool
     tuned: bool
+    graphs: Graphs | None
     seed: int
     progress: Progress
 
@@ -228,8 +236,9 @@ class _Job:
             made = Plan(choices, calibration, self.seed, versions())
         if self.form == "portable":
             refuse_exact_activations(choices)
-        if self.form == "cuda":
+        if self.target.device == "cuda":
             refuse_rounded_activations(choices)
+        if self.form == "cuda":
             notes.append(
                 "ONNX Runtime's CPU provider stood in for its CUDA provider in the checks of layers"
             )
@@ -281,7 +290,14 @@ class _Job:
         fitted = {name: found.fitted for name, found in results.items()}
         ReplaceDense(decided.plan, fitted, self.form)(model)
         self.progress(0, 1, "lower")
-        lowered = lower(model, self.target, folder, with_onnx=self.with_onnx, tuned=self.tuned)
+        lowered = lower(
+            model,
+            self.target,
+            folder,
+            with_onnx=self.with_onnx,
+            tuned=self.tuned,
+            graphs=self.graphs,
+        )
         self.progress(1, 1, "lower")
         self.progress(0, 2, "check")
         expected = expected_outputs(model, samples)
@@ -322,6 +338,7 @@ class _Job:
         }
         return {
             "target": str(self.target),
+            "cuda_graphs": self.graphs is not None,
             "dtype": None if self.dtype is None else self.dtype.numpy().name,
             "sites": site_rows(decided.sites, choices, results),
             "refusals": refusal_rows(decided.refusals),

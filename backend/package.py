@@ -24,7 +24,7 @@ from ..runtime.artifact import (
     TensorInfo,
 )
 from . import onnx_runtime
-from .target import Target
+from .target import Graphs, Target
 
 
 def tensor_infos(
@@ -55,7 +55,7 @@ def check_toolchain(target: Target) -> None:
     """Refuses to start long work that the target's packages or tools could not finish.
 
     Raises:
-        MissingDependencyError: a package or the linker is missing; says what to install.
+        MissingDependencyError: a package, the linker or nvcc is missing; says what to install.
         TargetError: LLVM does not know the CPU of the target.
     """
     if target.engine == "tvm":
@@ -63,6 +63,10 @@ def check_toolchain(target: Target) -> None:
         from . import relax_build
 
         relax_build.check_toolchain()
+        if target.device == "cuda":
+            from .cuda.module import check_device_compiler
+
+            check_device_compiler()
     elif target.kernels:
         from . import ort_kernels
 
@@ -119,7 +123,13 @@ class Lowered:
 
 
 def lower(
-    model: ir.Model, target: Target, folder: Path, *, with_onnx: bool, tuned: bool = True
+    model: ir.Model,
+    target: Target,
+    folder: Path,
+    *,
+    with_onnx: bool,
+    tuned: bool = True,
+    graphs: Graphs | None = None,
 ) -> Lowered:
     """Writes `model.onnx`, `kernels.so`, or `module.so` and its weights, into `folder`.
 
@@ -129,6 +139,7 @@ def lower(
         folder: of the artifact.
         with_onnx: for a TVM target, write `model.onnx` too.
         tuned: take the tilings that measurements on this processor have chosen.
+        graphs: what is launched as CUDA graphs, if anything.
     """
     if target.engine == "ort" or with_onnx:
         onnx_runtime.save(model, folder)
@@ -146,19 +157,21 @@ def lower(
         targets.asked() as asked,
         traced(chosen.traces) as met,
     ):
-        make = _lower_for_onnx_runtime if target.engine == "ort" else _lower_for_tvm
-        lowered = make(model, target, folder)
+        if target.engine == "ort":
+            lowered = _lower_for_onnx_runtime(model, target, folder)
+        else:
+            lowered = _lower_for_tvm(model, target, folder, graphs)
     versions = {"packing": str(PACKING)}
     return replace(lowered, tuning=chosen.report(asked, met), versions=versions)
 
 
-def _lower_for_tvm(model: ir.Model, target: Target, folder: Path) -> Lowered:
+def _lower_for_tvm(model: ir.Model, target: Target, folder: Path, graphs: Graphs | None) -> Lowered:
     """`module.so` and its weights."""
     from safetensors.numpy import save_file
 
     from .relax_build import build
 
-    module = build(model, target)
+    module = build(model, target, graphs)
     module.export(folder)
     save_file(module.weights, folder / WEIGHTS)
     return Lowered(

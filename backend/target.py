@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -37,6 +38,18 @@ _CPU_FLAGS = {
     "avx512vnni": "avx512_vnni",
 }
 """LLVM's names to those of Linux."""
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """CUDA graphs of an artifact.
+
+    Attributes:
+        symbols: the dynamic dimensions that a graph may depend on; None is all that have an upper
+            bound.
+    """
+
+    symbols: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +116,18 @@ class Target:
         if (self.engine, self.device) == ("ort", "cuda"):
             return "cuda"
         return "portable" if portable else "fast"
+
+    def graphs(self, wanted: bool | Sequence[str]) -> Graphs | None:
+        """What is launched as CUDA graphs; None if nothing is.
+
+        Raises:
+            TargetError: CUDA graphs for another target than cuda.
+        """
+        if wanted is False:
+            return None
+        if (self.engine, self.device) != ("tvm", "cuda"):
+            raise TargetError(f"use_cuda_graph is for target cuda, not for {self}; leave it out")
+        return Graphs(None if wanted is True else tuple(wanted))
 
     @property
     def activations(self) -> Activations:

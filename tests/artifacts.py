@@ -148,15 +148,23 @@ def _library(executable: Any) -> bytes:
 
 
 def make_artifact(
-    destination: Path, engine: Engine = "ort", *, onnx: bool = True, **changes: Any
+    destination: Path,
+    engine: Engine = "ort",
+    *,
+    onnx: bool = True,
+    module: bytes | None = None,
+    **changes: Any,
 ) -> Artifact:
-    """For TVM with `module.so` and weights; `changes` are to the manifest."""
+    """For TVM with `module.so`, that for CPUs by default, and weights.
+
+    `changes` are to the manifest.
+    """
 
     def fill(folder: Path) -> Manifest:
         if onnx:
             write_onnx(folder / MODEL)
         if engine == "tvm":
-            (folder / MODULE).write_bytes(module_bytes(changes.get("device", "cpu")))
+            (folder / MODULE).write_bytes(module or module_bytes())
             save_file(weights(), folder / WEIGHTS)
         samples = [sample(3 + i, i) for i in range(2)]
         references = [

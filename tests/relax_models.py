@@ -44,7 +44,7 @@ def parse(graph: str, opset: int = 20) -> onnx.ModelProto:
 def compile_model(model: onnx.ModelProto | ir.Model) -> relax_build.TvmModule:
     """The model compiled for this machine."""
     ir_model = ir.from_proto(model) if isinstance(model, onnx.ModelProto) else model
-    relax_build.check(ir_model)
+    relax_build.check(ir_model, Target.parse("llvm"))
     return relax_build.build(ir_model, Target.parse("llvm"))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from artifacts import IN_FEATURES, expected, make_artifact, sample
+from artifacts import IN_FEATURES, expected, make_artifact, module_bytes, sample
 from cuda_emulation import emulated
 from helpers import assert_close
 from undense.passes.errors import InputError, MissingDependencyError, TargetError
@@ -27,7 +27,7 @@ def folder(cuda_device: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with emulated():
         artifact = make_artifact(
             tmp_path_factory.mktemp("cuda") / "tiny.undense", "tvm", onnx=False, target="cuda",
-            device="cuda", architectures=("sm_80", "sm_90"),
+            device="cuda", architectures=("sm_80", "sm_90"), module=module_bytes("cuda"),
         )  # fmt: skip
     return artifact.path
 
@@ -123,13 +123,10 @@ def test_each_function_is_finished_before_the_next_is_timed(session: Session) ->
     assert all(any(not call.builtin for call in calls) for calls in runs)
 
 
-def test_a_gpu_older_than_the_code_is_refused(
-    cuda_device: Any, folder: Path, tmp_path: Path
-) -> None:
-    with emulated():
-        artifact = make_artifact(
-            tmp_path / "new.undense", "tvm", onnx=False, device="cuda", architectures=("sm_100",)
-        )
+def test_a_gpu_older_than_the_code_is_refused(cuda_device: Any, tmp_path: Path) -> None:
+    artifact = make_artifact(
+        tmp_path / "new.undense", "tvm", onnx=False, device="cuda", architectures=("sm_100",)
+    )
     with pytest.raises(TargetError, match=r"holds code for sm_100 and the GPU here .* 9\.0"):
         load(artifact.path)
 
@@ -225,7 +222,7 @@ def test_tensors_of_a_real_gpu_are_read_and_returned_there(tmp_path: Path) -> No
     with cuda_modules(architectures):
         artifact = make_artifact(
             tmp_path / "tiny.undense", "tvm", onnx=False, target="cuda", device="cuda",
-            architectures=architectures,
+            architectures=architectures, module=module_bytes("cuda"),
         )  # fmt: skip
     session, inputs = load(artifact.path), sample()
     tensors = {name: torch.from_numpy(value).cuda() for name, value in inputs.items()}

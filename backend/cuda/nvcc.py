@@ -25,7 +25,13 @@ of."""
 DEVICE_HEADERS = (_DEVICE / "intrinsics.cuh", *EMULATED_HEADERS)
 """All of them."""
 
-_FLAGS = ("-std=c++17", "-O3", "--expt-relaxed-constexpr")
+_FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "--expt-relaxed-constexpr",
+    # Else ptxas stores a few registers to memory to fit one block more on a multiprocessor.
+    "--ptxas-options=--register-usage-level=10",
+)
 
 LEAST_VERSION = (12, 4)
 """The first toolkit whose headers have what the kernels use."""

@@ -13,10 +13,11 @@ from ...passes.errors import MissingDependencyError
 from ..cuda.module import cuda_modules
 from ..host_compiler import find_host_compiler
 from ..kernels.lowering import lowering_context
-from ..target import Target
+from ..target import Graphs, Target
 from .finishing import finish_products
 from .fusion import fuse
 from .gpu_schedule import GENERIC_ON_GPU, apply_gpu_schedules
+from .graphs import marked
 from .module import TvmModule
 from .schedule import GENERIC, apply_schedules
 from .views import share_views
@@ -51,8 +52,13 @@ class Code:
     rules: Mapping[str, str | None]
 
 
-def build_code(model: ir.Model, target: Target) -> Code:
-    """The code of a model; its weights are neither packed nor read.
+def build_code(model: ir.Model, target: Target, graphs: Graphs | None = None) -> Code:
+    """The code of a model; dense weights are neither packed nor read.
+
+    Args:
+        model: the rewritten model.
+        target: to compile for.
+        graphs: what is launched as CUDA graphs, if anything.
 
     Raises:
         LoweringError: an operator, attribute or type that is not covered; names the node.
@@ -70,19 +76,26 @@ def build_code(model: ir.Model, target: Target) -> Code:
         walk = Walk(model)
         schedule = apply_gpu_schedules if on_gpu else apply_schedules
         module, rules = schedule(fused(walk))
-        with modules, lowering_context():
+        if graphs is not None:
+            module = marked(module, walk.builder.bounds, graphs.symbols)
+        with modules, lowering_context(use_cuda_graph=graphs is not None):
             executable = tvm.compile(module, target=machine, relax_pipeline=_lower())
     return Code(walk, executable, rules)
 
 
-def build(model: ir.Model, target: Target) -> TvmModule:
+def build(model: ir.Model, target: Target, graphs: Graphs | None = None) -> TvmModule:
     """The model compiled for a TVM target; weights stay apart from the code.
+
+    Args:
+        model: the rewritten model.
+        target: to compile for.
+        graphs: what is launched as CUDA graphs, if anything.
 
     Raises:
         LoweringError: an operator, attribute or type that is not covered; names the node.
         MissingDependencyError: no C++ compiler.
     """
-    code = build_code(model, target)
+    code = build_code(model, target, graphs)
     with target.tvm():
         weights = code.walk.builder.parameters.arrays()
     return TvmModule(
@@ -105,7 +118,7 @@ def fused(walk: Walk) -> Any:
 
 
 def _lower() -> Any:
-    """Relax's own lowering for CPUs: memory planned once, shapes computed on the host."""
+    """Relax's own lowering: memory planned once, shapes computed on the host."""
     import tvm
     from tvm.relax import transform
 
@@ -116,6 +129,8 @@ def _lower() -> Any:
             transform.RemovePurityChecking(),
             transform.CallTIRRewrite(),
             transform.StaticPlanBlockMemory(),
+            # Does nothing but in a context that asks for CUDA graphs.
+            transform.RewriteCUDAGraph(),
             transform.LowerAllocTensor(),
             transform.KillAfterLastUse(),
             transform.LowerRuntimeBuiltin(),

@@ -193,8 +193,6 @@ class _Warp:
     def _load_queries(self) -> None:
         """A lane's quarter of two rows, as first operands."""
         words, unit = self.activation.words, self.activation.unit
-        fragment = registers(words)
-        side_words = words // 2
         loaded = registers(_SIDES * 4)
         for number in range(self.spec.size // 4 // unit):
             for side in range(_SIDES):
@@ -207,17 +205,13 @@ class _Warp:
                 with only_if(tirx.Not(self.there[side])):
                     clear(loaded, side * 4, 4)
             for inner in range(unit // 4):
-                for side in range(_SIDES):
-                    for i in range(side_words):
-                        source = side * 4 + inner * side_words + i
-                        store(fragment, load(loaded, source), side * side_words + i)
                 tile = number * (unit // 4) + inner
-                call(
-                    "undense_first_operand",
-                    address(self.q, tile * words),
-                    address(fragment, 0),
-                    words,
-                )
+                for pair in range(2):
+                    for side in range(_SIDES):
+                        for i in range(words // 4):
+                            source = side * 4 + (inner * 2 + pair) * (words // 4) + i
+                            place = tile * words + (pair * 2 + side) * (words // 4) + i
+                            store(self.q, load(loaded, source), place)
 
     def _at(self, buffer: Buffer, layout: Layout, head: Expr, position: Expr, column: Any) -> Expr:
         if layout == "heads":

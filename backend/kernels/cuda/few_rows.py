@@ -17,8 +17,8 @@ from tvm import tirx
 
 from ..finish import Finish
 from ..tir import Buffer, Expr, index, load, only_if, serial, store
-from .fragments import CHUNK, PAIRED, TILE, TILES, chunks, row_tiles
-from .product import Product, clear, put
+from .fragments import CHUNK, TILE, TILES, chunks, row_tiles
+from .product import Product, put
 from .weights import Coded, Fragment
 from .words import (
     WARP,
@@ -45,16 +45,16 @@ class FewRowsTiling:
     """How a product of few rows is cut up.
 
     Attributes:
-        warps: of a block, which share the inputs.
-        tiles: of 16 outputs of a block.
         eights: of rows of a block.
         ahead: chunks whose weights a warp has under way.
+        warps: of a block, which share the inputs.
+        tiles: of 16 outputs of a block.
     """
 
+    eights: int
+    ahead: int
     warps: int = 8
     tiles: int = 2
-    eights: int = 1
-    ahead: int = 4
 
     @property
     def shared_bytes(self) -> int:
@@ -114,7 +114,6 @@ class _Block:
         self.x_words = registers(tiling.eights * TILES * self.activation.words // 2)
         self.values = registers(self.activation.words)
         self.scaled = registers(self.activation.words)
-        self.a = registers(self.activation.words)
         self.part = registers(tiling.eights * _SUMS, "float32")
         total = chunks(self.product.depth)
         step = tiling.warps * tiling.ahead
@@ -172,15 +171,12 @@ class _Block:
         """16 neighbouring inputs of one row of every eight."""
         units = 16 // self.activation.unit
         for eight in range(self.tiling.eights):
-            row = held(self.first_row + eight * ROWS + self.row)
-            start = eight * units * 4
-            with only_if(row < self.rows):
-                for unit in range(units):
-                    k = chunk * CHUNK + self.column * 16 + unit * self.activation.unit
-                    first = start + unit * 4
-                    self.product.load_unit(self.x_words, first, self.x, row, self.block, k)
-            with only_if(row >= self.rows):
-                clear(self.x_words, start, units * 4)
+            # A row that is not there has sums of its own, which are not stored.
+            row = held(tirx.min(self.first_row + eight * ROWS + self.row, self.rows - 1))
+            for unit in range(units):
+                k = chunk * CHUNK + self.column * 16 + unit * self.activation.unit
+                first = (eight * units + unit) * 4
+                self.product.load_unit(self.x_words, first, self.x, row, self.block, k)
 
     def _multiply_then_scale(self, ahead: int, tile: int, chunk: Expr) -> None:
         """Sums of exact codes, each plane's times its scales."""
@@ -242,13 +238,12 @@ class _Block:
     def _instructions(self, fragment: Fragment, tile: int, sums: Buffer, first: int) -> None:
         """One product for every eight rows."""
         words = self.activation.words
-        call("undense_first_operand", address(self.a, 0), address(*fragment), words)
         for eight in range(self.tiling.eights):
             b = (eight * TILES + tile) * (words // 2)
             call(
                 f"undense_mma_{self.activation.short}",
                 address(sums, first + eight * _SUMS),
-                address(self.a, 0),
+                address(*fragment),
                 address(self.x_words, b),
             )
 
@@ -280,24 +275,16 @@ class _Block:
                 value = load(total, 0)
                 if self.weights.scaled:
                     value = value * load(self.source[2], 0)
-                output = held(_output(self.first_tile * TILE + position))
                 put(
                     self.product,
                     self.finish,
                     self.stored,
                     self.first_row + row,
                     self.block,
-                    output,
+                    self.first_tile * TILE + position,
                     1,
                     lambda _: value,
                 )
-
-
-def _output(position: Expr) -> Expr:
-    """The output that stands at a position of the tiles: `fragments.output_of`."""
-    pair, inside = position // PAIRED, position % PAIRED
-    eight, row = inside // 8, inside % 8
-    return pair * PAIRED + (row // 2) * 8 + eight * 2 + row % 2
 
 
 def clear_floats(values: Buffer, count: int) -> None:

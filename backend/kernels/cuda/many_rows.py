@@ -2,8 +2,8 @@
 
     block     `height` rows of x by `width` outputs
       serial    chunks of 64 inputs; those of the next stages are being copied meanwhile
-        warp      its rows by its outputs, all sums in registers
-          tile      16 rows by 16 inputs, times 16 inputs by 8 outputs: one instruction
+        warp      its outputs by its rows, all sums in registers
+          tile      16 outputs by 16 inputs, times 16 inputs by 8 rows: one instruction
 
 Codes stay packed in shared memory; each warp decodes what it needs in registers, a few integer
 instructions for every eight of the tensor cores.
@@ -22,7 +22,7 @@ from ..finish import Finish
 from ..tir import Buffer, Expr, index, load, only_if, serial, store
 from .dtypes import Activation
 from .few_rows import clear_floats
-from .fragments import CHUNK, PAIRED, TILE, TILES, chunks, row_tiles
+from .fragments import CHUNK, TILE, TILES, chunks, row_tiles
 from .product import Product, put
 from .weights import Coded, Fragment, Weights
 from .words import (
@@ -40,8 +40,8 @@ from .words import (
 _SUMS = 4
 """Of a lane for one instruction."""
 
-_COLUMNS = 8
-"""Outputs of one instruction."""
+_EIGHT = 8
+"""Rows of one instruction."""
 
 _UNIT = 4
 """Words that are copied at once."""
@@ -54,26 +54,26 @@ class ManyRowsTiling:
     Attributes:
         row_warps: of a block, side by side along the rows.
         column_warps: along the outputs.
-        row_tiles: of 16 rows of a warp.
-        column_tiles: of 16 outputs of a warp, an even number.
+        eights: of rows of a warp.
+        tiles: of 16 outputs of a warp.
         stages: chunks of inputs in shared memory.
     """
 
-    row_warps: int = 2
-    column_warps: int = 4
-    row_tiles: int = 4
-    column_tiles: int = 2
-    stages: int = 3
+    row_warps: int
+    column_warps: int
+    eights: int
+    tiles: int
+    stages: int
 
     @property
     def height(self) -> int:
         """Rows of a block."""
-        return self.row_warps * self.row_tiles * TILE
+        return self.row_warps * self.eights * _EIGHT
 
     @property
     def width_tiles(self) -> int:
         """Tiles of outputs of a block."""
-        return self.column_warps * self.column_tiles
+        return self.column_warps * self.tiles
 
     @property
     def warps(self) -> int:
@@ -94,7 +94,7 @@ class _Stage:
         self.tile = weights.planes * weights.words * WARP
         self.weights = tiling.height * self.x_row
         self.scales = self.weights + tiling.width_tiles * self.tile
-        self.groups = -(-CHUNK // weights.group) if isinstance(weights, Coded) else 0
+        self.groups = _groups_of_chunk(weights.group) if isinstance(weights, Coded) else 0
         self.scale_tile = weights.planes * self.groups * TILE
         self.words = self.scales + tiling.width_tiles * self.scale_tile
 
@@ -146,14 +146,13 @@ class _Block:
     def emit(self) -> None:
         tiling, words = self.tiling, self.activation.words
         self.shared = shared_words(tiling.shared_bytes(self.weights) // 4)
-        count = tiling.row_tiles * tiling.column_tiles * 2 * _SUMS
+        count = tiling.tiles * tiling.eights * _SUMS
         self.sums = registers(count, "float32")
-        self.x_words = registers(tiling.row_tiles * 2 * _UNIT)
-        self.a = registers(words)
-        tiles = tiling.column_tiles if self.weights.scaled else 1
-        self.words = registers(tiles * self.weights.planes * self.weights.words)
+        self.x_words = registers(tiling.eights * _UNIT)
+        kept = tiling.tiles if self.weights.scaled else 1
+        self.words = registers(kept * self.weights.planes * self.weights.words)
         self.values, self.scaled = registers(words), registers(words)
-        self.scales = registers(2 * tiling.column_tiles * self.weights.planes, "float32")
+        self.scales = registers(2 * tiling.tiles * self.weights.planes, "float32")
         clear_floats(self.sums, count)
         total, ahead = chunks(self.product.depth), tiling.stages - 1
         for stage in range(ahead):
@@ -167,7 +166,7 @@ class _Block:
             with only_if(later < total):
                 self._copy(later, later % tiling.stages)
             call("undense_copy_commit")
-            self._multiply(held(chunk % tiling.stages * self.stage.words))
+            self._multiply(held(chunk % tiling.stages * self.stage.words), chunk)
         self._finish()
 
     def _copy(self, chunk: Expr, stage: Expr) -> None:
@@ -193,19 +192,22 @@ class _Block:
             item = held(turn * (tiling.warps * WARP) + self.thread)
             row, number = held(item // self.units), held(item % self.units)
             k = held(chunk * CHUNK + number * unit)
+            # A row that is not there has sums of its own, which are not stored.
             source = held(tirx.min(self.first_row + row, self.rows - 1))
             place = start + row * self.stage.x_row + self._swizzled(row, number) * _UNIT
-            there = tirx.all(self.first_row + row < self.rows, k < self.product.depth)
             with self._within(item, count):
-                self._copy_unit(place, source, k, there)
+                self._copy_unit(place, source, k)
 
-    def _copy_unit(self, place: Expr, source: Expr, k: Expr, there: Expr) -> None:
-        """One unit of x, or zeros."""
+    def _copy_unit(self, place: Expr, source: Expr, k: Expr) -> None:
+        """One unit of x, or zeros behind the last input."""
         unit = self.activation.unit
         if self.product.aligned:
-            at_k = tirx.min(k, index(self.product.depth - unit))
-            at = address(self.x, source, self.block * self.product.stride + at_k)
-            amount = tirx.if_then_else(there, tirx.const(16, "int32"), tirx.const(0, "int32"))
+            amount: Any = 16
+            if self.product.depth % CHUNK:
+                sizes = (tirx.const(16, "int32"), tirx.const(0, "int32"))
+                amount = tirx.if_then_else(k < self.product.depth, *sizes)
+                k = tirx.min(k, index(self.product.depth - unit))
+            at = address(self.x, source, self.block * self.product.stride + k)
             call("undense_copy_async", address(self.shared, place), at, amount)
             return
         words = registers(_UNIT)
@@ -261,45 +263,34 @@ class _Block:
 
                 self._copy_tiles(first, self.stage.scale_tile, TILE // _UNIT, scales_at)
 
-    def _multiply(self, start: Expr) -> None:
-        """The warp's rows by its outputs, for one chunk."""
-        tiling = self.tiling
+    def _multiply(self, start: Expr, chunk: Expr) -> None:
+        """The warp's outputs by its rows, for one chunk."""
+        tiling, words = self.tiling, self.activation.words
         tiles_of_unit = self.activation.unit // 4  # a tile takes four neighbours of a lane
         if isinstance(self.weights, Coded):
-            self._read_scales(start)
-            for tile in range(tiling.column_tiles):
+            self._read_scales(start, chunk)
+            for tile in range(tiling.tiles):
                 self._read_words(start, tile)
         for unit in range(TILES // tiles_of_unit):
             self._read_x(start, unit)
-            for tile in range(tiling.column_tiles):
+            for tile in range(tiling.tiles):
                 for inner in range(tiles_of_unit):
-                    j = unit * tiles_of_unit + inner
-                    fragment = self._fragment(start, tile, j)
-                    for row_tile in range(tiling.row_tiles):
-                        self._first_operand(row_tile, inner)
-                        self._instructions(fragment, row_tile, tile)
+                    fragment = self._fragment(start, tile, unit * tiles_of_unit + inner)
+                    for eight in range(tiling.eights):
+                        call(
+                            f"undense_mma_{self.activation.short}",
+                            address(self.sums, (tile * tiling.eights + eight) * _SUMS),
+                            address(*fragment),
+                            address(self.x_words, eight * _UNIT + inner * (words // 2)),
+                        )
 
     def _read_x(self, start: Expr, unit: int) -> None:
-        for row_tile in range(self.tiling.row_tiles):
-            for side in range(2):
-                row = (self.row_warp * self.tiling.row_tiles + row_tile) * TILE
-                row = row + self.row + 8 * side
-                number = self.column * (self.units // 4) + unit
-                place = start + row * self.stage.x_row + self._swizzled(row, number) * _UNIT
-                words = (row_tile * 2 + side) * _UNIT
-                call("undense_load_16", address(self.x_words, words), address(self.shared, place))
-
-    def _first_operand(self, row_tile: int, inner: int) -> None:
-        """Pairs of inputs of both rows in turn."""
-        words = self.activation.words
-        per_side = words // 2
-        pair = words // 4
-        for half in range(2):
-            for side in range(2):
-                for i in range(pair):
-                    source = (row_tile * 2 + side) * _UNIT + inner * per_side + half * pair + i
-                    place = (half * 2 + side) * pair + i
-                    store(self.a, load(self.x_words, source), place)
+        for eight in range(self.tiling.eights):
+            row = (self.row_warp * self.tiling.eights + eight) * _EIGHT + self.row
+            number = self.column * (self.units // 4) + unit
+            place = start + row * self.stage.x_row + self._swizzled(row, number) * _UNIT
+            at = address(self.shared, place)
+            call("undense_load_16", address(self.x_words, eight * _UNIT), at)
 
     def _fragment(self, start: Expr, tile: int, j: int) -> Fragment:
         """That of tile j of the chunk. Dense values are read now, codes have been."""
@@ -316,7 +307,7 @@ class _Block:
     def _read_words(self, start: Expr, tile: int, only: int | None = None) -> None:
         """A lane's words of the chunk, of all its tiles or of one."""
         weights = self.weights
-        number = self.column_warp * self.tiling.column_tiles + tile
+        number = self.column_warp * self.tiling.tiles + tile
         place = held(start + self.stage.weights + number * self.stage.tile)
         kept = 0 if only is not None else tile * weights.planes * weights.words
         for plane in range(weights.planes):
@@ -327,12 +318,12 @@ class _Block:
                     call(f"undense_load_{4 * width}", address(self.words, kept + done), at)
                 done += width
 
-    def _read_scales(self, start: Expr) -> None:
+    def _read_scales(self, start: Expr, chunk: Expr) -> None:
         weights = self.weights
         assert isinstance(weights, Coded)
-        within = self.column * 16 // weights.group if weights.group < CHUNK else index(0)
-        for tile in range(self.tiling.column_tiles):
-            first = (self.column_warp * self.tiling.column_tiles + tile) * self.stage.scale_tile
+        within = self._group_within(chunk, weights.group)
+        for tile in range(self.tiling.tiles):
+            first = (self.column_warp * self.tiling.tiles + tile) * self.stage.scale_tile
             for plane in range(weights.planes):
                 for side in range(2):
                     place = start + self.stage.scales + first
@@ -341,17 +332,14 @@ class _Block:
                     at = tile * 2 * weights.planes + 2 * plane + side
                     store(self.scales, tirx.reinterpret("float32", found), at)
 
-    def _instructions(self, fragment: Fragment, row_tile: int, tile: int) -> None:
-        """The two products with eight outputs each."""
-        registers_of, begin = fragment
-        for eight in range(2):
-            first = ((row_tile * self.tiling.column_tiles + tile) * 2 + eight) * _SUMS
-            call(
-                f"undense_mma_{self.activation.short}",
-                address(self.sums, first),
-                address(self.a, 0),
-                address(registers_of, begin + eight * (self.activation.words // 2)),
-            )
+    def _group_within(self, chunk: Expr, group: int) -> Expr:
+        """Which of a chunk's groups a lane's inputs belong to."""
+        if group % CHUNK == 0:
+            return index(0)
+        if CHUNK % group == 0:
+            return self.column * 16 // group
+        first = chunk * CHUNK
+        return held((first + self.column * 16) // group - first // group)
 
     def _finish(self) -> None:
         """Sums, rounded to the type of y, go through shared memory to where rows are contiguous."""
@@ -361,20 +349,19 @@ class _Block:
             unit = held(load(self.source[2], 0))
         barrier()
         row_words = _row_words(tiling, activation)
-        for row_tile in range(tiling.row_tiles):
-            for pair in range(tiling.column_tiles // 2):
-                for side in range(2):
-                    row = (self.row_warp * tiling.row_tiles + row_tile) * TILE + 8 * side + self.row
-                    tile = self.column_warp * tiling.column_tiles + 2 * pair
-                    output = tile * TILE + self.column * (PAIRED // 4)
-                    place = row * row_words + output * activation.bytes // 4
-                    first = (row_tile * tiling.column_tiles + 2 * pair) * 2 * _SUMS + 2 * side
-                    call(
-                        f"undense_store_row_{activation.short}",
-                        address(self.shared, place),
-                        address(self.sums, first),
-                        unit,
-                    )
+        row_values = row_words * 4 // activation.bytes
+        for tile in range(tiling.tiles):
+            for eight in range(tiling.eights):
+                row = (self.row_warp * tiling.eights + eight) * _EIGHT + self.column * 2
+                output = (self.column_warp * tiling.tiles + tile) * TILE + self.row
+                call(
+                    f"undense_store_sums_{activation.short}",
+                    address(self.shared, 0),
+                    tirx.Cast("int32", row * row_values + output),
+                    address(self.sums, (tile * tiling.eights + eight) * _SUMS),
+                    row_values,
+                    unit,
+                )
         barrier()
         units = tiling.width_tiles * TILE // activation.unit
         count = tiling.height * units
@@ -396,6 +383,12 @@ class _Block:
                     activation.unit,
                     lambda i: load(values, i),
                 )
+
+
+def _groups_of_chunk(group: int) -> int:
+    """How many groups the inputs of a chunk belong to at most, wherever the groups begin."""
+    firsts = range(0, CHUNK * group, CHUNK)
+    return max((first + CHUNK - 1) // group - first // group + 1 for first in firsts)
 
 
 def _row_words(tiling: ManyRowsTiling, activation: Activation) -> int:

@@ -11,6 +11,7 @@ from ..finish import Finish
 from ..mathematics import dtype_of
 from ..tir import Argument, Buffer, Expr, index, load, only_if, store, vectorized
 from .dtypes import Activation
+from .fragments import CHUNK
 from .weights import Weights
 from .words import address, call, registers, unrolled
 
@@ -88,6 +89,10 @@ class Product:
         self, words: Buffer, first: Expr | int, x: Buffer, row: Expr, block: Expr, k: Expr
     ) -> None:
         """Loads 16 bytes of a row that is there; zeros behind the last input."""
+        if self.depth % CHUNK == 0 and self.aligned:
+            at = address(x, row, block * self.stride + k)
+            call("undense_load_16", address(words, first), at)
+            return
         if self.aligned:
             name, place = "undense_load_16", address(words, first)
             with only_if(k < self.depth):

@@ -19,16 +19,23 @@ Rules = tuple[tuple[int | None, Tiling], ...]
 
 
 def tilings(product: Product) -> Rules:
-    """How a product is cut up for each number of rows."""
-    few = partial(FewRowsTiling, warps=8, tiles=2)
-    # Of float32 a value is a register.
-    wide = product.activation.bytes == 4
-    many = ManyRowsTiling(row_tiles=2, stages=2) if wide else ManyRowsTiling()
-    low = ManyRowsTiling(row_warps=1, column_warps=4, row_tiles=2, stages=many.stages)
+    """How a product is cut up for each number of rows: what fits into registers without spilling.
+
+    Of float32 every value is a register, so warps have smaller shares of the result there; codes
+    take registers to decode.
+    """
     ahead = 2 if product.weights.words >= 16 else 4
+    if product.activation.bytes == 4:
+        low = ManyRowsTiling(row_warps=1, column_warps=4, eights=4, tiles=1, stages=2)
+        many = ManyRowsTiling(row_warps=2, column_warps=4, eights=4, tiles=1, stages=2)
+    else:
+        low = ManyRowsTiling(row_warps=1, column_warps=4, eights=4, tiles=1, stages=4)
+        many = ManyRowsTiling(row_warps=2, column_warps=2, eights=8, tiles=4, stages=3)
+        if product.weights.scaled:
+            many = ManyRowsTiling(row_warps=2, column_warps=4, eights=8, tiles=2, stages=3)
     return (
-        (8, few(eights=1, ahead=ahead)),
-        (16, few(eights=2, ahead=ahead)),
+        (8, FewRowsTiling(eights=1, ahead=ahead)),
+        (16, FewRowsTiling(eights=2, ahead=ahead)),
         (64, low),
         (None, many),
     )

@@ -9,8 +9,8 @@ from tvm import tirx
 
 from ..base import Output, Step
 from ..tir import Argument, Buffer, Expr, PrimFunc, index, load, only_if, prim_func, store
-from .fragments import CHUNK, PAIRED, TILE
-from .weights import Coded, Dense, Weights
+from .fragments import CHUNK, TILE
+from .weights import Coded, Dense, Weights, place
 from .words import WARP, divided, grid, held
 
 _WARPS = 4
@@ -49,8 +49,9 @@ def gather_rows(
     def body(count: Expr, indices: Buffer, *buffers: Buffer) -> None:
         *source, y = buffers
         blocks = divided(in_features, _WARPS * WARP)
-        with grid((blocks, count), _WARPS) as ((x, number), warp, lane):
-            column = held((x * _WARPS + warp) * WARP + lane)
+        # Along y and z there may be 65535 blocks only.
+        with grid((count, blocks), _WARPS) as ((number, part), warp, lane):
+            column = held((part * _WARPS + warp) * WARP + lane)
             wanted = tirx.Cast("int64", load(indices, number))
             positive = tirx.Select(wanted < 0, wanted + out_features, wanted)
             row = held(tirx.max(tirx.min(positive, index(out_features - 1)), index(0)))
@@ -63,19 +64,19 @@ def gather_rows(
 
 def _value(weights: Weights, source: Sequence[Buffer], row: Expr, column: Expr) -> Expr:
     """One weight, the inverse of `fragments`."""
-    inside = held(row % PAIRED)
-    position = held(inside % 8 // 2 * 8 + inside // 8 * 2 + inside % 2)
-    tile = held(row // PAIRED * 2 + position // TILE)
+    tile, position = held(row // TILE), held(row % TILE)
     chunk, within = held(column // CHUNK), held(column % CHUNK)
     lane = held(position % 8 * 4 + within // 16)
-    small, side, last = held(within % 16 // 4), held(position % TILE // 8), held(within % 4)
+    small, half = held(within % 16 // 4), held(within % 2)
+    # Both outputs of a lane in turn, for each of its pairs of inputs.
+    pair = held(within % 4 // 2 * 2 + position // 8)
     if isinstance(weights, Dense):
-        place = (small * WARP + lane) * 8 + side * 4 + last
+        place = (small * WARP + lane) * 8 + pair * 2 + half
         if weights.activation.bytes == 4:
-            place = ((small * 2 + side) * WARP + lane) * 4 + last
+            place = ((small * 2 + pair // 2) * WARP + lane) * 4 + pair % 2 * 2 + half
         return load(source[0], 0, tile, chunk, place)
     assert isinstance(weights, Coded)
-    return _decoded(weights, source, tile, position, chunk, lane, small, side, last, column)
+    return _decoded(weights, source, tile, position, chunk, lane, small, pair, half, column)
 
 
 def _decoded(
@@ -86,37 +87,23 @@ def _decoded(
     chunk: Expr,
     lane: Expr,
     small: Expr,
-    side: Expr,
-    last: Expr,
+    pair: Expr,
+    half: Expr,
     column: Expr,
 ) -> Expr:
     codes, scales, unit = source
-    pair, half = side * 2 + last // 2, last % 2
     total = tirx.const(0.0, "float32")
     for plane in range(weights.planes):
-        stored = index(0)
-        done, shift = 0, 0
-        for width in weights.sections if weights.bits < 8 else (8,):
-            # A section of a word has one bit of each value, of two words two, and so on.
-            bits = {1: 1, 2: 2, 4: 4, 8: 8}[width]
-            word, place = _place(bits, small, pair)
-            inner = min(width, 4)
-            number = done * WARP + word // inner * (inner * WARP) + lane * inner + word % inner
+        stored, low = index(0), 0
+        for bits in weights.fields:
+            # Words of higher bits come after those of lower ones, up to four of a lane together.
+            word, shift = place(bits, small, pair)
+            width = min(bits, 4)
+            number = low * WARP + word // width * (width * WARP) + lane * width + word % width
             value = tirx.Cast("int64", load(codes, plane, 0, tile, chunk, number))
-            field = tirx.bitwise_and(tirx.shift_right(value, place + 16 * half), index(2**bits - 1))
-            stored = stored + tirx.shift_left(field, index(shift))
-            done, shift = done + width, shift + bits
-        scale = weights.scale(scales, plane, index(0), tile, position % TILE, column)
+            field = tirx.bitwise_and(tirx.shift_right(value, shift + 16 * half), index(2**bits - 1))
+            stored = stored + tirx.shift_left(field, index(low))
+            low += bits
+        scale = weights.scale(scales, plane, index(0), tile, position, column)
         total = total + tirx.Cast("float32", stored - weights.offset) * scale
     return total * load(unit, 0)
-
-
-def _place(bits: int, small: Expr, pair: Expr) -> tuple[Expr, Expr]:
-    """The word of a section, and the lowest bit, of the pair of a tile."""
-    if bits == 1:
-        return index(0), small * 4 + pair
-    if bits == 2:
-        return small // 2, small % 2 * 8 + pair * 2
-    if bits == 4:
-        return small, pair * 4
-    return small * 2 + pair // 2, pair % 2 * 8

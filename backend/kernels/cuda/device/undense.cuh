@@ -3,10 +3,10 @@
 // Those that need inline PTX stand in intrinsics.cuh; a host emulation brings twins of them, and
 // uses everything here as it is.
 //
-// A fragment is what a lane holds of 16 outputs by 16 inputs, or 16 rows of x by 16 inputs: with
-// lane = 4 g + t it is row g, inputs k .. k+3, then row g + 8, the same inputs, where a chunk of 64
-// inputs is divided so that lane t has 16 neighbours. mma.sync sums over inputs in any order, as
-// long as both operands have them in the same one; so every fragment comes by 16-byte loads.
+// A fragment is what a lane holds of 16 outputs by 16 inputs: with lane = 4 g + t pairs of inputs
+// of outputs g and g + 8 in turn, where a chunk of 64 inputs is divided so that lane t has 16
+// neighbours. mma.sync sums over inputs in any order, as long as both operands have them in the
+// same one; so the first operand and the second come by 16-byte loads, each as it is wanted.
 #pragma once
 
 static __device__ __forceinline__ void undense_load_4(unsigned* words, const void* from) {
@@ -31,37 +31,44 @@ static __device__ __forceinline__ void undense_copy_16(void* to, const void* fro
   *static_cast<uint4*>(to) = *static_cast<const uint4*>(from);
 }
 
-// The first operand of mma.m16n8k16 wants pairs of inputs of both rows in turn.
-static __device__ __forceinline__ void undense_first_operand(unsigned* a, const unsigned* fragment,
-                                                             int words) {
-  const int pair = words / 4;
-  for (int i = 0; i < pair; ++i) {
-    a[i] = fragment[i];
-    a[pair + i] = fragment[2 * pair + i];
-    a[2 * pair + i] = fragment[pair + i];
-    a[3 * pair + i] = fragment[3 * pair + i];
+// (value & mask) | bits in one instruction: with two constants the compiler takes two.
+static __device__ __forceinline__ unsigned undense_and_or(unsigned value, unsigned mask,
+                                                          unsigned bits) {
+#ifdef __CUDA_ARCH__
+  unsigned result;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(result) : "r"(value), "r"(mask), "r"(bits));
+  return result;
+#else
+  return (value & mask) | bits;
+#endif
+}
+
+// Two stored codes, those of neighbouring inputs, in the halves of a word, over the bits of
+// `above`. `bits` words of a lane hold its 32 codes of 4 tiles; even pairs are of output g, odd
+// ones of output g + 8. Codes of 4 bits stay where they are in odd pairs, 16 times as large.
+static __device__ __forceinline__ unsigned undense_pair(const unsigned* words, int bits, int tile,
+                                                        int pair, unsigned above) {
+  const unsigned one = 0x00010001u;
+  switch (bits) {
+    case 2:
+      return undense_and_or(words[tile >> 1] >> (8 * (tile & 1) + 2 * pair), 3 * one, above);
+    case 3:
+      return undense_and_or(words[tile >> 1] >> (8 * (tile & 1) + 2 * pair), 3 * one,
+                            undense_and_or(words[2] >> (4 * tile + pair) << 2, 4 * one, above));
+    case 4:
+      return undense_and_or(words[tile] >> (8 * (pair >> 1)), pair & 1 ? 0xf0 * one : 0xf * one,
+                            above);
+    case 5:
+      return undense_and_or(words[tile] >> (4 * pair), 0xf * one,
+                            undense_and_or(words[4] >> (4 * tile + pair) << 4, 0x10 * one, above));
+    default:
+      return undense_and_or(words[2 * tile + (pair >> 1)] >> (8 * (pair & 1)), 0xff * one, above);
   }
 }
 
-// Two stored codes, those of neighbouring inputs, in the halves of a word. `bits` words of a lane
-// hold its 32 codes of 4 tiles; pair 0 and 1 are of row g, pair 2 and 3 of row g + 8.
-static __device__ __forceinline__ unsigned undense_pair(const unsigned* words, int bits, int tile,
-                                                        int pair) {
-  const unsigned above = 0x00010001u;
-  switch (bits) {
-    case 2:
-      return (words[tile >> 1] >> (8 * (tile & 1) + 2 * pair)) & 0x00030003u;
-    case 3:
-      return ((words[tile >> 1] >> (8 * (tile & 1) + 2 * pair)) & 0x00030003u) |
-             (((words[2] >> (4 * tile + pair)) & above) << 2);
-    case 4:
-      return (words[tile] >> (4 * pair)) & 0x000f000fu;
-    case 5:
-      return ((words[tile] >> (4 * pair)) & 0x000f000fu) |
-             (((words[4] >> (4 * tile + pair)) & above) << 4);
-    default:
-      return (words[2 * tile + (pair >> 1)] >> (8 * (pair & 1))) & 0x00ff00ffu;
-  }
+// Whether undense_pair has left codes 16 times as large.
+static __device__ __forceinline__ bool undense_raised(int bits, int pair) {
+  return bits == 4 && pair & 1;
 }
 
 static __device__ __forceinline__ unsigned undense_word(__half2 value) {
@@ -80,24 +87,29 @@ static __device__ __forceinline__ __nv_bfloat162 undense_bfloats(unsigned word) 
   return *reinterpret_cast<__nv_bfloat162*>(&word);
 }
 
-// The fragment of a tile, `code - offset` exactly: below 1024 a float16 with the bits 0x6400 over
-// a code is 1024 + code.
+// The fragment of a tile, `code - offset` exactly: a float16 with the bits 0x6400 over a code below
+// 1024 is 1024 + code.
 static __device__ __forceinline__ void undense_decode_f16(unsigned* fragment, const unsigned* words,
                                                           int bits, int tile, int offset) {
   const __half2 shift = __half2half2(__ushort_as_half(0x6400 + offset));
+  const __half2 sixteenth = __float2half2_rn(0.0625f);
+  const __half2 raised = __float2half2_rn(-64.0f - offset);
   for (int pair = 0; pair < 4; ++pair) {
-    const unsigned raised = undense_pair(words, bits, tile, pair) | 0x64006400u;
-    fragment[pair] = undense_word(__hsub2(undense_halves(raised), shift));
+    const __half2 value = undense_halves(undense_pair(words, bits, tile, pair, 0x64006400u));
+    fragment[pair] = undense_word(undense_raised(bits, pair) ? __hfma2(value, sixteenth, raised)
+                                                             : __hsub2(value, shift));
   }
 }
 
-// The same in bfloat16, where 0x4300 over seven bits is 128 + code; eight bits go through float.
+// The same in bfloat16, where 0x4300 over seven bits is 128 + code; four bits 16 times as large
+// have no room under it, and eight bits go through float.
 static __device__ __forceinline__ void undense_decode_bf16(unsigned* fragment,
                                                            const unsigned* words, int bits,
                                                            int tile, int offset) {
   const __nv_bfloat162 shift = __bfloat162bfloat162(__ushort_as_bfloat16(0x4300 + offset));
   for (int pair = 0; pair < 4; ++pair) {
-    const unsigned codes = undense_pair(words, bits, tile, pair);
+    unsigned codes = undense_pair(words, bits, tile, pair, 0);
+    if (undense_raised(bits, pair)) codes >>= 4;
     if (bits == 8) {
       fragment[pair] = undense_word(
           __floats2bfloat162_rn(static_cast<float>(static_cast<int>(codes & 0xffffu) - offset),
@@ -111,7 +123,8 @@ static __device__ __forceinline__ void undense_decode_bf16(unsigned* fragment,
 static __device__ __forceinline__ void undense_decode_f32(unsigned* fragment, const unsigned* words,
                                                           int bits, int tile, int offset) {
   for (int pair = 0; pair < 4; ++pair) {
-    const unsigned codes = undense_pair(words, bits, tile, pair);
+    unsigned codes = undense_pair(words, bits, tile, pair, 0);
+    if (undense_raised(bits, pair)) codes >>= 4;
     fragment[2 * pair] =
         __float_as_uint(static_cast<float>(static_cast<int>(codes & 0xffffu) - offset));
     fragment[2 * pair + 1] =
@@ -119,13 +132,13 @@ static __device__ __forceinline__ void undense_decode_f32(unsigned* fragment, co
   }
 }
 
-// sum += fragment * scales, with a scale of row g and one of row g + 8.
+// sum += fragment * scales, with a scale of output g and one of output g + 8.
 static __device__ __forceinline__ void undense_scaled_f16(unsigned* sum, const unsigned* fragment,
                                                           float low, float high) {
   const __half2 scales[2] = {__float2half2_rn(low), __float2half2_rn(high)};
   for (int pair = 0; pair < 4; ++pair) {
     sum[pair] = undense_word(
-        __hfma2(undense_halves(fragment[pair]), scales[pair >> 1], undense_halves(sum[pair])));
+        __hfma2(undense_halves(fragment[pair]), scales[pair & 1], undense_halves(sum[pair])));
   }
 }
 
@@ -134,43 +147,40 @@ static __device__ __forceinline__ void undense_scaled_bf16(unsigned* sum, const 
   const __nv_bfloat162 scales[2] = {__float2bfloat162_rn(low), __float2bfloat162_rn(high)};
   for (int pair = 0; pair < 4; ++pair) {
     sum[pair] = undense_word(
-        __hfma2(undense_bfloats(fragment[pair]), scales[pair >> 1], undense_bfloats(sum[pair])));
+        __hfma2(undense_bfloats(fragment[pair]), scales[pair & 1], undense_bfloats(sum[pair])));
   }
 }
 
 static __device__ __forceinline__ void undense_scaled_f32(unsigned* sum, const unsigned* fragment,
                                                           float low, float high) {
   for (int value = 0; value < 8; ++value) {
-    sum[value] = __float_as_uint(fmaf(__uint_as_float(fragment[value]), value < 4 ? low : high,
+    sum[value] = __float_as_uint(fmaf(__uint_as_float(fragment[value]), value & 2 ? high : low,
                                       __uint_as_float(sum[value])));
   }
 }
 
-// Eight neighbouring outputs of a row: the sums of four instructions, two of each.
-static __device__ __forceinline__ void undense_store_row_f16(unsigned* to, const float* sums,
-                                                             float unit) {
-  alignas(16) unsigned words[4];
-  for (int i = 0; i < 4; ++i) {
-    words[i] = undense_word(__floats2half2_rn(sums[4 * i] * unit, sums[4 * i + 1] * unit));
-  }
-  undense_copy_16(to, words);
-}
-
-static __device__ __forceinline__ void undense_store_row_bf16(unsigned* to, const float* sums,
+// What one instruction leaves for two outputs and two rows, stored with outputs side by side.
+static __device__ __forceinline__ void undense_store_sums_f16(void* to, int first,
+                                                              const float* sums, int row_values,
                                                               float unit) {
-  alignas(16) unsigned words[4];
-  for (int i = 0; i < 4; ++i) {
-    words[i] = undense_word(__floats2bfloat162_rn(sums[4 * i] * unit, sums[4 * i + 1] * unit));
-  }
-  undense_copy_16(to, words);
+  __half* values = static_cast<__half*>(to) + first;
+  for (int i = 0; i < 4; ++i) values[i % 2 * row_values + i / 2 * 8] = __float2half(sums[i] * unit);
 }
 
-static __device__ __forceinline__ void undense_store_row_f32(unsigned* to, const float* sums,
-                                                             float unit) {
+static __device__ __forceinline__ void undense_store_sums_bf16(void* to, int first,
+                                                               const float* sums, int row_values,
+                                                               float unit) {
+  __nv_bfloat16* values = static_cast<__nv_bfloat16*>(to) + first;
   for (int i = 0; i < 4; ++i) {
-    to[2 * i] = __float_as_uint(sums[4 * i] * unit);
-    to[2 * i + 1] = __float_as_uint(sums[4 * i + 1] * unit);
+    values[i % 2 * row_values + i / 2 * 8] = __float2bfloat16(sums[i] * unit);
   }
+}
+
+static __device__ __forceinline__ void undense_store_sums_f32(void* to, int first,
+                                                              const float* sums, int row_values,
+                                                              float unit) {
+  float* values = static_cast<float*>(to) + first;
+  for (int i = 0; i < 4; ++i) values[i % 2 * row_values + i / 2 * 8] = sums[i] * unit;
 }
 
 // The scores of 16 rows and 16 keys, which two instructions have left, as a first operand.
