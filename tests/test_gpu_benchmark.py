@@ -20,9 +20,8 @@ from undense.backend.cuda.nvcc import DEVICE_HEADERS
 from undense.backend.kernels.cuda.dtypes import activation
 from undense.backend.kernels.cuda.weights import Coded, Dense
 from undense.backend.target import Target
-from undense.passes.errors import InputError
 
-from benchmarks.gpu import build, cases, decode, other_kernels, products, table
+from benchmarks.gpu import cases, decode, other_kernels, products
 from benchmarks.gpu.runner import run
 from benchmarks.gpu.runner.baselines import LINEAR, Options
 from benchmarks.gpu.runner.decode import DecodeStep
@@ -33,7 +32,7 @@ from benchmarks.gpu.runner.measure import copies_beyond, input_sets, measured, w
 from benchmarks.gpu.runner.random_data import random_weight
 from benchmarks.gpu.runner.reference import reference, tolerance
 from benchmarks.gpu.runner.results import Results
-from benchmarks.gpu.runner.spec import Case, Tensor, Weight, read_cases, write_cases
+from benchmarks.gpu.runner.spec import Case, Tensor, Weight
 from benchmarks.gpu.runner.timing import Clock, Subject, interleaved
 from benchmarks.gpu.runner.unpack import unpacked
 
@@ -327,85 +326,3 @@ def test_subjects_take_turns() -> None:
     found = interleaved({"a": subject("a"), "b": subject("b")}, 3, HostClock)
     assert order == ["a", "a", "b", "b"] * 3
     assert [timed.calls for timed in found.values()] == [2, 2]
-
-
-def test_cases_are_read_back(tmp_path: Path) -> None:
-    with TARGET.tvm():
-        case, _ = products.product_case("low_rank{ratio=0.25}", (4096, 11008), "float16")
-    assert case.weights[0].width % 16 == 0
-    write_cases(tmp_path / "cases.json", [case], {"python": "3.12"})
-    assert read_cases(tmp_path / "cases.json") == ([case], {"python": "3.12"})
-
-
-def test_recipes_are_named_after_their_cases() -> None:
-    names = [recipe.name for recipe in cases.recipes()]
-    assert len(set(names)) == len(names)
-    assert {aim.case for aim in table.AIMS} <= set(names)
-    with TARGET.tvm():
-        for scheme in cases.SCHEMES:
-            case, _ = products.product_case(scheme, cases.SHAPES[0], "float16")
-            assert case.name in names
-            assert {tensor for call in case.calls for tensor in call.inputs} <= {
-                "x", "hidden", *(t.name for weight in case.weights for t in weight.tensors)
-            }  # fmt: skip
-
-
-def test_without_a_gpu_the_plan_is_printed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with TARGET.tvm():
-        case, _ = products.product_case("dense", (4096, 4096), "float16", rows=(1, 2048))
-    write_cases(tmp_path / "cases.json", [case], {})
-    assert run.main(tmp_path, ["--dry-run"]) == 2
-    told = capsys.readouterr()
-    first, second = told.out.splitlines()
-    assert "dense 4096x4096 float16, rows 1: 33.6 MB" in first
-    assert first.endswith("at least 11.2 µs on an H100 by bytes")
-    assert second.endswith("by operations")
-    assert told.err == "this machine has no GPU that torch can use, so nothing is measured\n"
-    assert run.main(tmp_path, ["--only", "nothing"]) == 2
-
-
-def test_the_page_needs_results(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no results"):
-        table.render(tmp_path)
-
-
-def test_the_page_shows_what_was_measured(tmp_path: Path) -> None:
-    machine = {
-        "gpu": "GPU One", "multiprocessors": 132, "cache_bytes": 50 << 20, "torch": "2.11",
-        "copy_bandwidth": 3e12, "cuda": "13.0", "rates": {"float16": 6e14},
-    }  # fmt: skip
-    row = {
-        "case": "trit_planes{planes=2} 4096x11008 float16", "kind": "product", "dtype": "float16",
-        "structure": "trit_planes{planes=2}", "sizes": {"rows": 1}, "correct": False,
-        "times": {"undense": {"median": 12.34}}, "times_as_fast_as": {LINEAR: 2.5},
-        "of_floor": 0.7, "of_copy_bandwidth": 0.81, "skipped": {"torch int4": "RuntimeError: no"},
-    }  # fmt: skip
-    document = {
-        "machine": machine, "bundle": {"sources": "abc", "target": "cuda"}, "rows": [row],
-        "failed": [], "left_out": [],
-    }  # fmt: skip
-    (tmp_path / "results.json").write_text(json.dumps(document))
-    kept = table.keep(tmp_path / "results.json", tmp_path / "kept")
-    assert kept.name == "gpu-one.json"
-    page = table.render(tmp_path / "kept")
-    assert "12.3 (2.50x; 70 %, **wrong**)" in page
-    assert f"| {row['case']} | 1 | copy bandwidth | 0.8 | 0.81 | met |" in page
-    assert f"| {row['case']} | 1 | {LINEAR} | 3 | 2.50 | missed |" in page
-    assert "not measured" in page
-    assert "- torch int4: RuntimeError: no" in page
-
-
-def test_a_bundle_holds_runner_and_runtime(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuda_device: Any
-) -> None:
-    monkeypatch.setattr(build, "write_runtime", lambda folder, python: folder.mkdir())
-    monkeypatch.setattr(build, "compiled", lambda recipes, target, folder: [])
-    build.write_bundle(tmp_path / build.NAME, [], TARGET, "3.12")
-    build.pack(tmp_path / build.NAME, tmp_path / "bundle.tar.gz")
-    names = {str(p.relative_to(tmp_path / build.NAME)) for p in tmp_path.rglob("*.py")}
-    assert {"run.py", "runner/run.py", "runner/unpack.py"} <= names
-    assert not any("undense" in p.read_text().split("import")[0] for p in tmp_path.rglob("spec.py"))
-    assert (tmp_path / "bundle.tar.gz").stat().st_size < 60 << 20

@@ -1,9 +1,8 @@
 """Weights out of the tensors that the kernels read, in float64: written from the layout alone.
 
 A tile is 16 outputs by 16 inputs, four tiles in a row make a chunk of 64 inputs. Lane `4 g + t` of
-32 holds of tile j two by four values: the outputs g and g + 8 at the inputs `16 t + 4 j … + 3` of
-the chunk. Two tiles below each other hold 32 outputs, of which place `8 e + r` is the output
-`8 (r // 2) + 2 e + r % 2`.
+32 holds of tile j eight values, in four pairs of neighbouring inputs: from the input
+`i = 16 t + 4 j` of the chunk on for the outputs g and g + 8, then from i + 2 on for both.
 
 Codes are integers of `bits` bits, `offset` above what they mean. A lane's values of a chunk are
 taken in pairs, the first in the lower half of a word, the second 16 bits higher:
@@ -22,7 +21,7 @@ import torch
 
 from .spec import Weight
 
-_LANES, _TILES, _CHUNK, _TILE, _PAIRED = 32, 4, 64, 16, 32
+_LANES, _TILES, _CHUNK, _TILE = 32, 4, 64, 16
 
 
 def unpacked(weight: Weight, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -82,23 +81,16 @@ def _code_lanes(stored: torch.Tensor, bits: int) -> torch.Tensor:
 def _matrix(lanes: torch.Tensor, weight: Weight) -> torch.Tensor:
     """`[blocks, tiles, chunks, 4 tiles, lanes, 8]` -> `[blocks, width, depth]`."""
     blocks, tiles, chunks = lanes.shape[:3]
-    split = lanes.reshape(blocks, tiles, chunks, _TILES, 8, 4, 2, 4)
-    # blocks, tile, chunk, j, g, t, side, value -> blocks, tile, side, g, chunk, t, j, value
-    rows = split.permute(0, 1, 6, 4, 2, 5, 3, 7).reshape(blocks, tiles * _TILE, chunks * _CHUNK)
-    return _in_order(rows)[:, : weight.width, : weight.depth]
-
-
-def _in_order(rows: torch.Tensor) -> torch.Tensor:
-    """Rows in the order of the outputs."""
-    place = torch.arange(_PAIRED, device=rows.device)
-    output = 8 * (place % 8 // 2) + 2 * (place // 8) + place % 2
-    paired = rows.reshape(rows.shape[0], -1, _PAIRED, rows.shape[-1])
-    return paired[:, :, torch.argsort(output)].reshape(rows.shape)
+    split = lanes.reshape(blocks, tiles, chunks, _TILES, 8, 4, 2, 2, 2)
+    # blocks, tile, chunk, j, g, t, pair, side, value -> blocks, tile, side, g, chunk, t, j, ...
+    rows = split.permute(0, 1, 7, 4, 2, 5, 3, 6, 8)
+    found = rows.reshape(blocks, tiles * _TILE, chunks * _CHUNK)
+    return found[:, : weight.width, : weight.depth]
 
 
 def _scales(stored: torch.Tensor, weight: Weight) -> torch.Tensor:
     """`[blocks, tiles, groups, 16]` -> `[blocks, width, depth]`."""
     blocks, tiles, groups, _ = stored.shape
-    rows = _in_order(stored.transpose(-1, -2).reshape(blocks, tiles * _TILE, groups))
+    rows = stored.transpose(-1, -2).reshape(blocks, tiles * _TILE, groups)
     spread = rows.repeat_interleave(weight.group, -1)
     return spread[:, : weight.width, : weight.depth]
