@@ -14,6 +14,8 @@ def main() -> int:
     # Before torch is imported: both need typing_extensions, and TVM a recent one.
     sys.path[:0] = [str(FOLDER), str(FOLDER / "runtime")]
     os.environ["TVM_USE_RUNTIME_LIB"] = "1"
+    # It would compile an extension for a torch that it does not know; plain DLPack is enough.
+    os.environ["TVM_FFI_DISABLE_TORCH_C_DLPACK"] = "1"
     from runner import run  # type: ignore[import-not-found]
 
     return int(run.main(FOLDER))
