@@ -71,6 +71,7 @@ def build(model: ir.Model, target: Target, graphs: Graphs | None = None) -> TvmM
         inputs=walk.inputs,
         outputs=walk.outputs,
         dimension_bounds=builder.bounds,
+        libraries=frozenset(builder.libraries),
         generic_functions={
             name: rule
             for name, rule in sorted(rules.items())
