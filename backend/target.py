@@ -16,12 +16,8 @@ from ..passes.structures.base import Form
 from ..runtime.artifact import Device, Kernels
 
 _KNOWN = (
-    "llvm",
-    "llvm -mcpu=NAME",
-    "cuda",
-    "cuda -arch=sm_NN,... -libs=cublas",
-    "ort-cpu",
-    "ort-cuda",
+    *("llvm", "llvm -mcpu=NAME", "cuda", "cuda -arch=sm_NN,... -libs=cublas"),
+    *("ort-cpu", "ort-cuda"),
 )
 
 ARCHITECTURES = ("sm_80", "sm_90")

@@ -67,7 +67,8 @@ class TvmSession(Session):
         except (OSError, RuntimeError, ValueError) as error:
             raise ArtifactError(f"{path} cannot be loaded ({last_line(error)})") from error
         if cublas is not None:
-            self._executable.import_module(cublas)  # where the code looks for functions first
+            (code,) = (part for part in self._executable.imports if part.kind == "library")
+            code.import_module(cublas)
         self._parameters = _read_parameters(artifact, self._device)
         self._parameter_memory = {value.data_ptr() for value in self._parameters}
         self._local = threading.local()
