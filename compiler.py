@@ -236,8 +236,9 @@ class _Job:
             made = Plan(choices, calibration, self.seed, versions())
         if self.form == "portable":
             refuse_exact_activations(choices)
-        if self.form == "cuda":
+        if self.target.device == "cuda":
             refuse_rounded_activations(choices)
+        if self.form == "cuda":
             notes.append(
                 "ONNX Runtime's CPU provider stood in for its CUDA provider in the checks of layers"
             )

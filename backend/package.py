@@ -56,7 +56,7 @@ def check_toolchain(target: Target) -> None:
     """Refuses to start long work that the target's packages or tools could not finish.
 
     Raises:
-        MissingDependencyError: a package or the linker is missing; says what to install.
+        MissingDependencyError: a package, the linker or nvcc is missing; says what to install.
         TargetError: LLVM does not know the CPU of the target.
     """
     if target.engine == "tvm":
@@ -64,6 +64,10 @@ def check_toolchain(target: Target) -> None:
         from . import relax_build
 
         relax_build.check_toolchain()
+        if target.device == "cuda":
+            from .cuda.module import check_device_compiler
+
+            check_device_compiler()
         if "cublas" in target.libraries:
             from .cuda.cublas import cpp_compiler
 
