@@ -34,8 +34,8 @@ def cublas_step(out_features: int, in_features: int, activation: Activation) -> 
 def cublas_function(out_features: int, in_features: int, activation: Activation) -> PrimFunc:
     """The PrimFunc `(x, weight, plain, y)` over a symbolic number of rows.
 
-    Few rows read the weight at the speed of memory, which cuBLAS cannot beat; more of them take as
-    long as they compute.
+    Few rows take as long as reading the weight, which our order of it is for; many take as long as
+    computing, which cuBLAS is made for.
     """
     product = Product.plain(activation, Dense(activation), out_features, in_features)
     few = [(most, tiling) for most, tiling in tilings(product) if isinstance(tiling, FewRowsTiling)]
