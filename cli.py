@@ -216,7 +216,7 @@ def _compile(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from .compiler import graph_text, inspect
+    from .inspection import graph_text, inspect
     from .runtime.report import print_report
 
     if options.diff:

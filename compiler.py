@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from .backend.expected import Expected
     from .backend.package import Lowered
-    from .backend.target import Graphs, Target
+    from .backend.target import Target
     from .frontend.sample_check import Sample
     from .frontend.samples import Samples
     from .passes.fit import FitResult
@@ -82,10 +82,10 @@ def compile(
         with_onnx: for a TVM target, put `model.onnx` beside the compiled module.
         tuned: give kernels the tilings that `undense tune` has measured for this processor, or
             that are shipped for its kind. The report has those used.
-        use_cuda_graph: for target `cuda`, launch what runs again with the same lengths as CUDA
-            graphs. Names the dynamic dimensions whose lengths come again and again: for decoding
-            those of the batch and of the tokens, not that of the cache, which grows. True is all
-            that have an upper bound. Memory is then planned once, for the upper bounds.
+        use_cuda_graph: for target `cuda`: names the dynamic dimensions whose lengths come again and
+            again (for decoding the batch and the tokens, not the cache, which grows). What depends
+            on no others is launched as CUDA graphs, its memory planned once for their upper
+            bounds. True is all dimensions with an upper bound.
         output: folder of the artifact; without it the artifact is temporary until `save`.
         progress: is told what is done; see `passes.progress`.
 
@@ -109,16 +109,15 @@ def compile(
             "budget: plans made by measurement are not there yet; name the schemes with scheme=, "
             "rules or plan="
         )
-    parsed = Target.parse(target).with_kernels(kernels)
+    parsed = Target.parse(target).with_kernels(kernels).with_graphs(use_cuda_graph)
     form = parsed.form(portable=portable)
     if isinstance(scheme, str):
         parse_scheme(scheme)
     wanted = None if dtype is None else parse_dtype(dtype)
     if wanted is not None:
         parsed.check_dtype(wanted)
-    graphs = parsed.graphs(use_cuda_graph)
     check_toolchain(parsed)
-    job = _Job(parsed, wanted, form, with_onnx, tuned, graphs, seed, progress)
+    job = _Job(parsed, wanted, form, with_onnx, tuned, seed, progress)
 
     def fill(folder: Path) -> Manifest:
         progress(0, 1, "capture")
@@ -168,7 +167,6 @@ class _Job:
     form: Form
     with_onnx: bool
     tuned: bool
-    graphs: Graphs | None
     seed: int
     progress: Progress
 
@@ -290,14 +288,7 @@ class _Job:
         fitted = {name: found.fitted for name, found in results.items()}
         ReplaceDense(decided.plan, fitted, self.form)(model)
         self.progress(0, 1, "lower")
-        lowered = lower(
-            model,
-            self.target,
-            folder,
-            with_onnx=self.with_onnx,
-            tuned=self.tuned,
-            graphs=self.graphs,
-        )
+        lowered = lower(model, self.target, folder, with_onnx=self.with_onnx, tuned=self.tuned)
         self.progress(1, 1, "lower")
         self.progress(0, 2, "check")
         expected = expected_outputs(model, samples)
@@ -338,7 +329,7 @@ class _Job:
         }
         return {
             "target": str(self.target),
-            "cuda_graphs": self.graphs is not None,
+            "cuda_graphs": self.target.graphs is not None,
             "dtype": None if self.dtype is None else self.dtype.numpy().name,
             "sites": site_rows(decided.sites, choices, results),
             "refusals": refusal_rows(decided.refusals),
@@ -376,40 +367,3 @@ class _Job:
             },
             versions={**package_versions(), **lowered.versions},
         )
-
-
-def inspect(source: str | Path) -> dict[str, Any]:
-    """The report of an artifact, or the sites and refusals of a model that was not compiled."""
-    from .runtime.artifact import MANIFEST
-
-    if (Path(source) / MANIFEST).exists():
-        from .runtime.artifact import open_artifact
-        from .runtime.report import read_report
-
-        return read_report(open_artifact(source))
-    from .backend.package import weight_bytes
-    from .frontend.load import load as capture
-    from .passes.duplicates import MergeDuplicateWeights
-    from .passes.report import refusal_rows, site_rows
-    from .passes.sites import find_sites
-
-    model = capture(source)
-    MergeDuplicateWeights()(model)
-    sites, refusals = find_sites(model)
-    size = weight_bytes(model)
-    return {
-        "sites": site_rows(sites, {}, {}),
-        "refusals": refusal_rows(refusals),
-        "bytes": {"before": size, "after": size},
-    }
-
-
-def graph_text(source: str | Path) -> str:
-    """The graph of a model, or of an artifact's `model.onnx`, as text without weights."""
-    from .frontend.load import load as capture
-    from .passes.text import show
-    from .runtime.artifact import MANIFEST, MODEL, open_artifact
-
-    if (Path(source) / MANIFEST).exists():
-        source = open_artifact(source).file(MODEL)
-    return show(capture(source))

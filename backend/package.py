@@ -25,7 +25,7 @@ from ..runtime.artifact import (
     TensorInfo,
 )
 from . import onnx_runtime
-from .target import Graphs, Target
+from .target import Target
 
 
 def tensor_infos(
@@ -134,7 +134,6 @@ def lower(
     *,
     with_onnx: bool,
     tuned: bool = True,
-    graphs: Graphs | None = None,
 ) -> Lowered:
     """Writes `model.onnx`, `kernels.so`, or `module.so` and its weights, into `folder`.
 
@@ -144,7 +143,6 @@ def lower(
         folder: of the artifact.
         with_onnx: for a TVM target, write `model.onnx` too.
         tuned: take the tilings that measurements on this processor have chosen.
-        graphs: what is launched as CUDA graphs, if anything.
     """
     if target.engine == "ort" or with_onnx:
         onnx_runtime.save(model, folder)
@@ -165,18 +163,18 @@ def lower(
         if target.engine == "ort":
             lowered = _lower_for_onnx_runtime(model, target, folder)
         else:
-            lowered = _lower_for_tvm(model, target, folder, graphs)
+            lowered = _lower_for_tvm(model, target, folder)
     versions = {"packing": str(PACKING)}
     return replace(lowered, tuning=chosen.report(asked, met), versions=versions)
 
 
-def _lower_for_tvm(model: ir.Model, target: Target, folder: Path, graphs: Graphs | None) -> Lowered:
+def _lower_for_tvm(model: ir.Model, target: Target, folder: Path) -> Lowered:
     """`module.so` and its weights."""
     from safetensors.numpy import save_file
 
     from .relax_build import build
 
-    module = build(model, target, graphs)
+    module = build(model, target)
     module.export(folder)
     save_file(module.weights, folder / WEIGHTS)
     return Lowered(

@@ -66,6 +66,7 @@ class Target:
         architectures: of GPUs to generate code for, as nvcc names them, in rising order.
         libraries: of NVIDIA's that code may call where it runs: `cublas`, or none.
         kernels: for `ort`, what makes the kernels of structured nodes; None is ONNX Runtime.
+        graphs: what is launched as CUDA graphs; None if nothing is.
     """
 
     engine: Literal["tvm", "ort"]
@@ -74,6 +75,7 @@ class Target:
     architectures: tuple[str, ...] = ()
     libraries: tuple[str, ...] = ()
     kernels: Kernels | None = None
+    graphs: Graphs | None = None
 
     @classmethod
     def parse(cls, text: str) -> Target:
@@ -127,17 +129,17 @@ class Target:
             return "cuda"
         return "portable" if portable else "fast"
 
-    def graphs(self, wanted: bool | Sequence[str]) -> Graphs | None:
-        """What is launched as CUDA graphs; None if nothing is.
+    def with_graphs(self, wanted: bool | Sequence[str]) -> Target:
+        """The same target with what is launched as CUDA graphs, if anything.
 
         Raises:
             TargetError: CUDA graphs for another target than cuda.
         """
         if wanted is False:
-            return None
+            return self
         if (self.engine, self.device) != ("tvm", "cuda"):
             raise TargetError(f"use_cuda_graph is for target cuda, not for {self}; leave it out")
-        return Graphs(None if wanted is True else tuple(wanted))
+        return replace(self, graphs=Graphs(None if wanted is True else tuple(wanted)))
 
     @property
     def activations(self) -> Activations:

@@ -39,7 +39,7 @@ REGISTERS = 65536
 SHARED = 99 * 1024
 """The most that a block may have on sm_86 and sm_89, which run the code of sm_80."""
 
-SPILLED = 32
+SPILLED = 0
 """Bytes of a thread that ptxas may keep in memory to fit one more block, which it does unasked.
 
 An array that is indexed at run time, and so lies in memory, has more.

@@ -11,7 +11,7 @@ from ...passes.errors import MissingDependencyError
 from ..cuda.module import cuda_modules
 from ..host_compiler import find_host_compiler
 from ..kernels.lowering import lowering_context
-from ..target import Graphs, Target
+from ..target import Target
 from .finishing import finish_products
 from .fusion import fuse
 from .gpu_schedule import GENERIC_ON_GPU, apply_gpu_schedules
@@ -35,13 +35,8 @@ def check_toolchain() -> None:
         )
 
 
-def build(model: ir.Model, target: Target, graphs: Graphs | None = None) -> TvmModule:
+def build(model: ir.Model, target: Target) -> TvmModule:
     """The model compiled for a TVM target; weights stay apart from the code.
-
-    Args:
-        model: the rewritten model.
-        target: to compile for.
-        graphs: what is launched as CUDA graphs, if anything.
 
     Raises:
         LoweringError: an operator, attribute or type that is not covered; names the node.
@@ -59,9 +54,9 @@ def build(model: ir.Model, target: Target, graphs: Graphs | None = None) -> TvmM
         walk = Walk(model)
         schedule = apply_gpu_schedules if on_gpu else apply_schedules
         module, rules = schedule(fused(walk))
-        if graphs is not None:
-            module = marked(module, walk.builder.bounds, graphs.symbols)
-        with modules, lowering_context(use_cuda_graph=graphs is not None):
+        if target.graphs is not None:
+            module = marked(module, walk.builder.bounds, target.graphs.symbols)
+        with modules, lowering_context(use_cuda_graph=target.graphs is not None):
             executable = tvm.compile(module, target=machine, relax_pipeline=_lower())
         weights = walk.builder.parameters.arrays()
     builder = walk.builder
