@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -35,8 +37,23 @@ def check_toolchain() -> None:
         )
 
 
-def build(model: ir.Model, target: Target) -> TvmModule:
-    """The model compiled for a TVM target; weights stay apart from the code.
+@dataclass(frozen=True)
+class Code:
+    """A model's code without its weights.
+
+    Attributes:
+        walk: of the model; its builder knows the parameters.
+        executable: TVM's, before it is written to a file.
+        rules: that scheduled the functions which had no kernel, by their names.
+    """
+
+    walk: Walk
+    executable: Any
+    rules: Mapping[str, str | None]
+
+
+def build_code(model: ir.Model, target: Target) -> Code:
+    """The code of a model; dense weights are neither packed nor read.
 
     Raises:
         LoweringError: an operator, attribute or type that is not covered; names the node.
@@ -58,18 +75,29 @@ def build(model: ir.Model, target: Target) -> TvmModule:
             module = marked(module, walk.builder.bounds, target.graphs.symbols)
         with modules, lowering_context(use_cuda_graph=target.graphs is not None):
             executable = tvm.compile(module, target=machine, relax_pipeline=_lower())
-        weights = walk.builder.parameters.arrays()
-    builder = walk.builder
+    return Code(walk, executable, rules)
+
+
+def build(model: ir.Model, target: Target) -> TvmModule:
+    """The model compiled for a TVM target; weights stay apart from the code.
+
+    Raises:
+        LoweringError: an operator, attribute or type that is not covered; names the node.
+        MissingDependencyError: no C++ compiler.
+    """
+    code = build_code(model, target)
+    with target.tvm():
+        weights = code.walk.builder.parameters.arrays()
     return TvmModule(
-        executable=executable,
+        executable=code.executable,
         weights=weights,
-        inputs=walk.inputs,
-        outputs=walk.outputs,
-        dimension_bounds=builder.bounds,
-        libraries=frozenset(builder.libraries),
+        inputs=code.walk.inputs,
+        outputs=code.walk.outputs,
+        dimension_bounds=code.walk.builder.bounds,
+        libraries=frozenset(code.walk.builder.libraries),
         generic_functions={
             name: rule
-            for name, rule in sorted(rules.items())
+            for name, rule in sorted(code.rules.items())
             if rule in (GENERIC, GENERIC_ON_GPU, None)
         },
     )
