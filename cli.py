@@ -79,7 +79,10 @@ def _parser() -> argparse.ArgumentParser:
     compiling.add_argument("model", metavar="MODEL", help=".onnx or .pt2 file")
     compiling.add_argument("-o", "--output", metavar="OUT", required=True, help="artifact folder")
     compiling.add_argument(
-        "--target", default="llvm", help="llvm (default), cuda, ort-cpu or ort-cuda"
+        "--target",
+        default="llvm",
+        help="llvm (default), cuda, ort-cpu or ort-cuda; 'cuda -libs=cublas' leaves dense layers "
+        "of many rows to cuBLAS and stores their weights twice",
     )
     compiling.add_argument(
         "--dtype", metavar="float16|bfloat16", help="convert a float32 model to this type first"

@@ -64,7 +64,7 @@ def compile(
         args: example inputs of an `nn.Module`.
         dynamic_shapes: as `torch.export.export` takes them.
         target: `llvm` (this CPU, through TVM), `llvm -mcpu=...`, `cuda`, `cuda -arch=sm_80,sm_90`,
-            `ort-cpu` or `ort-cuda`.
+            `cuda -libs=cublas` (dense layers of many rows by cuBLAS), `ort-cpu` or `ort-cuda`.
         dtype: `float16` or `bfloat16` to convert a float32 model to before anything else is
             decided, as `.half()` does: weights, activations, inputs and outputs. Sums and
             exponentials stay float32.

@@ -14,6 +14,7 @@ from ..passes.duplicates import MergeDuplicateWeights
 from ..passes.errors import LoweringError
 from ..passes.structures.base import Form
 from ..runtime.artifact import (
+    CUBLAS,
     KERNELS,
     MODEL,
     MODEL_DATA,
@@ -67,6 +68,10 @@ def check_toolchain(target: Target) -> None:
             from .cuda.module import check_device_compiler
 
             check_device_compiler()
+        if "cublas" in target.libraries:
+            from .cuda.cublas import cpp_compiler
+
+            cpp_compiler()
     elif target.kernels:
         from . import ort_kernels
 
@@ -174,7 +179,7 @@ def _lower_for_tvm(model: ir.Model, target: Target, folder: Path) -> Lowered:
     save_file(module.weights, folder / WEIGHTS)
     return Lowered(
         "tvm",
-        _bytes(folder, MODULE, WEIGHTS),
+        _bytes(folder, MODULE, CUBLAS, WEIGHTS),
         tuple(module.parameter_names),
         {
             name: (low, sys.maxsize if high is None else high)

@@ -15,7 +15,10 @@ from ..passes.errors import MissingDependencyError, TargetError
 from ..passes.structures.base import Form
 from ..runtime.artifact import Device, Kernels
 
-_KNOWN = ("llvm", "llvm -mcpu=NAME", "cuda", "cuda -arch=sm_NN,...", "ort-cpu", "ort-cuda")
+_KNOWN = (
+    *("llvm", "llvm -mcpu=NAME", "cuda", "cuda -arch=sm_NN,... -libs=cublas"),
+    *("ort-cpu", "ort-cuda"),
+)
 
 ARCHITECTURES = ("sm_80", "sm_90")
 """That `cuda` alone is compiled for: sm_86 and sm_89 run the code of sm_80, later ones the PTX."""
@@ -61,6 +64,7 @@ class Target:
         device: where the model runs.
         mcpu: LLVM's name of the CPU to generate code for; None is this machine's.
         architectures: of GPUs to generate code for, as nvcc names them, in rising order.
+        libraries: of NVIDIA's that code may call where it runs: `cublas`, or none.
         kernels: for `ort`, what makes the kernels of structured nodes; None is ONNX Runtime.
         graphs: what is launched as CUDA graphs; None if nothing is.
     """
@@ -69,6 +73,7 @@ class Target:
     device: Device = "cpu"
     mcpu: str | None = None
     architectures: tuple[str, ...] = ()
+    libraries: tuple[str, ...] = ()
     kernels: Kernels | None = None
     graphs: Graphs | None = None
 
@@ -82,11 +87,16 @@ class Target:
         kind, *options = shlex.split(text) or [""]
         match kind:
             case "llvm":
-                mcpu = _option(text, options, "-mcpu", "NAME")
-                return cls("tvm", mcpu=mcpu)
+                given = _options(text, options, {"-mcpu": "NAME"})
+                return cls("tvm", mcpu=given.get("-mcpu"))
             case "cuda":
-                given = _option(text, options, "-arch", "sm_NN,...")
-                return cls("tvm", "cuda", architectures=_architectures(text, given))
+                given = _options(text, options, {"-arch": "sm_NN,...", "-libs": "cublas"})
+                return cls(
+                    "tvm",
+                    "cuda",
+                    architectures=_architectures(text, given.get("-arch")),
+                    libraries=_libraries(text, given.get("-libs")),
+                )
             case "ort-cpu" | "ort-cuda":
                 if options:
                     raise TargetError(f"target {text!r}: {kind} takes no options")
@@ -151,7 +161,8 @@ class Target:
         if self.engine == "ort":
             return f"ort-{self.device}"
         if self.device == "cuda":
-            return f"cuda -arch={','.join(self.architectures)}"
+            libraries = f" -libs={','.join(self.libraries)}" if self.libraries else ""
+            return f"cuda -arch={','.join(self.architectures)}{libraries}"
         return f"llvm -mcpu={self.mcpu}" if self.mcpu else "llvm"
 
     def tvm(self) -> Any:
@@ -171,7 +182,10 @@ class Target:
 
         if self.device == "cuda":
             host = {"kind": "llvm", "mcpu": _HOST}
-            return TvmTarget({"kind": "cuda", "arch": self.architectures[0], "host": host})
+            form = {"kind": "cuda", "arch": self.architectures[0], "host": host}
+            if self.libraries:
+                form["libs"] = list(self.libraries)
+            return TvmTarget(form)
         mcpu = self.mcpu or str(codegen.llvm_get_system_cpu())
         if not codegen.llvm_is_valid_cpu(mcpu, codegen.llvm_get_system_triple()):
             raise TargetError(
@@ -194,18 +208,26 @@ class Target:
         return tuple(flag for name, flag in _CPU_FLAGS.items() if name in found)
 
 
-def _option(text: str, options: list[str], known: str, form: str) -> str | None:
-    """The value of the only option that there is."""
-    value = None
+def _options(text: str, options: list[str], known: dict[str, str]) -> dict[str, str]:
+    """The values of the options that are given, by their names; `known` has the forms of values."""
+    found = {}
     for option in options:
         name, equals, given = option.partition("=")
-        if name != known or not equals or not given:
+        if name not in known or not equals or not given:
             kind = text.split()[0]
-            raise TargetError(
-                f"target {text!r}: {option!r} is not known; {kind} takes {known}={form}"
-            )
-        value = given
-    return value
+            forms = " and ".join(f"{name}={form}" for name, form in known.items())
+            raise TargetError(f"target {text!r}: {option!r} is not known; {kind} takes {forms}")
+        found[name] = given
+    return found
+
+
+def _libraries(text: str, given: str | None) -> tuple[str, ...]:
+    """Those of a list, of which there is one so far."""
+    found = () if given is None else tuple(dict.fromkeys(given.split(",")))
+    for name in found:
+        if name != "cublas":
+            raise TargetError(f"target {text!r}: library {name!r} is not known; there is cublas")
+    return found
 
 
 def _architectures(text: str, given: str | None) -> tuple[str, ...]:

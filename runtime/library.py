@@ -1,4 +1,4 @@
-"""Compiled code of an artifact: whether this processor runs it, and by which path it is loaded."""
+"""Compiled code of an artifact: whether this processor runs it, by which path, why it failed."""
 
 from __future__ import annotations
 
@@ -35,3 +35,8 @@ def check_processor(artifact: Artifact, remedy: str) -> None:
             f"{artifact.path} was compiled for a processor with {', '.join(missing)}, which this "
             f"one lacks: {remedy}"
         )
+
+
+def last_line(error: Exception) -> str:
+    """What an error says after its stack, or its kind where it says nothing."""
+    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from ..passes.errors import ArtifactError, UndenseError
-from .artifact import MODULE, WEIGHTS, Artifact, Device, Engine
+from .artifact import CUBLAS, MODULE, WEIGHTS, Artifact, Device, Engine
 from .calls import Call, shapes
 from .gpu_tensors import checked, is_on_gpu
 from .hardware import usable_cores
-from .library import check_processor, library_path
+from .library import check_processor, last_line, library_path
 from .session import Session
 from .tensors import is_torch, to_torch
 
@@ -32,6 +32,7 @@ import tvm
 import tvm_ffi
 from tvm.runtime.vm import VirtualMachine
 
+from .cublas import cublas_module
 from .cuda_runtime import cuda_device
 from .tvm_cuda import TURNS, stream_of, to_device, to_torch_on_gpu
 
@@ -58,12 +59,16 @@ class TvmSession(Session):
         self._device = tvm.cpu()
         if device == "cuda":
             self._device = cuda_device(artifact.manifest.architectures, str(artifact.path))
+        cublas = cublas_module(artifact) if CUBLAS in artifact.manifest.files else None
         try:
             self._executable = tvm_ffi.load_module(
                 library_path(artifact, MODULE), keep_module_alive=False
             )
         except (OSError, RuntimeError, ValueError) as error:
-            raise ArtifactError(f"{path} cannot be loaded ({_last(error)})") from error
+            raise ArtifactError(f"{path} cannot be loaded ({last_line(error)})") from error
+        if cublas is not None:
+            (code,) = (part for part in self._executable.imports if part.kind == "library")
+            code.import_module(cublas)
         self._parameters = _read_parameters(artifact, self._device)
         self._parameter_memory = {value.data_ptr() for value in self._parameters}
         self._local = threading.local()
@@ -103,7 +108,7 @@ class TvmSession(Session):
         try:
             result = self._main()(*inputs, *self._parameters)
         except Exception as error:  # the FFI raises what it likes
-            raise UndenseError(f"{self.path}: tvm failed: {_last(error)}") from error
+            raise UndenseError(f"{self.path}: tvm failed: {last_line(error)}") from error
         return [result] if isinstance(result, tvm.runtime.Tensor) else list(result)
 
     def _owned(self, results: Sequence[Any], inputs: Sequence[Any]) -> list[tuple[Any, bool]]:
@@ -241,7 +246,3 @@ def _to_numpy(value: Any, *, copy: bool) -> NDArray[np.generic]:
     copy = copy or str(value.dtype) == "bfloat16"  # which DLPack of numpy does not know
     array: NDArray[np.generic] = value.numpy() if copy else np.from_dlpack(value)
     return array
-
-
-def _last(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__

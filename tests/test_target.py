@@ -15,6 +15,7 @@ from undense.passes.errors import MissingDependencyError, TargetError
         ("llvm -mcpu=x86-64-v3", "tvm", "cpu", "x86-64-v3", ()),
         ("cuda -arch=sm_90", "tvm", "cuda", None, ("sm_90",)),
         ("cuda -arch=sm_80,sm_90,sm_90a", "tvm", "cuda", None, ("sm_80", "sm_90", "sm_90a")),
+        ("cuda -arch=sm_80,sm_90 -libs=cublas", "tvm", "cuda", None, ("sm_80", "sm_90")),
         ("ort-cpu", "ort", "cpu", None, ()),
         ("ort-cuda", "ort", "cuda", None, ()),
     ],
@@ -29,6 +30,15 @@ def test_parse_and_print(
 
 def test_cuda_alone_is_for_every_architecture_in_use():
     assert Target.parse("cuda").architectures == ARCHITECTURES
+
+
+def test_libraries_are_called_where_they_are_asked_for():
+    assert Target.parse("cuda").libraries == ()
+    target = Target.parse("cuda -libs=cublas -arch=sm_90")
+    assert target.libraries == ("cublas",)
+    assert str(target) == "cuda -arch=sm_90 -libs=cublas"
+    assert list(target.tvm().attrs["libs"]) == ["cublas"]
+    assert "libs" not in Target.parse("cuda").tvm().attrs
 
 
 def test_architectures_are_put_in_order_once():
@@ -49,7 +59,10 @@ def test_unknown_targets_list_the_known_ones(text: str):
         ("llvm -mcpu", "llvm takes -mcpu=NAME"),
         ("ort-cpu -fast", "ort-cpu takes no options"),
         ("ort-cuda -arch=sm_90", "ort-cuda takes no options"),
-        ("cuda -mcpu=x", "cuda takes -arch=sm_NN,..."),
+        ("cuda -mcpu=x", "cuda takes -arch=sm_NN,... and -libs=cublas"),
+        ("cuda -libs=", "cuda takes -arch=sm_NN,... and -libs=cublas"),
+        ("cuda -libs=cublas,cudnn", "library 'cudnn' is not known; there is cublas"),
+        ("llvm -libs=cublas", "llvm takes -mcpu=NAME"),
         ("cuda -arch=90", "'90' is no architecture; write sm_80"),
         ("cuda -arch=sm_80,", "'' is no architecture"),
         ("cuda -arch=sm_75", "need sm_80 or later, which sm_75 is not; choose target ort-cuda"),

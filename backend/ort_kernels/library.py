@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from ...passes.errors import LoweringError, MissingDependencyError
+from ..host_compiler import find_cpp_compiler
 from ..target import Target
 from .functions import Functions
 from .products import ALIGNMENT, collect
@@ -18,8 +19,6 @@ from .table import table_source
 HERE = Path(__file__).parent
 HOST = Target("tvm")
 """Kernels are compiled for the CPU of this machine, as target `llvm` is."""
-
-_COMPILERS = ("g++", "clang++", "c++")
 
 # In a section of its own behind all others: code stays within reach of its data, however many
 # weights there are. They are mapped with the library, read when a kernel wants them, and shared by
@@ -113,10 +112,10 @@ def _link(folder: Path, library: str) -> None:
 
 
 def _compiler() -> str:
-    for name in _COMPILERS:
-        if shutil.which(name):
-            return name
-    raise MissingDependencyError(
-        "kernels=tvm needs a C++ compiler and none is on the path; install g++ or clang, "
-        "or compile without kernels"
-    )
+    found = find_cpp_compiler()
+    if found is None:
+        raise MissingDependencyError(
+            "kernels=tvm needs a C++ compiler and none is on the path; install g++ or clang, "
+            "or compile without kernels"
+        )
+    return found

@@ -39,6 +39,7 @@ class Builder(Dimensions):
         products: steps that take a finish, by the name of their PrimFunc.
         work: how the steps of each kernel with tilings are made.
         tied: names of weights that are gathered from and, transposed, multiplied with.
+        libraries: that functions call, by their names in `-libs=` of a target.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Builder(Dimensions):
         self.products: dict[str, Step] = {}
         self.work: dict[Workload, Work] = {}
         self.tied = tied
+        self.libraries: set[str] = set()
 
     def tensor(self, value: Value) -> Any:
         """The Relax expression of a value; host values become constants or parameters."""

@@ -94,6 +94,7 @@ def build(model: ir.Model, target: Target) -> TvmModule:
         inputs=code.walk.inputs,
         outputs=code.walk.outputs,
         dimension_bounds=code.walk.builder.bounds,
+        libraries=frozenset(code.walk.builder.libraries),
         generic_functions={
             name: rule
             for name, rule in sorted(code.rules.items())

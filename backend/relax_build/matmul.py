@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import te, tirx, topi
 
+from ..kernels.cuda.cublas import cublas_step
 from ..kernels.cuda.dtypes import activation
 from ..kernels.cuda.structures import dense_step as cuda_dense_step
 from ..kernels.cuda.weights import Dense
 from ..kernels.dense import dense_step
-from ..kernels.gpu import on_gpu
+from ..kernels.gpu import on_gpu, uses_cublas
 from .builder import OUT_ELEMENTWISE_FUSABLE, Builder
 from .dimensions import extent
 from .node import Lowering, Node
@@ -87,6 +88,14 @@ def linear(builder: Builder, x: Value, weight: Value) -> Value:
 def _linear_on_gpu(builder: Builder, x: Value, weight: Value) -> Value:
     fragments = stored_fragments(builder, weight)
     inputs, outputs = weight.shape
+    known_type = activation(weight.dtype)
+    if uses_cublas() and known_type is not None:
+        builder.libraries.add("cublas")
+        return builder.steps(
+            lambda: [cublas_step(outputs, inputs, known_type)],
+            builder.cast(x, weight.dtype),
+            {"weight": fragments.expr, "plain": _stored_by_rows(builder, weight).expr},
+        )
     return builder.steps(
         lambda: [cuda_dense_step(outputs, inputs, weight.dtype)],
         builder.cast(x, weight.dtype),
@@ -103,6 +112,14 @@ def stored_fragments(builder: Builder, weight: Value) -> Value:
     (argument,) = dense.arguments(1, int(array.shape[1]), int(array.shape[0]))
     name = f"{weight.name}.fragments"
     return builder.stored(name, argument.shape, weight.dtype, lambda: dense.pack(array.T[None]))
+
+
+def _stored_by_rows(builder: Builder, weight: Value) -> Value:
+    """The parameter that holds a constant `[in, out]` as `[out, in]`."""
+    array = weight.host
+    assert array is not None
+    shape = (int(array.shape[1]), int(array.shape[0]))
+    return builder.stored(f"{weight.name}.by_rows", shape, weight.dtype, lambda: array.T)
 
 
 def stored_panels(builder: Builder, weight: Value) -> Value:

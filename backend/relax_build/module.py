@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...runtime.artifact import CUBLAS
+from ..cuda.cublas import cublas_library
+
 
 @dataclass(frozen=True, eq=False)
 class Signature:
@@ -33,6 +36,7 @@ class TvmModule:
             expression such as `past + seq`. The code does not check them: a session must.
         generic_functions: names of the PrimFuncs that only the last rule scheduled, with its name,
             or that none did, with None: the first to look at where time is lost.
+        libraries: that the code calls, by their names in `-libs=` of a target.
     """
 
     executable: Any
@@ -41,6 +45,7 @@ class TvmModule:
     outputs: Sequence[Signature]
     dimension_bounds: dict[str, tuple[int, int | None]]
     generic_functions: dict[str, str | None]
+    libraries: frozenset[str] = frozenset()
 
     @property
     def parameter_names(self) -> list[str]:
@@ -48,7 +53,12 @@ class TvmModule:
         return list(self.weights)
 
     def export(self, folder: str | os.PathLike[str]) -> Path:
-        """Writes `module.so`, the code without weights, and returns its path."""
+        """Writes `module.so`, the code without weights, and returns its path.
+
+        Beside it `cublas.so`, if the code calls it.
+        """
         path = Path(folder) / "module.so"
         self.executable.export_library(str(path))
+        if "cublas" in self.libraries:
+            (Path(folder) / CUBLAS).write_bytes(cublas_library())
         return path

@@ -23,6 +23,7 @@ from cuda_emulation.toolchain import (
 # As long as the names they replace.
 _DRIVER = "emucuda.so.1"
 _RUNTIME = "emucudart.so.13"
+_CUBLAS = "emucublas.so.13"
 _FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared")
 _TVM_RUNTIME = "libtvm_runtime_cuda.so"
 
@@ -46,6 +47,18 @@ def runtime_library() -> Path:
         run_compiler([*_FLAGS, *include_flags(), linking, source, driver, "-o", target])
 
     return built(_folder() / _RUNTIME, build)
+
+
+def cublas_library() -> Path:
+    """For libcublas.so.13: products, on the driver above."""
+    driver = driver_library()
+
+    def build(target: Path) -> None:
+        linking = f"-Wl,-soname,{_CUBLAS}"
+        source = FOLDER / "cublas.cpp"
+        run_compiler([*_FLAGS, *include_flags(), linking, source, driver, "-o", target])
+
+    return built(_folder() / _CUBLAS, build)
 
 
 def tvm_runtime_library() -> Path:
