@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import cuda_emulation
@@ -36,6 +37,10 @@ def reference(spec: Attention, arrays: list[NDArray[Any]]) -> NDArray[np.float64
             scores = np.where(mask, scores, -np.inf)
         else:
             scores = scores + mask.astype(np.float64)
+    if spec.causal:
+        queries, keys = scores.shape[-2:]
+        seen = np.arange(keys) <= np.arange(queries)[:, None] + keys - queries
+        scores = np.where(seen, scores, -np.inf)
     peak = scores.max(axis=-1, keepdims=True, initial=-np.inf)
     with np.errstate(invalid="ignore"):
         powers = np.exp(scores - np.where(np.isinf(peak), 0, peak))
@@ -141,6 +146,19 @@ def test_masks(there: tuple[bool, bool, bool, bool], kind: str):
     for dtype in ("float16", "float32"):
         check(spec, dtype, batch, queries, keys, mask=mask)
         check(spec, dtype, batch, 1, keys, mask=mask[:, :, :1] if there[2] else mask)
+
+
+@pytest.mark.parametrize("group", [1, 3])
+@pytest.mark.parametrize(("queries", "keys"), [(1, 70), (9, 9), (40, 40), (33, 200), (130, 130)])
+def test_causal(group: int, queries: int, keys: int):
+    check(spec_of(group=group, causal=True), "float16", 2, queries, keys, order="shuffled:2")
+
+
+def test_causal_with_a_mask_of_keys():
+    keep = RNG.random((2, 1, 1, 80)) < 0.7
+    spec = spec_of(mask=(True, False, False, True), mask_dtype="bool", causal=True)
+    spec = dataclasses.replace(spec, allow_empty=True)
+    check(spec, "float32", 2, 80, 80, mask=keep)
 
 
 def test_rows_of_masked_keys_are_not_numbers_unless_allowed():

@@ -64,6 +64,8 @@ class Attention:
             one there; None without a mask.
         mask_dtype: `bool` where true is kept, or `float32` to be added.
         allow_empty: a row of nothing but −∞ gives zeros, instead of NaN.
+        causal: the queries are those of the last keys, and see none after their own; for GPUs,
+            where kernels leave out what is never seen.
     """
 
     size: int
@@ -77,6 +79,7 @@ class Attention:
     mask: tuple[bool, bool, bool, bool] | None = None
     mask_dtype: str = "float32"
     allow_empty: bool = False
+    causal: bool = False
 
     @property
     def fits(self) -> bool:

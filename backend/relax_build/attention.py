@@ -61,8 +61,15 @@ def _attention(builder: Builder, node: Node) -> list[Value]:
     scale = _scale(node, query.shape[3])
     plain = not node.attribute("softcap", 0.0) and not node.used(3)
     if plain and node.attribute("softmax_precision") in (None, ir.DataType.FLOAT):
-        mask = _combined_mask(builder, node, query.shape[2], key.shape[2], past)
-        fused = fused_attention(builder, query, key, value, scale, mask, allow_empty=True)
+        queries, keys = query.shape[2], key.shape[2]
+        causal = bool(node.attribute("is_causal", 0))
+        known_causal = causal and on_gpu() and builder.same(keys, past + queries)
+        mask = _mask(builder, node, keys)
+        if causal and not known_causal:
+            mask = _causal_mask(builder, mask, queries, keys, past)
+        fused = fused_attention(
+            builder, query, key, value, scale, mask, allow_empty=True, causal=known_causal
+        )
         if fused is not None:
             return [_joined(builder, node, fused), key, value, fused]
     group = heads // shared
@@ -102,6 +109,7 @@ def fused_attention(
     mask: Value | None,
     *,
     allow_empty: bool,
+    causal: bool = False,
 ) -> Value | None:
     """The attention of `[batch, heads, length, size]` by one kernel; None where it has none.
 
@@ -113,6 +121,7 @@ def fused_attention(
         scale: of the products.
         mask: broadcast over the scores: true is kept, or added.
         allow_empty: whether a row of nothing but −inf gives zeros.
+        causal: see `Attention`.
     """
     wanted = query.dtype
     tensors = tuple(builder.multiplied(v) for v in (query, key, value))
@@ -145,6 +154,7 @@ def fused_attention(
         mask=axes,
         mask_dtype="float32" if mask is None else mask.dtype,
         allow_empty=allow_empty,
+        causal=causal,
     )
     if not (cuda_attention.fits(spec, query.dtype) if on_gpu() else spec.fits):
         return None
@@ -182,15 +192,16 @@ def _mask_axes(
     return there[0], there[1], there[2], there[3]
 
 
-def _combined_mask(
-    builder: Builder, node: Node, queries: Dim, keys: Dim, past: Dim
-) -> Value | None:
-    """The mask of the node and that of causality in one."""
+def _mask(builder: Builder, node: Node, keys: Dim) -> Value | None:
+    """The mask of the node, if it has one."""
     mask = node.get(3)
     if mask is not None:
         builder.require_equal(mask.shape[-1], keys)
-    if not node.attribute("is_causal", 0):
-        return mask
+    return mask
+
+
+def _causal_mask(builder: Builder, mask: Value | None, queries: Dim, keys: Dim, past: Dim) -> Value:
+    """A mask and that of causality in one."""
 
     def compute(queries: Any, keys: Any, past: Any) -> Any:
         shape = [extent(queries), extent(keys)]

@@ -13,7 +13,6 @@ of V are taken in an order in which a lane loads neighbours (FlashAttention-2, a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from math import gcd
 from typing import Any
@@ -33,6 +32,7 @@ from ..tir import (
     serial,
     store,
 )
+from .attention_tiling import FEW, MANY, AttentionTiling
 from .dtypes import Activation, activation
 from .few_rows import clear_floats
 from .fragments import TILE
@@ -53,30 +53,6 @@ _LOG2_E = 1.4426950408889634
 _SUMS = 4
 _EIGHT = 8
 _SIDES = 2
-
-
-@dataclass(frozen=True)
-class AttentionTiling:
-    """How the work is divided.
-
-    Attributes:
-        warps: of a block.
-        keys: of a block of keys, a multiple of 16.
-        share_keys: the warps of a block have the same 16 rows, and take turns with the keys.
-    """
-
-    warps: int = 4
-    keys: int = 64
-    share_keys: bool = False
-
-    @property
-    def rows(self) -> int:
-        """Of a block."""
-        return TILE if self.share_keys else TILE * self.warps
-
-
-FEW = AttentionTiling(warps=8, keys=32, share_keys=True)
-MANY = AttentionTiling()
 
 
 def fits(spec: Attention, dtype: str) -> bool:
@@ -148,7 +124,7 @@ class _Warp:
         self.spec, self.activation, self.tiling = spec, known, tiling
         self.query, self.key, self.value, *mask, self.y = buffers
         self.mask = mask[0] if mask else None
-        self.queries, self.keys = queries, keys
+        self.queries, self.keys, self.first = queries, keys, first
         self.batch, self.head = held(number // spec.heads), held(number % spec.heads)
         self.warp, self.lane = warp, lane
         self.row, self.column = held(lane // 4), held(lane % 4)
@@ -186,9 +162,21 @@ class _Warp:
                     self._block(held(number * self.tiling.keys))
             self._merge()
         else:
-            with serial(blocks) as number:
+            with serial(self._seen(blocks)) as number:
                 self._block(held(number * self.tiling.keys))
             self._store()
+
+    def _seen(self, blocks: Expr) -> Expr:
+        """Blocks of keys that any of the warp's rows sees."""
+        if not self.spec.causal:
+            return blocks
+        end = held(tirx.min(self.first + (TILE - 1), self.rows - 1))
+        member = held(end // self.queries)
+        # Rows of two heads have the last query of the first of them among them.
+        alone = tirx.EQ(self.first // self.queries, member)
+        last = tirx.Select(alone, end - member * self.queries, self.queries - 1)
+        seen = last + 1 + self.keys - self.queries
+        return held(tirx.min(blocks, divided(tirx.max(seen, index(0)), self.tiling.keys)))
 
     def _load_queries(self) -> None:
         """A lane's quarter of two rows, as first operands."""
@@ -282,20 +270,23 @@ class _Warp:
     def _masked(self, score: Expr, side: int, key: Expr) -> Expr:
         """A score as an exponent of two; −∞ for a key that is masked or not there."""
         value = score * tirx.const(self.spec.scale * _LOG2_E, "float32")
+        there = key < self.keys
+        if self.spec.causal:
+            there = key <= self.positions[side] + (self.keys - self.queries)
         if self.mask is None or self.spec.mask is None:
-            return tirx.Select(key < self.keys, value, _lowest())
+            return tirx.Select(there, value, _lowest())
         axes = (self.batch, self.heads[side], self.positions[side], tirx.min(key, self.keys - 1))
         # Rows that are not there have no place in the mask either.
         last = (None, self.spec.heads * self.spec.group - 1, self.queries - 1, None)
         at = [
-            index(0) if not there else axis if most is None else tirx.min(axis, index(most))
-            for axis, there, most in zip(axes, self.spec.mask, last, strict=True)
+            index(0) if not has else axis if most is None else tirx.min(axis, index(most))
+            for axis, has, most in zip(axes, self.spec.mask, last, strict=True)
         ]
         given = load(self.mask, *at)
         if self.spec.mask_dtype == "bool":
-            return tirx.Select(tirx.all(key < self.keys, given), value, _lowest())
+            return tirx.Select(tirx.all(there, given), value, _lowest())
         value = value + tirx.Cast("float32", given) * tirx.const(_LOG2_E, "float32")
-        return tirx.Select(key < self.keys, value, _lowest())
+        return tirx.Select(there, value, _lowest())
 
     def _multiply_values(self, start: Expr) -> None:
         """The scores of 16 keys at a time are a first operand; pairs of values the second."""
