@@ -58,13 +58,24 @@ class Expected:
     rounding_effect: float | None
 
     def warnings(self) -> list[str]:
-        """A sentence if the rounding drowns what the whole-model check could find."""
-        if self.rounding_effect is None or self.rounding_effect < DROWNING:
+        """A sentence if the whole-model check hardly finds anything, with the reason."""
+        if self.rounding_effect is not None:
+            if self.rounding_effect < DROWNING:
+                return []
+            return [
+                f"rounding activations to int8 changes the checked outputs by "
+                f"{self.rounding_effect:.0%}, so `verify` can hardly tell a wrong engine there "
+                "(layers were checked one by one); give calibration data of real inputs, or "
+                "activations=float"
+            ]
+        loose = {name: bound for name, bound in self.tolerance.items() if bound >= DROWNING}
+        if not loose:
             return []
+        name = max(loose, key=loose.__getitem__)
         return [
-            f"rounding activations to int8 changes the checked outputs by "
-            f"{self.rounding_effect:.0%}, so `verify` can hardly tell a wrong engine there (layers "
-            "were checked one by one); give calibration data of real inputs, or activations=float"
+            f"rounding in the model's type may change {name} by {loose[name]:.0%} on the checked "
+            f"inputs, so `verify` can hardly tell a wrong engine there ({len(loose)} of "
+            f"{len(self.tolerance)} outputs); give calibration data of real inputs"
         ]
 
 
