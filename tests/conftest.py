@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,3 +62,17 @@ def cuda_device() -> Any:
     except cuda_emulation.EmulationUnavailable as reason:
         pytest.skip(str(reason))
     return tvm.cuda(0)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says what of the CUDA kernels this run did not cover."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    waiting = sorted({report.nodeid for report in skipped if "gpu" in report.keywords})
+    if not waiting:
+        return
+    from undense.backend.cuda.nvcc import INTRINSICS
+
+    names = re.findall(r"void (undense_\w+)\(", INTRINSICS.read_text(encoding="utf-8"))
+    terminalreporter.section("only a GPU covers")
+    terminalreporter.line(f"inline PTX, of which the emulation has twins: {', '.join(names)}")
+    terminalreporter.line(f"tests that were skipped: {', '.join(waiting)}")

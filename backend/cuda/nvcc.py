@@ -22,7 +22,10 @@ EMULATED_HEADERS = (_DEVICE / "undense.cuh",)
 """Device functions that kernels call, but for those of inline PTX, which an emulation has its own
 of."""
 
-DEVICE_HEADERS = (_DEVICE / "intrinsics.cuh", *EMULATED_HEADERS)
+INTRINSICS = _DEVICE / "intrinsics.cuh"
+"""Those of inline PTX."""
+
+DEVICE_HEADERS = (INTRINSICS, *EMULATED_HEADERS)
 """All of them."""
 
 _FLAGS = (
