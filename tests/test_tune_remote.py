@@ -96,7 +96,7 @@ def test_candidates_are_measured_on_all_servers_and_servers_come_back(
         (result,) = found["results"]
         assert (result["kind"], result["tried"], result["wrong"]) == ("dense", 4, 0)
     (record,) = read_records()
-    assert record.cpu.startswith(KEY)
+    assert record.processor.startswith(KEY)
     assert record.threads == 1
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import tvm
 from numpy.typing import NDArray
 
+from ...runtime.hardware import machine
 from ...runtime.tvm_session import use_threads
 
 
@@ -20,6 +21,11 @@ class Device(ABC):
     @abstractmethod
     def cpu(self) -> Any:
         """Its processor, as TVM names it."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What its maker calls the processor; empty where that is not known."""
 
     @property
     @abstractmethod
@@ -48,6 +54,11 @@ class LocalDevice(Device):
     def cpu(self) -> Any:
         """That of this machine."""
         return tvm.cpu()
+
+    @property
+    def name(self) -> str:
+        """As the system tells it."""
+        return str(machine()["cpu"])
 
     @property
     def threads(self) -> int:

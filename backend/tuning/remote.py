@@ -42,6 +42,11 @@ class RemoteDevice(Device):
         return self._session.cpu(0)
 
     @property
+    def name(self) -> str:
+        """Servers do not tell it."""
+        return ""
+
+    @property
     def threads(self) -> int:
         """Those of the server's pool."""
         return self._threads
