@@ -28,10 +28,10 @@ from undense.backend.kernels.cuda.products import MANY, Ruled, chosen
 from undense.backend.kernels.cuda.weights import Coded, Dense
 from undense.backend.kernels.targets import asked, tuned
 from undense.backend.target import Target
-from undense.backend.tuning import choose
+from undense.backend.tuning import choose, remote
 from undense.backend.tuning.choose import choose_records
 from undense.backend.tuning.cuda import folder as folders
-from undense.backend.tuning.cuda import measure
+from undense.backend.tuning.cuda import measure, servers
 from undense.backend.tuning.cuda import tune as tuning
 from undense.backend.tuning.cuda.candidates import sources
 from undense.backend.tuning.cuda.limits import fits, shared_limit
@@ -305,6 +305,27 @@ def test_in_one_go_where_there_is_a_gpu(artifact: Path, monkeypatch: pytest.Monk
     found = tuning.tune_on_gpu(undense.load(artifact).artifact, 1, [16], None, lambda *_: None)
     assert [row["tried"] for row in found["results"]] == [1]
     assert len(read_records()) == 1
+
+
+def test_on_servers_of_a_tracker(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tvm import rpc
+
+    keys = []
+
+    @contextlib.contextmanager
+    def lent(tracker: str, key: str, threads: int | None, kind: Any) -> Iterator[list[Any]]:
+        keys.append((tracker, key))
+        yield [kind(rpc.LocalSession(), artifact.parent, threads)]
+
+    monkeypatch.setattr(servers, "remote_devices", lent)
+    monkeypatch.setattr(servers, "nvcc_version", lambda: (13, 0))
+    monkeypatch.setattr(remote, "_FLUSHED", 2**12)
+    found = tuning.tune_on_gpu(undense.load(artifact).artifact, 2, [8], "host:1", lambda *_: None)
+    assert keys == [("host:1", "sm_90")]
+    assert [(row["tried"], row["wrong"]) for row in found["results"]] == [(2, 0)]
+    (record,) = read_records()
+    assert record.processor == "sm_90"
+    assert record.machine
 
 
 def test_rules_take_their_records() -> None:

@@ -26,11 +26,13 @@ class Source:
 
     Attributes:
         fields: that differ from the rule's.
-        text: the source of one kernel.
+        function: its PrimFunc, for any number of rows.
+        text: the source of its one kernel.
         launch: of it for the rows that are measured.
     """
 
     fields: Mapping[str, Any]
+    function: Any
     text: str
     launch: Launch
 
@@ -52,8 +54,9 @@ def sources(ruled: Ruled, rows: int, target: Target, trials: int, seed: int) -> 
         tiling = with_fields(rule, changed)
         if changed and not _sensible(tiling, ruled.product, rows, limit):
             continue
-        text, launch = lowered(_function(ruled.product, tiling, target), target, rows)
-        found.setdefault(text, Source(changed, text, launch))
+        function = _function(ruled.product, tiling, target)
+        text, launch = lowered(function, target, rows)
+        found.setdefault(text, Source(changed, function, text, launch))
     return list(found.values())
 
 

@@ -144,13 +144,13 @@ def _described(job: Job, found: Sequence[Json | None]) -> Json:
         "out_features": outputs,
         "in_features": inputs,
         "rows": job.rows,
-        "arguments": _arguments(job.ruled.product, job.rows),
+        "arguments": product_arguments(job.ruled.product, job.rows),
         "candidates": list(different.values()),
         "left_out": len(found) - len(different),
     }
 
 
-def _arguments(product: Product, rows: int) -> list[Json]:
+def product_arguments(product: Product, rows: int) -> list[Json]:
     """The buffers of a kernel, with what their random floats are multiplied by."""
     number = tirx.const(rows, "int64")
     return [

@@ -32,6 +32,7 @@ from ..search import Found
 from .folder import write_folder
 from .measure import RESULTS
 from .results import read_results
+from .servers import measured_on_servers
 
 _FAILURES = 10
 """Runs of the script that a candidate may end, in one tuning."""
@@ -52,6 +53,11 @@ class Opened:
     target: Target
     model: ir.Model
     work: dict[Workload, Ruled]
+
+    @property
+    def seed(self) -> int:
+        """Of its plan."""
+        return read_plan(self.artifact.file(PLAN)).seed
 
     def rows(self, wanted: Sequence[int] | None) -> list[int]:
         """The numbers of rows to tune for.
@@ -149,7 +155,12 @@ def tune_on_gpu(
         return _merged(opened, [], measured=False)
     check_nvcc()
     if tracker is not None:
-        raise TuningError("NO TRACKER")
+        kernels = len(opened.work) * len(wanted)
+        found = measured_on_servers(
+            opened.work.values(), wanted, opened.target, tracker, trials, opened.seed,
+            lambda done: progress(done, kernels, "tune"),
+        )  # fmt: skip
+        return _merged(opened, found, measured=True)
     if not has_gpu(opened.target):
         raise TuningError(
             f"no GPU here runs code for {opened.target}: take --export FOLDER to a machine that "
@@ -181,14 +192,13 @@ def _opened(artifact: Artifact) -> Opened:
 def _write(
     opened: Opened, folder: Path, rows: Sequence[int], trials: int, progress: Progress
 ) -> dict[str, Any]:
-    seed = read_plan(opened.artifact.file(PLAN)).seed
     return write_folder(
         folder,
         opened.work.values(),
         rows,
         opened.target,
         trials,
-        seed,
+        opened.seed,
         lambda done, total: progress(done, total, "compile"),
     )
 
