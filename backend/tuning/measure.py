@@ -124,7 +124,8 @@ class Bench:
 def _same(mine: NDArray[Any], own: NDArray[Any]) -> bool:
     if own.dtype.kind != "f" and own.dtype.name != "bfloat16":
         return bool(np.array_equal(mine, own))
-    relative = max(_TOLERANCE, _ROUNDINGS * float(ml_dtypes.finfo(own.dtype).eps))
+    precision: Any = ml_dtypes.finfo(own.dtype)  # type: ignore[no-untyped-call]
+    relative = max(_TOLERANCE, _ROUNDINGS * float(precision.eps))
     mine, own = mine.astype(np.float32), own.astype(np.float32)
     largest = float(np.abs(own[np.isfinite(own)]).max(initial=0))
     return bool(np.allclose(mine, own, rtol=0, atol=relative * largest, equal_nan=True))
