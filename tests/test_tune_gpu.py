@@ -72,7 +72,11 @@ class Emulated(measure.Gpu):
         pass
 
     def captured(self, calls: Sequence[measure.Call]) -> measure.Call:
-        return calls[0]
+        def replay() -> None:
+            for call in calls:
+                call()
+
+        return replay
 
     def seconds(self, call: measure.Call) -> float:
         start = time.perf_counter()
