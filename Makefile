@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all check format bench bench-kernels table ide wheel-test clean
+.PHONY: demo test test-all check format bench bench-kernels bench-gpu-bundle table ide wheel-test \
+  clean
 
 demo: $(READY)  ## compile MiniLM with calibration for both engines and compare with dense
 	$(BIN)/python -m benchmarks.demo
@@ -33,6 +34,10 @@ bench: $(READY)  ## run every benchmark that is missing or out of date, then ren
 bench-kernels: $(READY)  ## time single layers beside their peers, for docs/kernels.md
 	$(BIN)/python -m benchmarks.kernels
 
+bench-gpu-bundle: $(READY)  ## compile the cases that a GPU host without network measures
+	@mkdir -p build
+	$(BIN)/python -m benchmarks.gpu.build -o build/undense-gpu.tar.gz
+
 table: $(READY)  ## render the README's table from benchmarks/results
 	$(BIN)/python -m benchmarks.table
 
@@ -42,7 +47,7 @@ wheel-test: $(READY)  ## build the wheel and try it in clean environments
 # Links that let type checkers and editors see the folders as the package `undense`.
 ide:
 	@mkdir -p .ide/undense
-	@for part in frontend passes backend runtime __init__.py compiler.py cli.py py.typed; do \
+	@for part in frontend passes backend runtime __init__.py compiler.py inspection.py cli.py py.typed; do \
 	  ln -sfn ../../$$part .ide/undense/$$part; done
 
 $(READY): pyproject.toml constraints.txt

@@ -78,7 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     compiling = verb("compile", _compile, "compile a model into an artifact folder")
     compiling.add_argument("model", metavar="MODEL", help=".onnx or .pt2 file")
     compiling.add_argument("-o", "--output", metavar="OUT", required=True, help="artifact folder")
-    compiling.add_argument("--target", default="llvm", help="llvm (default), ort-cpu or ort-cuda")
+    compiling.add_argument(
+        "--target", default="llvm", help="llvm (default), cuda, ort-cpu or ort-cuda"
+    )
     compiling.add_argument(
         "--dtype", metavar="float16|bfloat16", help="convert a float32 model to this type first"
     )
@@ -103,6 +105,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     compiling.add_argument(
         "--no-tuned", action="store_true", help="use no tiling that was measured before"
+    )
+    compiling.add_argument(
+        "--use-cuda-graph",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="DIM,...",
+        type=lambda text: tuple(text.split(",")),
+        help="for cuda: launch as CUDA graphs what depends on these dynamic dimensions alone "
+        "(batch,tokens), or on any with an upper bound",
     )
 
     inspecting = verb("inspect", _inspect, "list the linears of a model or artifact, and why")
@@ -201,6 +213,7 @@ def _compile(options: argparse.Namespace) -> int:
             kernels=options.kernels,
             with_onnx=not options.no_onnx,
             tuned=not options.no_tuned,
+            use_cuda_graph=options.use_cuda_graph,
             output=options.output,
             progress=progress,
         )
@@ -211,7 +224,7 @@ def _compile(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from .compiler import graph_text, inspect
+    from .inspection import graph_text, inspect
     from .runtime.report import print_report
 
     if options.diff:

@@ -52,6 +52,7 @@ def compile(
     kernels: str | None = None,
     with_onnx: bool = True,
     tuned: bool = True,
+    use_cuda_graph: bool | Sequence[str] = False,
     output: str | Path | None = None,
     progress: Progress = silent,
 ) -> Session:
@@ -62,7 +63,8 @@ def compile(
             `onnx.ModelProto` or `onnx_ir.Model`.
         args: example inputs of an `nn.Module`.
         dynamic_shapes: as `torch.export.export` takes them.
-        target: `llvm` (this CPU, through TVM), `llvm -mcpu=...`, `ort-cpu` or `ort-cuda`.
+        target: `llvm` (this CPU, through TVM), `llvm -mcpu=...`, `cuda`, `cuda -arch=sm_80,sm_90`,
+            `ort-cpu` or `ort-cuda`.
         dtype: `float16` or `bfloat16` to convert a float32 model to before anything else is
             decided, as `.half()` does: weights, activations, inputs and outputs. Sums and
             exponentials stay float32.
@@ -80,6 +82,10 @@ def compile(
         with_onnx: for a TVM target, put `model.onnx` beside the compiled module.
         tuned: give kernels the tilings that `undense tune` has measured for this processor, or
             that are shipped for its kind. The report has those used.
+        use_cuda_graph: for target `cuda`: names the dynamic dimensions whose lengths come again and
+            again (for decoding the batch and the tokens, not the cache, which grows). What depends
+            on no others is launched as CUDA graphs, its memory planned once for their upper
+            bounds. True is all dimensions with an upper bound.
         output: folder of the artifact; without it the artifact is temporary until `save`.
         progress: is told what is done; see `passes.progress`.
 
@@ -103,7 +109,7 @@ def compile(
             "budget: plans made by measurement are not there yet; name the schemes with scheme=, "
             "rules or plan="
         )
-    parsed = Target.parse(target).with_kernels(kernels)
+    parsed = Target.parse(target).with_kernels(kernels).with_graphs(use_cuda_graph)
     form = parsed.form(portable=portable)
     if isinstance(scheme, str):
         parse_scheme(scheme)
@@ -228,8 +234,9 @@ class _Job:
             made = Plan(choices, calibration, self.seed, versions())
         if self.form == "portable":
             refuse_exact_activations(choices)
-        if self.form == "cuda":
+        if self.target.device == "cuda":
             refuse_rounded_activations(choices)
+        if self.form == "cuda":
             notes.append(
                 "ONNX Runtime's CPU provider stood in for its CUDA provider in the checks of layers"
             )
@@ -322,6 +329,7 @@ class _Job:
         }
         return {
             "target": str(self.target),
+            "cuda_graphs": self.target.graphs is not None,
             "dtype": None if self.dtype is None else self.dtype.numpy().name,
             "sites": site_rows(decided.sites, choices, results),
             "refusals": refusal_rows(decided.refusals),
@@ -359,40 +367,3 @@ class _Job:
             },
             versions={**package_versions(), **lowered.versions},
         )
-
-
-def inspect(source: str | Path) -> dict[str, Any]:
-    """The report of an artifact, or the sites and refusals of a model that was not compiled."""
-    from .runtime.artifact import MANIFEST
-
-    if (Path(source) / MANIFEST).exists():
-        from .runtime.artifact import open_artifact
-        from .runtime.report import read_report
-
-        return read_report(open_artifact(source))
-    from .backend.package import weight_bytes
-    from .frontend.load import load as capture
-    from .passes.duplicates import MergeDuplicateWeights
-    from .passes.report import refusal_rows, site_rows
-    from .passes.sites import find_sites
-
-    model = capture(source)
-    MergeDuplicateWeights()(model)
-    sites, refusals = find_sites(model)
-    size = weight_bytes(model)
-    return {
-        "sites": site_rows(sites, {}, {}),
-        "refusals": refusal_rows(refusals),
-        "bytes": {"before": size, "after": size},
-    }
-
-
-def graph_text(source: str | Path) -> str:
-    """The graph of a model, or of an artifact's `model.onnx`, as text without weights."""
-    from .frontend.load import load as capture
-    from .passes.text import show
-    from .runtime.artifact import MANIFEST, MODEL, open_artifact
-
-    if (Path(source) / MANIFEST).exists():
-        source = open_artifact(source).file(MODEL)
-    return show(capture(source))

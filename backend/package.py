@@ -55,7 +55,7 @@ def check_toolchain(target: Target) -> None:
     """Refuses to start long work that the target's packages or tools could not finish.
 
     Raises:
-        MissingDependencyError: a package or the linker is missing; says what to install.
+        MissingDependencyError: a package, the linker or nvcc is missing; says what to install.
         TargetError: LLVM does not know the CPU of the target.
     """
     if target.engine == "tvm":
@@ -63,6 +63,10 @@ def check_toolchain(target: Target) -> None:
         from . import relax_build
 
         relax_build.check_toolchain()
+        if target.device == "cuda":
+            from .cuda.module import check_device_compiler
+
+            check_device_compiler()
     elif target.kernels:
         from . import ort_kernels
 
@@ -119,7 +123,12 @@ class Lowered:
 
 
 def lower(
-    model: ir.Model, target: Target, folder: Path, *, with_onnx: bool, tuned: bool = True
+    model: ir.Model,
+    target: Target,
+    folder: Path,
+    *,
+    with_onnx: bool,
+    tuned: bool = True,
 ) -> Lowered:
     """Writes `model.onnx`, `kernels.so`, or `module.so` and its weights, into `folder`.
 
@@ -146,8 +155,10 @@ def lower(
         targets.asked() as asked,
         traced(chosen.traces) as met,
     ):
-        make = _lower_for_onnx_runtime if target.engine == "ort" else _lower_for_tvm
-        lowered = make(model, target, folder)
+        if target.engine == "ort":
+            lowered = _lower_for_onnx_runtime(model, target, folder)
+        else:
+            lowered = _lower_for_tvm(model, target, folder)
     versions = {"packing": str(PACKING)}
     return replace(lowered, tuning=chosen.report(asked, met), versions=versions)
 

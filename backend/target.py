@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -40,6 +41,18 @@ _CPU_FLAGS = {
 
 
 @dataclass(frozen=True)
+class Graphs:
+    """CUDA graphs of an artifact.
+
+    Attributes:
+        symbols: the dynamic dimensions that a graph may depend on; None is all that have an upper
+            bound.
+    """
+
+    symbols: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
 class Target:
     """An engine and the machine it runs on.
 
@@ -49,6 +62,7 @@ class Target:
         mcpu: LLVM's name of the CPU to generate code for; None is this machine's.
         architectures: of GPUs to generate code for, as nvcc names them, in rising order.
         kernels: for `ort`, what makes the kernels of structured nodes; None is ONNX Runtime.
+        graphs: what is launched as CUDA graphs; None if nothing is.
     """
 
     engine: Literal["tvm", "ort"]
@@ -56,6 +70,7 @@ class Target:
     mcpu: str | None = None
     architectures: tuple[str, ...] = ()
     kernels: Kernels | None = None
+    graphs: Graphs | None = None
 
     @classmethod
     def parse(cls, text: str) -> Target:
@@ -103,6 +118,18 @@ class Target:
         if (self.engine, self.device) == ("ort", "cuda"):
             return "cuda"
         return "portable" if portable else "fast"
+
+    def with_graphs(self, wanted: bool | Sequence[str]) -> Target:
+        """The same target with what is launched as CUDA graphs, if anything.
+
+        Raises:
+            TargetError: CUDA graphs for another target than cuda.
+        """
+        if wanted is False:
+            return self
+        if (self.engine, self.device) != ("tvm", "cuda"):
+            raise TargetError(f"use_cuda_graph is for target cuda, not for {self}; leave it out")
+        return replace(self, graphs=Graphs(None if wanted is True else tuple(wanted)))
 
     @property
     def activations(self) -> Activations:

@@ -119,6 +119,7 @@ class Workbench:
         path.parent.mkdir(parents=True, exist_ok=True)
         job = _SharingJob(
             target=Target.parse(TARGETS[engine]),
+            dtype=None,
             form="fast",
             with_onnx=False,
             tuned=False,
@@ -134,7 +135,7 @@ class Workbench:
             model = self._model.clone()
             prepare(model, "fast")
             decided = job.decide(model, self._example, dataset, scheme, variant.ignored, None)
-            return job.build(model, decided, folder)
+            return job.build(model, model, decided, folder)
 
         write_artifact(path, fill)
         return load(path, num_threads=num_threads)

@@ -73,7 +73,7 @@ def refuse_exact_activations(choices: Iterable[Choice]) -> None:
 
 
 def refuse_rounded_activations(choices: Iterable[Choice]) -> None:
-    """ONNX Runtime multiplies codes by floats on CUDA, so `int8` cannot be promised.
+    """On GPUs codes are multiplied by floats, so `int8` cannot be promised.
 
     Raises:
         SchemeError: a choice with `activations=int8`; names its site.
@@ -81,8 +81,8 @@ def refuse_rounded_activations(choices: Iterable[Choice]) -> None:
     for choice in choices:
         if getattr(parse_scheme(choice.scheme), "activations", None) == "int8":
             raise SchemeError(
-                f"{choice.name}: ONNX Runtime's CUDA provider does not round activations to int8; "
-                "leave activations=int8 out for target ort-cuda"
+                f"{choice.name}: on GPUs activations are not rounded to int8; leave "
+                "activations=int8 out for the targets cuda and ort-cuda"
             )
 
 

@@ -22,6 +22,9 @@ from undense.passes.structures import structures
 from undense.passes.structures.base import Factors, Structure
 
 Array = NDArray[Any]
+Machine = Mapping[str, Any]
+"""A target as TVM takes it."""
+
 HOST = {"kind": "llvm", "mcpu": llvm_get_system_cpu()}
 TARGETS: Mapping[str, tuple[dict[str, str], str | None]] = {
     "any": ({"kind": "llvm"}, None),
@@ -76,15 +79,18 @@ def lowered(
     shape: tuple[int, int],
     leading: tuple[str | int, ...] = ("rows",),
     *,
-    target: dict[str, str] | None = None,
+    target: Machine | None = None,
     gather: str | None = None,
     layers: int = 1,
+    dtype: str = "float32",
 ) -> tuple[tvm.IRModule, dict[str, Array]]:
     """A module whose `main(x, *packed)` is one layer, or several side by side."""
-    kernel = kernel_for(structure)
+    machine = Target(dict(target or HOST))
+    with machine:
+        kernel = kernel_for(structure, dtype)
     packed = kernel.pack(structure, factors)
     dimensions = [tirx.Var(d, "int64") if isinstance(d, str) else d for d in leading]
-    x_type = relax.TensorType([*dimensions, *([] if gather else [shape[1]])], gather or "float32")
+    x_type = relax.TensorType([*dimensions, *([] if gather else [shape[1]])], gather or dtype)
     x = relax.Var("x", x_type)
     parameters = {
         name: relax.Var(name, relax.TensorType(tensor.shape, str(tensor.dtype)))
@@ -92,7 +98,7 @@ def lowered(
     }
     builder = relax.BlockBuilder()
     shapes = {name: tensor.shape for name, tensor in packed.items()}
-    with Target(target or HOST), builder.function("main", [x, *parameters.values()]):
+    with machine, builder.function("main", [x, *parameters.values()]):
         if gather:
             steps = [kernel.gather(structure, *shape, shapes, gather)]
         else:
@@ -113,19 +119,23 @@ def compiled(
     shape: tuple[int, int],
     leading: tuple[str | int, ...] = ("rows",),
     *,
-    target: dict[str, str] | None = None,
+    target: Machine | None = None,
     gather: str | None = None,
+    dtype: str = "float32",
 ) -> Callable[[Array], Array]:
     """The layer as a function of x, or of indices."""
-    module, packed = lowered(structure, factors, shape, leading, target=target, gather=gather)
-    machine = Target(target or HOST)
+    module, packed = lowered(
+        structure, factors, shape, leading, target=target, gather=gather, dtype=dtype
+    )
+    machine = Target(dict(target or HOST))
     with machine, lowering_context():
         executable = tvm.compile(module, target=machine)
-    vm = relax.VirtualMachine(executable, tvm.cpu())
-    weights = [tvm.runtime.tensor(tensor) for tensor in packed.values()]
+    device = tvm.cuda(0) if machine.kind.name == "cuda" else tvm.cpu()
+    vm = relax.VirtualMachine(executable, device)
+    weights = [tvm.runtime.tensor(tensor, device) for tensor in packed.values()]
 
     def run(x: Array) -> Array:
-        y: Array = vm["main"](tvm.runtime.tensor(x), *weights).numpy()
+        y: Array = vm["main"](tvm.runtime.tensor(x, device), *weights).numpy()
         return y
 
     return run
@@ -142,7 +152,7 @@ def prim_funcs(module: tvm.IRModule) -> dict[str, Any]:
 
 def built(make: Callable[[], Any], target: dict[str, str] | None = None) -> Callable[..., None]:
     """The function that `make` gives inside of a target, compiled."""
-    machine = Target(target or HOST)
+    machine = Target(dict(target or HOST))
     with machine, lowering_context():
         function = make().with_attr("global_symbol", "main")
         run = tvm.compile(tvm.IRModule({"main": function}), target=machine)["main"]

@@ -171,7 +171,7 @@ def test_doctor_names_what_is_usable_and_the_traps(
     ("arguments", "named"),
     [
         (["compile", "missing.onnx", "-o", "out"], "missing.onnx"),
-        (["compile", "MODEL", "-o", "out", "--target", "cuda"], "not there yet"),
+        (["compile", "MODEL", "-o", "out", "--target", "cuda -arch=x"], "sm_80"),
         (["compile", "MODEL", "-o", "out", "--dtype", "int8"], "float16"),
         (["compile", "MODEL", "-o", "out", "--dtype", "bfloat16"], "bfloat16"),
         (["compile", "MODEL", "-o", "out", "--scheme", "low_rang"], "low_rank"),

@@ -181,7 +181,8 @@ def test_onnx_can_be_left_out_for_tvm(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "kind", "named"),
     [
-        ({"target": "cuda"}, TargetError, "not there yet"),
+        ({"target": "cuda -arch=sm_75"}, TargetError, "sm_80 or later"),
+        ({"target": "cuda", "scheme": "int_codes{activations=int8}"}, SchemeError, "GPUs"),
         ({"target": "abacus"}, TargetError, "llvm"),
         ({"target": "llvm", "portable": True}, TargetError, "portable"),
         ({"scheme": "int_codes{activations=float}", "portable": True}, SchemeError, "float"),

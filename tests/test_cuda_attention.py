@@ -95,8 +95,8 @@ def rounding_bound(spec: Attention, arrays: list[NDArray[Any]], dtype: str) -> f
 
 
 def spec_of(**options: Any) -> Attention:
-    default = dict(size=32, value_size=32, heads=2, group=1, scale=0.2)
-    layouts = dict(query="heads", key="heads", value="heads")
+    default: dict[str, Any] = {"size": 32, "value_size": 32, "heads": 2, "group": 1, "scale": 0.2}
+    layouts = {"query": "heads", "key": "heads", "value": "heads"}
     return Attention(**{**default, **layouts, **options})
 
 

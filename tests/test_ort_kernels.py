@@ -304,7 +304,7 @@ def test_a_library_that_is_none_is_an_error_of_the_artifact(folder: Path, tmp_pa
     ("target", "kernels", "message"),
     [
         ("ort-cpu", "mlas", "kernels 'mlas' is not known; there is 'tvm'"),
-        ("llvm", "tvm", "kernels is for target ort-cpu; llvm compiles all of its kernels"),
+        ("llvm", "tvm", "kernels is for target ort-cpu, not for llvm; leave it out"),
     ],
 )
 def test_bad_options_are_refused(target: str, kernels: str, message: str) -> None:

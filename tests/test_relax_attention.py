@@ -10,6 +10,7 @@ import pytest
 from relax_models import RNG, check_case, compare, compile_model, normal, parse, run
 from undense.backend import relax_build
 from undense.backend.reference import run_reference
+from undense.backend.target import Target
 from undense.passes.errors import LoweringError
 
 SIZES = [(2, 3), (1, 1), (1, 19)]
@@ -148,4 +149,4 @@ def test_what_attention_refuses(attributes: str, inputs: str, outputs: str, caus
         {outputs} = Attention <{attributes}> ({inputs})
     }}"""
     with pytest.raises(LoweringError, match=cause):
-        relax_build.check(ir.from_proto(parse(graph, 24)))
+        relax_build.check(ir.from_proto(parse(graph, 24)), Target.parse("llvm"))

@@ -17,6 +17,7 @@ from relax_models import compare, compile_model, parse, run, run_ort
 from structure_cases import stats_of, weight_of
 from undense.backend import relax_build
 from undense.backend.reference import run_reference
+from undense.backend.target import Target
 from undense.passes.errors import LoweringError, MissingDependencyError
 from undense.passes.nodes import metadata
 from undense.passes.structures import structures
@@ -26,7 +27,7 @@ LINEAR = "g (float[b, 4] x) => (float y) <float[4, 2] w = {1, 2, 3, 4, 5, 6, 7, 
 
 def refused(graph: str, opset: int = 20) -> str:
     with pytest.raises(LoweringError) as caught:
-        relax_build.check(ir.from_proto(parse(graph, opset)))
+        relax_build.check(ir.from_proto(parse(graph, opset)), Target.parse("llvm"))
     return str(caught.value)
 
 
@@ -89,7 +90,7 @@ def test_attributes_that_are_not_covered_are_refused(node: str, cause: str | Non
     }}"""
     if cause is None:
         graph = graph.replace("[n, 3, 8, 8]", "[2, n]")
-        relax_build.check(ir.from_proto(parse(graph)))
+        relax_build.check(ir.from_proto(parse(graph)), Target.parse("llvm"))
         return
     assert cause in refused(graph)
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from .driver import load_cuda_modules
-from .nvcc import device_code
+from .nvcc import check_nvcc, device_code
 
 _CALLBACK = "tvm_callback_cuda_compile"
 
@@ -28,6 +28,16 @@ def device_code_by(function: DeviceCode) -> Iterator[None]:
         yield
     finally:
         _device_code.reset(token)
+
+
+def check_device_compiler() -> None:
+    """Refuses to start long work that would end without device code.
+
+    Raises:
+        MissingDependencyError: no nvcc, or one that will not do.
+    """
+    if _device_code.get() is device_code:
+        check_nvcc()
 
 
 @contextmanager

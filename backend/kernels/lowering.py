@@ -17,13 +17,14 @@ def is_scheduled(function: Any) -> bool:
     return bool(function.attrs.get("tirx.is_scheduled", False)) if function.attrs else False
 
 
-def lowering_context() -> Any:
+def lowering_context(*, use_cuda_graph: bool = False) -> Any:
     """The pass context to compile in, without passes that take seconds for one kernel.
 
     Buffers are not compacted: kernels allocate what they need, and functions with schedules are
     compacted by `compacted`. What LLVM does in a tenth of the time is left to it.
     """
-    return tvm.transform.PassContext(disabled_pass=[_COMPACTION, *_LLVM_DOES])
+    config = {"relax.backend.use_cuda_graph": use_cuda_graph}
+    return tvm.transform.PassContext(config=config, disabled_pass=[_COMPACTION, *_LLVM_DOES])
 
 
 def compacted(module: Any, names: set[str]) -> Any:

@@ -142,7 +142,9 @@ def _first(rules: Sequence[Callable[[Target], T | None]]) -> T:
     """
     target = Target.current(allow_none=True) or Target({"kind": "llvm"})
     if target.kind.name != "llvm":
-        raise LoweringError(f"there are no kernels for {target.kind.name} yet; choose target llvm")
+        raise LoweringError(
+            f"there are no kernels for {target.kind.name}; choose target llvm or cuda"
+        )
     return next(found for rule in rules if (found := rule(target)) is not None)
 
 

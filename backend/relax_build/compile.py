@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -15,6 +17,7 @@ from ..target import Target
 from .finishing import finish_products
 from .fusion import fuse
 from .gpu_schedule import GENERIC_ON_GPU, apply_gpu_schedules
+from .graphs import marked
 from .module import TvmModule
 from .schedule import GENERIC, apply_schedules
 from .views import share_views
@@ -34,8 +37,23 @@ def check_toolchain() -> None:
         )
 
 
-def build(model: ir.Model, target: Target) -> TvmModule:
-    """The model compiled for a TVM target; weights stay apart from the code.
+@dataclass(frozen=True)
+class Code:
+    """A model's code without its weights.
+
+    Attributes:
+        walk: of the model; its builder knows the parameters.
+        executable: TVM's, before it is written to a file.
+        rules: that scheduled the functions which had no kernel, by their names.
+    """
+
+    walk: Walk
+    executable: Any
+    rules: Mapping[str, str | None]
+
+
+def build_code(model: ir.Model, target: Target) -> Code:
+    """The code of a model; dense weights are neither packed nor read.
 
     Raises:
         LoweringError: an operator, attribute or type that is not covered; names the node.
@@ -53,19 +71,32 @@ def build(model: ir.Model, target: Target) -> TvmModule:
         walk = Walk(model)
         schedule = apply_gpu_schedules if on_gpu else apply_schedules
         module, rules = schedule(fused(walk))
-        with modules, lowering_context():
+        if target.graphs is not None:
+            module = marked(module, walk.builder.bounds, target.graphs.symbols)
+        with modules, lowering_context(use_cuda_graph=target.graphs is not None):
             executable = tvm.compile(module, target=machine, relax_pipeline=_lower())
-        weights = walk.builder.parameters.arrays()
-    builder = walk.builder
+    return Code(walk, executable, rules)
+
+
+def build(model: ir.Model, target: Target) -> TvmModule:
+    """The model compiled for a TVM target; weights stay apart from the code.
+
+    Raises:
+        LoweringError: an operator, attribute or type that is not covered; names the node.
+        MissingDependencyError: no C++ compiler.
+    """
+    code = build_code(model, target)
+    with target.tvm():
+        weights = code.walk.builder.parameters.arrays()
     return TvmModule(
-        executable=executable,
+        executable=code.executable,
         weights=weights,
-        inputs=walk.inputs,
-        outputs=walk.outputs,
-        dimension_bounds=builder.bounds,
+        inputs=code.walk.inputs,
+        outputs=code.walk.outputs,
+        dimension_bounds=code.walk.builder.bounds,
         generic_functions={
             name: rule
-            for name, rule in sorted(rules.items())
+            for name, rule in sorted(code.rules.items())
             if rule in (GENERIC, GENERIC_ON_GPU, None)
         },
     )
@@ -77,7 +108,7 @@ def fused(walk: Walk) -> Any:
 
 
 def _lower() -> Any:
-    """Relax's own lowering for CPUs: memory planned once, shapes computed on the host."""
+    """Relax's own lowering: memory planned once, shapes computed on the host."""
     import tvm
     from tvm.relax import transform
 
@@ -88,6 +119,8 @@ def _lower() -> Any:
             transform.RemovePurityChecking(),
             transform.CallTIRRewrite(),
             transform.StaticPlanBlockMemory(),
+            # Does nothing but in a context that asks for CUDA graphs.
+            transform.RewriteCUDAGraph(),
             transform.LowerAllocTensor(),
             transform.KillAfterLastUse(),
             transform.LowerRuntimeBuiltin(),

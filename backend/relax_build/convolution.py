@@ -94,8 +94,8 @@ def _conv(builder: Builder, node: Node) -> Value:
     builder.require_equal(value.shape[1], inputs * groups)
     bare, low, high = _without_padding(value, before, after)
     windows = _known_windows(bare, kernel, strides, dilations, low, high)
-    kernels_fit = windows is not None and weight.static and not on_gpu()
-    if kernels_fit and (value.dtype, weight.dtype) == _FLOATS:
+    kernels = weight.static and (value.dtype, weight.dtype) == _FLOATS and not on_gpu()
+    if windows is not None and kernels:
         result = _channels_last(builder, bare, weight, windows, groups)
         if result is not None:
             return _biased(builder, result, bias)

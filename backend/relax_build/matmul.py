@@ -45,9 +45,14 @@ def matmul(builder: Builder, first: Value, second: Value) -> Value:
     """Numpy's `matmul` of two values of one dtype."""
     if first.rank == 1 or second.rank == 1:
         return _with_vector(builder, first, second)
-    if second.static and second.rank == 2 and second.dtype.startswith("float"):
+    if second.static and second.rank == 2 and _has_linear(second.dtype):
         return linear(builder, first, second)
     return batched(builder, first, second)
+
+
+def _has_linear(dtype: str) -> bool:
+    """Whether there are kernels for constant weights of a type; those of CPUs lack bfloat16."""
+    return dtype.startswith("float") or (on_gpu() and activation(dtype) is not None)
 
 
 def _with_vector(builder: Builder, first: Value, second: Value) -> Value:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from tvm import tirx
 
+from ..kernels.gpu import on_gpu
 from ..kernels.mathematics import dtype_of
 
 Dim = Any
@@ -31,6 +32,12 @@ SUPPORTED = {
     ir.DataType.BOOL: "bool",
 }
 """The ONNX types that the lowering covers, as TVM writes them."""
+
+
+def covered(dtype: ir.DataType | None) -> bool:
+    """Whether values of a type are lowered for `Target.current()`: bfloat16 is for GPUs."""
+    return dtype in SUPPORTED and (dtype != ir.DataType.BFLOAT16 or on_gpu())
+
 
 HALVES = ("float16", "bfloat16")
 """Types of half the width of float32, in which they are computed."""

@@ -24,7 +24,7 @@ from .normalization import normalised
 from .operators import operators
 from .patterns import ScaledAttention, root_mean_square, scaled_attention
 from .structured import lower_structured
-from .values import HALVES, SUPPORTED, Dim, Value, known
+from .values import HALVES, SUPPORTED, Dim, Value, covered, known
 
 BOUNDS = "undense.dim_bounds"
 """Metadata of a model: bounds of its symbolic dimensions, `{"seq": [2, 512]}`."""
@@ -58,7 +58,7 @@ def check(model: ir.Model, target: Target) -> None:
 
 def _check_names(graph: ir.Graph) -> None:
     for value in [*graph.inputs, *graph.initializers.values()]:
-        if value.dtype is not None and value.dtype not in SUPPORTED and value.uses():
+        if value.dtype is not None and not covered(value.dtype) and value.uses():
             raise LoweringError(
                 f"{value.name}: type {value.dtype.name} is not covered by TVM; {WAY_OUT}"
             )

@@ -94,7 +94,7 @@ class _Stage:
         self.tile = weights.planes * weights.words * WARP
         self.weights = tiling.height * self.x_row
         self.scales = self.weights + tiling.width_tiles * self.tile
-        self.groups = -(-CHUNK // weights.group) if isinstance(weights, Coded) else 0
+        self.groups = _groups_of_chunk(weights.group) if isinstance(weights, Coded) else 0
         self.scale_tile = weights.planes * self.groups * TILE
         self.words = self.scales + tiling.width_tiles * self.scale_tile
 
@@ -166,7 +166,7 @@ class _Block:
             with only_if(later < total):
                 self._copy(later, later % tiling.stages)
             call("undense_copy_commit")
-            self._multiply(held(chunk % tiling.stages * self.stage.words))
+            self._multiply(held(chunk % tiling.stages * self.stage.words), chunk)
         self._finish()
 
     def _copy(self, chunk: Expr, stage: Expr) -> None:
@@ -263,12 +263,12 @@ class _Block:
 
                 self._copy_tiles(first, self.stage.scale_tile, TILE // _UNIT, scales_at)
 
-    def _multiply(self, start: Expr) -> None:
+    def _multiply(self, start: Expr, chunk: Expr) -> None:
         """The warp's outputs by its rows, for one chunk."""
         tiling, words = self.tiling, self.activation.words
         tiles_of_unit = self.activation.unit // 4  # a tile takes four neighbours of a lane
         if isinstance(self.weights, Coded):
-            self._read_scales(start)
+            self._read_scales(start, chunk)
             for tile in range(tiling.tiles):
                 self._read_words(start, tile)
         for unit in range(TILES // tiles_of_unit):
@@ -318,10 +318,10 @@ class _Block:
                     call(f"undense_load_{4 * width}", address(self.words, kept + done), at)
                 done += width
 
-    def _read_scales(self, start: Expr) -> None:
+    def _read_scales(self, start: Expr, chunk: Expr) -> None:
         weights = self.weights
         assert isinstance(weights, Coded)
-        within = self.column * 16 // weights.group if weights.group < CHUNK else index(0)
+        within = self._group_within(chunk, weights.group)
         for tile in range(self.tiling.tiles):
             first = (self.column_warp * self.tiling.tiles + tile) * self.stage.scale_tile
             for plane in range(weights.planes):
@@ -331,6 +331,15 @@ class _Block:
                     found = load(self.shared, place + self.row + 8 * side)
                     at = tile * 2 * weights.planes + 2 * plane + side
                     store(self.scales, tirx.reinterpret("float32", found), at)
+
+    def _group_within(self, chunk: Expr, group: int) -> Expr:
+        """Which of a chunk's groups a lane's inputs belong to."""
+        if group % CHUNK == 0:
+            return index(0)
+        if CHUNK % group == 0:
+            return self.column * 16 // group
+        first = chunk * CHUNK
+        return held((first + self.column * 16) // group - first // group)
 
     def _finish(self) -> None:
         """Sums, rounded to the type of y, go through shared memory to where rows are contiguous."""
@@ -374,6 +383,12 @@ class _Block:
                     activation.unit,
                     lambda i: load(values, i),
                 )
+
+
+def _groups_of_chunk(group: int) -> int:
+    """How many groups the inputs of a chunk belong to at most, wherever the groups begin."""
+    firsts = range(0, CHUNK * group, CHUNK)
+    return max((first + CHUNK - 1) // group - first // group + 1 for first in firsts)
 
 
 def _row_words(tiling: ManyRowsTiling, activation: Activation) -> int:

@@ -76,19 +76,21 @@ class _Row:
             self.row, self.warp, self.lane = row, warp, lane
             self.thread = held(warp * WARP + lane)
             self.values = registers(self.turns * self.together, "float32")
-            self.shared = shared_words(2 * self.warps)
+            self.shared = shared_words(self.warps)
             clear_floats(self.values, self.turns * self.together)
             for turn in range(self.turns):
                 self._load(turn)
             count = tirx.const(float(self.features), "float32")
             if self.centered:
-                center = held(self._sum(0, lambda value: value) / count)
+                center = held(self._sum(lambda value: value) / count)
                 for turn in range(self.turns):
                     with self._there(turn):
                         for i in range(self.together):
                             place = turn * self.together + i
                             store(self.values, load(self.values, place) - center, place)
-            square = self._sum(1, lambda value: value * value) / count
+                if self.warps > 1:
+                    barrier()  # until every thread has read the first sums
+            square = self._sum(lambda value: value * value) / count
             epsilon = tirx.const(self.epsilon, "float32")
             factor = held(tirx.const(1.0, "float32") / tirx.sqrt(square + epsilon))
             for turn in range(self.turns):
@@ -110,8 +112,8 @@ class _Row:
                 value = tirx.Cast("float32", load(given, i))
                 store(self.values, value, turn * self.together + i)
 
-    def _sum(self, slot: int, term: Callable[[Expr], Expr]) -> Expr:
-        """The sum over the row, in every thread; each sum has its own slot in shared memory."""
+    def _sum(self, term: Callable[[Expr], Expr]) -> Expr:
+        """The sum over the row, in every thread."""
         total = registers(1, "float32")
         store(total, tirx.const(0.0, "float32"), 0)
         for place in range(self.turns * self.together):
@@ -121,12 +123,12 @@ class _Row:
             return load(total, 0)
         with only_if(self.lane < 1):
             word = tirx.reinterpret("uint32", load(total, 0))
-            store(self.shared, word, self.warp + slot * self.warps)
+            store(self.shared, word, self.warp)
         barrier()
         result = registers(1, "float32")
         store(result, tirx.const(0.0, "float32"), 0)
         for warp in range(self.warps):
-            part = tirx.reinterpret("float32", load(self.shared, slot * self.warps + warp))
+            part = tirx.reinterpret("float32", load(self.shared, warp))
             store(result, load(result, 0) + part, 0)
         return load(result, 0)
 

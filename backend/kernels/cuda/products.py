@@ -47,7 +47,7 @@ def tilings(product: Product) -> Rules:
     """
     ahead = 2 if product.weights.words >= 16 else 4
     if product.activation.bytes == 4:
-        low = ManyRowsTiling(row_warps=1, column_warps=4, eights=4, tiles=1, stages=2)
+        low = ManyRowsTiling(row_warps=1, column_warps=4, eights=2, tiles=1, stages=2)
         many = ManyRowsTiling(row_warps=2, column_warps=4, eights=4, tiles=1, stages=2)
     else:
         low = ManyRowsTiling(row_warps=1, column_warps=4, eights=4, tiles=1, stages=4)

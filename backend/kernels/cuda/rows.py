@@ -10,7 +10,7 @@ from tvm import tirx
 from ..base import Output, Step
 from ..tir import Argument, Buffer, Expr, PrimFunc, index, load, only_if, prim_func, store
 from .fragments import CHUNK, TILE
-from .weights import Coded, Dense, Weights
+from .weights import Coded, Dense, Weights, place
 from .words import WARP, divided, grid, held
 
 _WARPS = 4
@@ -49,8 +49,9 @@ def gather_rows(
     def body(count: Expr, indices: Buffer, *buffers: Buffer) -> None:
         *source, y = buffers
         blocks = divided(in_features, _WARPS * WARP)
-        with grid((blocks, count), _WARPS) as ((x, number), warp, lane):
-            column = held((x * _WARPS + warp) * WARP + lane)
+        # Along y and z there may be 65535 blocks only.
+        with grid((count, blocks), _WARPS) as ((number, part), warp, lane):
+            column = held((part * _WARPS + warp) * WARP + lane)
             wanted = tirx.Cast("int64", load(indices, number))
             positive = tirx.Select(wanted < 0, wanted + out_features, wanted)
             row = held(tirx.max(tirx.min(positive, index(out_features - 1)), index(0)))
@@ -93,29 +94,16 @@ def _decoded(
     codes, scales, unit = source
     total = tirx.const(0.0, "float32")
     for plane in range(weights.planes):
-        stored = index(0)
-        done, shift = 0, 0
-        for width in weights.sections if weights.bits < 8 else (8,):
-            # A section of a word has one bit of each value, of two words two, and so on.
-            bits = {1: 1, 2: 2, 4: 4, 8: 8}[width]
-            word, place = _place(bits, small, pair)
-            inner = min(width, 4)
-            number = done * WARP + word // inner * (inner * WARP) + lane * inner + word % inner
+        stored, low = index(0), 0
+        for bits in weights.fields:
+            # Words of higher bits come after those of lower ones, up to four of a lane together.
+            word, shift = place(bits, small, pair)
+            width = min(bits, 4)
+            number = low * WARP + word // width * (width * WARP) + lane * width + word % width
             value = tirx.Cast("int64", load(codes, plane, 0, tile, chunk, number))
-            field = tirx.bitwise_and(tirx.shift_right(value, place + 16 * half), index(2**bits - 1))
-            stored = stored + tirx.shift_left(field, index(shift))
-            done, shift = done + width, shift + bits
+            field = tirx.bitwise_and(tirx.shift_right(value, shift + 16 * half), index(2**bits - 1))
+            stored = stored + tirx.shift_left(field, index(low))
+            low += bits
         scale = weights.scale(scales, plane, index(0), tile, position, column)
         total = total + tirx.Cast("float32", stored - weights.offset) * scale
     return total * load(unit, 0)
-
-
-def _place(bits: int, small: Expr, pair: Expr) -> tuple[Expr, Expr]:
-    """The word of a section, and the lowest bit, of the pair of a tile."""
-    if bits == 1:
-        return index(0), small * 4 + pair
-    if bits == 2:
-        return small // 2, small % 2 * 8 + pair * 2
-    if bits == 4:
-        return small, pair * 4
-    return small * 2 + pair // 2, pair % 2 * 8

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -224,43 +225,28 @@ class Coded(Weights):
             "unit": np.array([unit], np.float32),
         }
 
+    @property
+    def fields(self) -> tuple[int, ...]:
+        """Bits of a code that are stored together, the low ones first."""
+        return (self.bits - 1, 1) if self.bits % 2 else (self.bits,)
+
     def _encode(self, lanes: NDArray[np.uint32]) -> NDArray[np.int32]:
         """Stored codes `[..., 32 lanes, 4 tiles, 8]` to words `[..., words * 32]`."""
         # A pair of neighbouring inputs in the halves of a word: [..., lane, tile, pair]
-        pairs = lanes[..., 0::2] | (lanes[..., 1::2] << 16)
-        tiles, number = np.arange(TILES)[:, None], np.arange(4)[None, :]
-
-        def joined(fields: NDArray[np.uint32], shifts: NDArray[np.int64]) -> NDArray[np.uint32]:
-            shifted = fields << shifts.astype(np.uint32)
-            return np.bitwise_or.reduce(shifted, axis=(-2, -1))
-
-        def low_words(bits: int) -> list[NDArray[np.uint32]]:
-            low = pairs & np.uint32((2**bits - 1) * 0x00010001)
-            per_word = {2: 2, 4: 1}.get(bits)
-            if per_word is None:  # two words a tile, of two pairs each
-                shift = 8 * (number[:, :2])
-                return [
-                    joined(low[..., [tile], 2 * half : 2 * half + 2], shift)
-                    for tile in range(TILES)
-                    for half in range(2)
-                ]
-            spread = 8 * (tiles[:per_word] % per_word) + bits * number
-            return [
-                joined(low[..., start : start + per_word, :], spread)
-                for start in range(0, TILES, per_word)
-            ]
-
-        if self.bits == 8:
-            sections = low_words(8)
-        else:
-            even = self.bits - self.bits % 2
-            sections = low_words(even)
-            if self.bits % 2:
-                high = (pairs >> np.uint32(even)) & np.uint32(0x00010001)
-                sections.append(joined(high, 4 * tiles + number))
+        pairs = lanes[..., 0::2] | (lanes[..., 1::2] << np.uint32(16))
+        words = np.zeros((*pairs.shape[:-2], self.words), np.uint32)
+        first, low = 0, 0
+        for bits in self.fields:
+            mask = np.uint32((2**bits - 1) * 0x00010001)
+            for tile in range(TILES):
+                for pair in range(4):
+                    word, shift = place(bits, tile, pair)
+                    field = (pairs[..., tile, pair] >> np.uint32(low)) & mask
+                    words[..., first + word] |= field << np.uint32(shift)
+            first, low = first + bits, low + bits
         parts, start = [], 0
         for width in self.sections:
-            part = np.stack(sections[start : start + width], axis=-1)
+            part = words[..., start : start + width]
             parts.append(part.reshape(*part.shape[:-2], -1))
             start += width
         return np.ascontiguousarray(np.concatenate(parts, axis=-1)).view(np.int32)
@@ -333,3 +319,17 @@ class Coded(Weights):
             name = f"undense_scaled_{self.activation.short}"
             call(name, address(sums, 0), address(values, 0), low, high)
         return sums, 0
+
+
+def place(bits: int, tile: Any, pair: Any) -> tuple[Any, Any]:
+    """The word, of the words that hold `bits` bits of each code, and the lowest bit of a pair.
+
+    It is what `undense_pair` reads; tile and pair may be expressions.
+    """
+    if bits == 1:
+        return 0, tile * 4 + pair
+    if bits == 2:
+        return tile // 2, tile % 2 * 8 + pair * 2
+    if bits == 4:
+        return tile, pair * 4
+    return tile * 2 + pair // 2, pair % 2 * 8

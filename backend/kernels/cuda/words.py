@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from ..mathematics import dtype_of
-from ..tir import Buffer, Expr, index, load, store
+from ..tir import Buffer, Expr, index, load, only_if, store
 
 WARP = 32
 
@@ -21,27 +21,23 @@ def grid(
 ) -> Iterator[tuple[tuple[Expr, ...], Expr, Expr]]:
     """A kernel of its own: yields the indices of the block, that of the warp and that of the lane.
 
+    It is not launched where there are no blocks, which CUDA refuses.
+
     Args:
         blocks: how many there are along each axis, x first.
         warps: of a block.
     """
-    frames = [
+    frames = [only_if(count > 0) for count in blocks if not isinstance(count, int)]
+    frames += [
         T.thread_binding(index(0), index(count), thread=f"blockIdx.{axis}")
         for axis, count in zip("xyz", blocks, strict=False)
     ]
     frames.append(T.thread_binding(index(0), index(warps), thread="threadIdx.y"))
     frames.append(T.thread_binding(index(0), index(WARP), thread="threadIdx.x"))
-    entered: list[Expr] = []
-    opened = []
-    for frame in frames:
-        entered.append(frame.__enter__())
-        opened.append(frame)
-    *block, warp, lane = entered
-    try:
+    with ExitStack() as stack:
+        entered = [stack.enter_context(frame) for frame in frames]
+        *block, warp, lane = entered[-len(blocks) - 2 :]
         yield tuple(block), warp, lane
-    finally:
-        for frame in reversed(opened):
-            frame.__exit__(None, None, None)
 
 
 def unrolled(extent: int) -> Any:

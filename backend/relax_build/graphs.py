@@ -1,0 +1,60 @@
+"""CUDA graphs: what is launched again and again with the same lengths is launched at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tvm import tirx
+
+from ...passes.errors import TargetError
+
+_SYMBOLS = "relax.rewrite_cuda_graph.capture_symbolic_vars"
+_UPPER = "tir_var_upper_bound"
+
+
+def marked(
+    module: Any, bounds: Mapping[str, tuple[int, int | None]], symbols: Sequence[str] | None
+) -> Any:
+    """The module, told which symbols its graphs may depend on, and how large all can become.
+
+    What depends on other symbols is launched by itself, between graphs. Memory that a graph uses
+    stays where it is, so it is planned for the greatest lengths.
+
+    Args:
+        module: with the function `main`.
+        bounds: lowest and highest length of symbols.
+        symbols: None is all with an upper bound.
+
+    Raises:
+        TargetError: a symbol that the model has not, or one without an upper bound.
+    """
+    main = module["main"]
+    known = {str(variable.name) for variable in _variables(main)}
+    upper = {name: high for name, (_, high) in bounds.items() if high is not None and name in known}
+    chosen = sorted(upper) if symbols is None else list(symbols)
+    for name in chosen:
+        if name not in known:
+            raise TargetError(
+                f"use_cuda_graph: the model has no dimension {name!r}; dynamic are "
+                f"{', '.join(sorted(known)) or 'none'}"
+            )
+        if name not in upper:
+            raise TargetError(
+                f"use_cuda_graph: dimension {name!r} has no upper bound for memory to be planned "
+                f"by; export the model with torch.export.Dim({name!r}, max=...)"
+            )
+    if known and not chosen:
+        raise TargetError(
+            "use_cuda_graph: no dynamic dimension has an upper bound for memory to be planned by; "
+            "export the model with torch.export.Dim(..., max=...)"
+        )
+    main = main.with_attr(_SYMBOLS, chosen).with_attr(_UPPER, upper)
+    module.update_func(module.get_global_var("main"), main)
+    return module
+
+
+def _variables(main: Any) -> set[Any]:
+    shapes = (parameter.ty.shape for parameter in main.params)
+    dims = (dim for shape in shapes for dim in getattr(shape, "values", ()))
+    return {variable for dim in dims for variable in tirx.analysis.undefined_vars(dim)}

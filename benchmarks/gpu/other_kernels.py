@@ -1,0 +1,79 @@
+"""Cases of the kernels without weights: norms and attention."""
+
+from __future__ import annotations
+
+from undense.backend.kernels.attention import Attention
+from undense.backend.kernels.cuda.attention import attention
+from undense.backend.kernels.cuda.norm import norm
+
+from .products import Functions
+from .runner.spec import Call, Case, Tensor
+
+_EPSILON = 1e-5
+_NORM_ROWS = (1, 32, 2048)
+
+
+def norm_case(features: int, dtype: str) -> tuple[Case, Functions]:
+    """`x / √(mean square + ε)`, float32 behind."""
+    function = norm(features, _EPSILON, dtype, False).with_attr("global_symbol", "norm")
+    case = Case(
+        name=f"rms_norm {features} {dtype}",
+        kind="norm",
+        structure="rms_norm",
+        dtype=dtype,
+        library="",
+        engine="functions",
+        weights=(),
+        inputs=(Tensor("x", ("rows", features), dtype),),
+        calls=(Call("norm", ("x",), (Tensor("y", ("rows", features), "float32"),)),),
+        result="y",
+        sizes=tuple({"rows": rows} for rows in _NORM_ROWS),
+        facts={"epsilon": _EPSILON},
+    )
+    return case, {"norm": function}
+
+
+def attention_case(
+    heads: int, shared: int, size: int, dtype: str, queries: int, keys: int, *, causal: bool
+) -> tuple[Case, Functions]:
+    """`softmax(Q Kᵀ / √size) V`, keys and values as a cache has them."""
+    mask = (False, False, True, True) if causal else None
+    spec = Attention(
+        size=size,
+        value_size=size,
+        heads=shared,
+        group=heads // shared,
+        scale=size**-0.5,
+        query="rows",
+        key="heads",
+        value="heads",
+        mask=mask,
+        mask_dtype="bool",
+        allow_empty=True,
+    )
+    function = attention(spec, dtype).with_attr("global_symbol", "attention")
+    cache = ("batch", shared, "keys", size)
+    inputs = [
+        Tensor("query", ("batch", "queries", heads, size), dtype),
+        Tensor("key", cache, dtype),
+        Tensor("value", cache, dtype),
+    ]
+    if causal:
+        inputs.append(Tensor("mask", (1, 1, "queries", "keys"), "bool"))
+    y = Tensor("y", ("batch", "queries", heads, size), dtype)
+    what = "decode" if queries == 1 else "prefill, causal" if causal else "prefill"
+    case = Case(
+        name=f"attention {what} {heads}/{shared} heads of {size} {dtype}",
+        kind="attention",
+        structure="attention",
+        dtype=dtype,
+        library="",
+        engine="functions",
+        weights=(),
+        inputs=tuple(inputs),
+        calls=(Call("attention", tuple(tensor.name for tensor in inputs), (y,)),),
+        result="y",
+        sizes=({"batch": 1, "queries": queries, "keys": keys},),
+        facts={"causal": causal, "heads": heads, "size": size},
+    )
+    return case, {"attention": function}

@@ -1,0 +1,286 @@
+"""What nvcc makes of the CUDA kernels: registers, memory, and device code in `module.so`."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from ctypes.util import find_library
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tvm
+import tvm_ffi
+from cuda_kernels import known
+from onnx import save
+from relax_models import parse
+from tvm import tirx
+from tvm.target import Target as TvmTarget
+from undense.backend.cuda import nvcc
+from undense.backend.cuda.module import check_device_compiler, cuda_modules, device_code_by
+from undense.backend.kernels.cuda.few_rows import FewRowsTiling
+from undense.backend.kernels.cuda.norm import norm_step
+from undense.backend.kernels.cuda.product import Product
+from undense.backend.kernels.cuda.products import Tiling, product_function, tilings
+from undense.backend.kernels.cuda.rows import gather_step
+from undense.backend.kernels.cuda.weights import Coded, Dense, Weights
+from undense.backend.kernels.lowering import lowering_context
+from undense.cli import main
+from undense.passes.errors import MissingDependencyError
+
+ARCHITECTURES = ("sm_80", "sm_90")
+SIZE = 4096
+REGISTERS = 65536
+"""Of a multiprocessor, for all of its blocks."""
+
+SHARED = 99 * 1024
+"""The most that a block may have on sm_86 and sm_89, which run the code of sm_80."""
+
+SPILLED = 0
+"""Bytes of a thread that ptxas may keep in memory to fit one more block, which it does unasked.
+
+An array that is indexed at run time, and so lies in memory, has more.
+"""
+
+PRODUCTS: dict[str, tuple[Weights, int]] = {
+    "dense-float16": (Dense(known("float16")), 1),
+    "codes-4": (Coded(known("float16"), 4, 8, 128), 2),
+    "codes-8": (Coded(known("float16"), 8, 128, 128), 2),
+    "planes-2": (Coded(known("float16"), 2, 1, 128, 2), 2),
+    "dense-float32": (Dense(known("float32")), 1),
+    "codes-4-float32": (Coded(known("float32"), 4, 8, 128), 1),
+}
+"""With the blocks of one row's kernel that a multiprocessor has registers for: dense weights are
+under way in more of them."""
+
+QUICK = ("codes-4",)
+OTHERS: dict[str, tuple[Callable[[], Any], int]] = {
+    "layer_norm": (lambda: norm_step(SIZE, 1e-5, "float16", centered=True).function, 4),
+    "rms_norm": (lambda: norm_step(SIZE, 1e-5, "float32", centered=False).function, 4),
+    "gather": (lambda: gather_step(PRODUCTS["codes-4"][0], 32000, SIZE, "int64", ()).function, 16),
+}
+"""With the blocks that are to fit into a multiprocessor's registers: its 2048 threads."""
+
+needs_nvcc = pytest.mark.usefixtures("compiler")
+# The part of TVM that makes CUDA modules comes into a process once: here the emulation's.
+makes_modules = pytest.mark.usefixtures("compiler", "cuda_device")
+LINEAR = (
+    "g (float16[n, 64] x) => (float16[n, 2] y) <float16[64, 2] w = {"
+    + ", ".join(["1"] * 128)
+    + "}> { y = MatMul(x, w) }"
+)
+
+
+@pytest.fixture(scope="module")
+def compiler() -> None:
+    try:
+        nvcc.check_nvcc()
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+
+
+@cache
+def product_of(name: str) -> Product:
+    weights, _ = PRODUCTS[name]
+    return Product.plain(weights.activation, weights, SIZE, SIZE)
+
+
+def resources(function: Any) -> dict[str, list[nvcc.Resources]]:
+    """What each kernel of a function needs, by name, on both architectures."""
+    sources: list[str] = []
+
+    def code(source: str, architectures: Any) -> bytes:
+        sources.append(source)
+        return b"not loaded"
+
+    machine = TvmTarget({"kind": "cuda", "arch": "sm_80", "host": {"kind": "llvm"}})
+    module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
+    with device_code_by(code), cuda_modules(ARCHITECTURES), machine, lowering_context():
+        tvm.compile(module, target=machine)
+    found: dict[str, list[nvcc.Resources]] = {}
+    for item in nvcc.resources(sources[0], ARCHITECTURES):
+        found.setdefault(item.kernel, []).append(item)
+    assert all(len(items) == len(ARCHITECTURES) for items in found.values())
+    return found
+
+
+def check(item: nvcc.Resources, threads: int, blocks: int) -> None:
+    """Fails unless so many blocks fit by their registers, and nothing lies in local memory."""
+    assert item.registers <= min(255, REGISTERS // (threads * blocks)), item
+    assert item.spilled_bytes <= SPILLED, item
+    assert item.stack_bytes <= SPILLED, item
+    assert item.shared_bytes <= SHARED, item
+
+
+def shared_bytes(tiling: Tiling, weights: Weights) -> int:
+    return (
+        tiling.shared_bytes if isinstance(tiling, FewRowsTiling) else tiling.shared_bytes(weights)
+    )
+
+
+@makes_modules
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in PRODUCTS]
+)
+def test_products_fit_into_registers(name: str) -> None:
+    product, (_, blocks) = product_of(name), PRODUCTS[name]
+    rules = tilings(product)
+    found = resources(product_function(product, rules))
+    names = ["main_kernel", *(f"main_kernel_{i}" for i in range(1, len(rules)))]
+    assert found.keys() == set(names)
+    for number, (kernel, (_, tiling)) in enumerate(zip(names, rules, strict=True)):
+        for item in found[kernel]:
+            check(item, 32 * tiling.warps, blocks if number == 0 else 1)
+
+
+@makes_modules
+@pytest.mark.parametrize("name", OTHERS)
+def test_norms_and_gathers_fit_into_registers(name: str) -> None:
+    make, blocks = OTHERS[name]
+    threads = 2048 // blocks
+    for items in resources(make()).values():
+        for item in items:
+            check(item, threads, blocks)
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_shared_memory_is_what_the_tilings_say(name: str) -> None:
+    product = product_of(name)
+    rules = tilings(product)
+    allocated: list[int] = []
+
+    def note(statement: Any) -> None:
+        buffer = statement.buffer
+        if buffer.scope() == "shared.dyn":
+            allocated.append(4 * int(buffer.shape[0]))
+
+    function = product_function(product, rules)
+    tvm_ffi.structural_walk(function.body, (tirx.AllocBuffer, note), order="post")
+    wanted = [shared_bytes(tiling, product.weights) for _, tiling in rules]
+    assert sorted(allocated) == sorted(wanted)
+    assert max(wanted) <= SHARED
+
+
+_BUILD = """
+import sys
+import tvm
+from undense.backend.relax_build import build
+from undense.backend.target import Target
+from undense.frontend.load import load
+module = build(load(sys.argv[1]), Target.parse("cuda -arch=sm_80,sm_90"))
+module.export(sys.argv[2])
+print("devices", int(tvm.cuda(0).exist))
+"""
+
+
+@pytest.fixture(scope="module")
+def library(compiler: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, str]:
+    """`module.so` for both architectures, and what the process that built it said."""
+    folder = tmp_path_factory.mktemp("module")
+    save(parse(LINEAR), folder / "linear.onnx")
+    command = [sys.executable, "-c", _BUILD, str(folder / "linear.onnx"), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return (folder / "module.so").read_bytes(), done.stdout
+
+
+def device_images(data: bytes) -> list[tuple[str, int]]:
+    """Kind and architecture of each image in the fat binaries of a file.
+
+    A fat binary is a header of `magic, version, header size, size`, then images: each a header
+    with its kind first, its own size after 4 bytes, that of what follows after 8, and the
+    architecture after 28.
+    """
+    found = []
+    start = data.find(struct.pack("<IH", 0xBA55ED50, 1))
+    while start >= 0:
+        header, size = struct.unpack_from("<HQ", data, start + 6)
+        at, end = start + header, start + header + size
+        while at < end:
+            kind, image_header, length = struct.unpack_from("<HxxIQ", data, at)
+            (architecture,) = struct.unpack_from("<I", data, at + 28)
+            found.append(({1: "ptx", 2: "machine code"}[kind], architecture))
+            at += image_header + length
+        start = data.find(struct.pack("<IH", 0xBA55ED50, 1), end)
+    return found
+
+
+@needs_nvcc
+def test_module_holds_code_of_each_architecture_and_ptx_for_later_ones(
+    library: tuple[bytes, str],
+) -> None:
+    data, _ = library
+    assert sorted(device_images(data)) == [("machine code", 80), ("machine code", 90), ("ptx", 90)]
+
+
+@needs_nvcc
+def test_module_holds_no_source(library: tuple[bytes, str]) -> None:
+    data, _ = library
+    for text in (b"__global__", b"__launch_bounds__", b"undense_mma_f16("):
+        assert text not in data
+
+
+@needs_nvcc
+def test_building_needs_no_gpu_and_no_driver(library: tuple[bytes, str]) -> None:
+    if find_library("cuda") is not None:
+        pytest.skip("this machine has NVIDIA's driver")
+    _, said = library
+    assert "devices 0" in said
+
+
+@pytest.mark.parametrize("target", ["cuda", "cuda -arch=sm_90"])
+def test_no_compiler_is_one_sentence_before_long_work(
+    target: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def find() -> Path:
+        raise MissingDependencyError("target cuda needs nvcc, and there is none")
+
+    def load(*given: Any, **options: Any) -> None:
+        raise AssertionError("the model was loaded before nvcc was asked for")
+
+    monkeypatch.setattr(nvcc, "find_nvcc", find)
+    monkeypatch.setattr("undense.frontend.load.load", load)
+    save(parse(LINEAR), tmp_path / "linear.onnx")
+    arguments = ["compile", str(tmp_path / "linear.onnx"), "-o", str(tmp_path / "out")]
+    assert main([*arguments, "--target", target]) == 2
+    assert capsys.readouterr().err.strip() == "undense: target cuda needs nvcc, and there is none"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        (
+            "echo 'Cuda compilation tools, release 11.8, V11.8.89'",
+            r"is of CUDA 11\.8 .* needs 12\.4",
+        ),
+        ("echo nothing known", r"is of CUDA 0\.0 and target cuda needs 12\.4"),
+        ("exit 3", "does not run"),
+    ],
+)
+def test_a_compiler_that_will_not_do_is_named(
+    script: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tmp_path / "nvcc"
+    made.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    made.chmod(0o755)
+    monkeypatch.setattr(nvcc, "find_nvcc", lambda: made)
+    with pytest.raises(MissingDependencyError, match=message):
+        nvcc.check_nvcc()
+
+
+def test_who_brings_device_code_needs_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find() -> Path:
+        raise MissingDependencyError("no nvcc")
+
+    monkeypatch.setattr(nvcc, "find_nvcc", find)
+    with device_code_by(lambda source, architectures: b""):
+        check_device_compiler()
+    with pytest.raises(MissingDependencyError, match="no nvcc"):
+        check_device_compiler()
