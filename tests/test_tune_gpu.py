@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import shutil
 import subprocess
@@ -20,30 +19,17 @@ import undense
 from graphs import graph, normal
 from undense.backend.cuda.module import device_code_by
 from undense.backend.cuda.nvcc import EMULATED_HEADERS, Resources
-from undense.backend.kernels.cuda.dtypes import activation
-from undense.backend.kernels.cuda.few_rows import FewRowsTiling
-from undense.backend.kernels.cuda.many_rows import ManyRowsTiling
-from undense.backend.kernels.cuda.product import Product, Scatter
-from undense.backend.kernels.cuda.products import MANY, Ruled, chosen
-from undense.backend.kernels.cuda.weights import Coded, Dense
-from undense.backend.kernels.targets import asked, tuned
-from undense.backend.target import Target
-from undense.backend.tuning import choose, remote
-from undense.backend.tuning.choose import choose_records
+from undense.backend.tuning import remote
 from undense.backend.tuning.cuda import folder as folders
-from undense.backend.tuning.cuda import measure, servers
+from undense.backend.tuning.cuda import servers
 from undense.backend.tuning.cuda import tune as tuning
-from undense.backend.tuning.cuda.candidates import sources
-from undense.backend.tuning.cuda.limits import fits, shared_limit
-from undense.backend.tuning.database import add_records, database_path, read_records
+from undense.backend.tuning.cuda.runner import gpu, measure, product
+from undense.backend.tuning.database import database_path, read_records
 from undense.cli import main
 from undense.passes.errors import LoweringError
 
 TARGET = "cuda -arch=sm_90"
 TEXT = "agraph (float16[N, 128] x) => (float16[N, 64] y) {y = MatMul (x, w)}"
-HALF = activation("float16")
-assert HALF is not None
-CODES = Product.plain(HALF, Coded(HALF, 4, 8, 64), 64, 128)
 
 
 def emulated_code(source: str, architectures: Sequence[str]) -> bytes:
@@ -56,7 +42,7 @@ def emulated_code_and_resources(
     return emulated_code(source, architectures), []
 
 
-class Emulated(measure.Gpu):
+class Emulated(gpu.Gpu):
     """Memory of the host, and its clock around launches of the emulated driver."""
 
     device = "cpu"
@@ -71,14 +57,14 @@ class Emulated(measure.Gpu):
     def synchronize(self) -> None:
         pass
 
-    def captured(self, calls: Sequence[measure.Call]) -> measure.Call:
+    def captured(self, calls: Sequence[gpu.Call]) -> gpu.Call:
         def replay() -> None:
             for call in calls:
                 call()
 
         return replay
 
-    def seconds(self, call: measure.Call) -> float:
+    def seconds(self, call: gpu.Call) -> float:
         start = time.perf_counter()
         call()
         return time.perf_counter() - start
@@ -96,7 +82,7 @@ def _emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(folders, "code_and_resources", emulated_code_and_resources)
     monkeypatch.setattr(folders, "nvcc_version", lambda: (13, 0))
     monkeypatch.setattr(tuning, "check_nvcc", lambda: None)
-    monkeypatch.setattr(measure, "_SAMPLE", 1e-9)
+    monkeypatch.setattr(product, "_SAMPLE", 1e-9)
     with device_code_by(emulated_code):
         yield
 
@@ -127,7 +113,7 @@ def exported(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made / "exported", tmp_path / "folder"))
 
 
-def measured(folder: Path, *options: str, machine: Callable[[], measure.Gpu] = Emulated) -> int:
+def measured(folder: Path, *options: str, machine: Callable[[], gpu.Gpu] = Emulated) -> int:
     return measure.main(folder, options, machine)
 
 
@@ -332,63 +318,6 @@ def test_on_servers_of_a_tracker(artifact: Path, monkeypatch: pytest.MonkeyPatch
     assert record.machine
 
 
-def test_rules_take_their_records() -> None:
-    fields = {"warps": 4, "tiles": 1}
-    with tuned({(*CODES.workload, 16): fields}), asked() as found:
-        rules = chosen(CODES)
-    own = Ruled(CODES)
-    assert found == {("cuda codes4 group64 float16", 64, 128): own}
-    assert [
-        tiling == own.serving(rows) for (_, tiling), rows in zip(rules, own.rows, strict=True)
-    ] == [*(True, False, True, True)]
-    assert (rules[1][1].warps, rules[1][1].tiles) == (4, 1)
-    with (
-        tuned({(*CODES.workload, MANY): {"ahead": 1}}),
-        pytest.raises(LoweringError, match=r"64x128 does not fit .* 'ahead'.*--no-tuned"),
-    ):
-        chosen(CODES)
-
-
-def test_kinds_name_what_speed_depends_on() -> None:
-    assert HALF is not None
-    dense = Product.plain(HALF, Dense(HALF), 32, 64)
-    assert dense.workload == ("cuda dense float16", 32, 64)
-    blocks = dataclasses.replace(dense, blocks=4, scatter=Scatter(8, 32))
-    assert blocks.workload[0] == "cuda dense float16 blocks4 permuted"
-    two = Product.plain(HALF, Coded(HALF, 2, 1, 32, 2), 32, 64)
-    assert two.workload[0] == "cuda codes2 group32 planes2 float16"
-
-
-@pytest.mark.parametrize("rows", Ruled(CODES).rows)
-def test_candidates_differ_and_have_a_place_in_shared_memory(rows: int) -> None:
-    target = Target.parse("cuda -arch=sm_80,sm_90")
-    found = sources(Ruled(CODES), rows, target, trials=6, seed=0)
-    assert found[0].fields == {}
-    assert len(found) == 7
-    assert len({source.text for source in found}) == 7
-    assert all(source.launch.shared_bytes <= 163 * 1024 for source in found)
-    assert found == sources(Ruled(CODES), rows, target, trials=6, seed=0)
-    tiling = Ruled(CODES).serving(rows)
-    blocks = found[0].launch.grid
-    if isinstance(tiling, FewRowsTiling):
-        assert blocks == (2, 1, 1)
-        assert found[0].launch.shared_bytes == tiling.shared_bytes
-    else:
-        assert isinstance(tiling, ManyRowsTiling)
-        assert blocks[0] == -(-rows // tiling.height)
-        assert found[0].launch.shared_bytes == tiling.shared_bytes(CODES.weights)
-
-
-def test_what_a_multiprocessor_has_no_place_for() -> None:
-    used = Resources("candidate", "sm_90", 128, 0, 0, 0)
-    assert fits([used], 512)
-    assert not fits([used], 513)
-    assert not fits([used, dataclasses.replace(used, spilled_bytes=4)], 32)
-    assert shared_limit(["sm_90"]) == 227 * 1024
-    assert shared_limit(["sm_80", "sm_90a"]) == 163 * 1024
-    assert shared_limit(["sm_86"]) == 99 * 1024
-
-
 def test_what_does_not_fit_is_left_out_and_equal_code_is_one(
     artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -411,20 +340,6 @@ def test_what_does_not_fit_is_left_out_and_equal_code_is_one(
     assert len(list((tmp_path / "folder" / "code").iterdir())) == 2
 
 
-def test_shipped_records_are_for_the_very_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
-    from test_tuning_database import RECORD
-
-    shipped = dataclasses.replace(RECORD, processor="sm_90", kind="cuda dense float16")
-    family = choose.Family("sm_90", frozenset({"sm_90"}), True, "a GPU", (shipped,))
-    monkeypatch.setattr(choose, "families", lambda: (family,))
-    assert choose_records(Target.parse(TARGET)).fields == {shipped.key: shipped.fields}
-    assert not choose_records(Target.parse("cuda -arch=sm_80,sm_90")).fields
-    assert not choose_records(Target.parse("llvm")).fields
-    mine = dataclasses.replace(shipped, fields={"tiles": 1})
-    add_records([mine, dataclasses.replace(mine, processor="sm_80", rows=16)])
-    assert choose_records(Target.parse(TARGET)).fields == {mine.key: mine.fields}
-
-
 def test_the_rebuilt_artifact_holds_on_the_emulation(artifact: Path, exported: Path) -> None:
     assert measured(exported) == 0
     with_gain(exported)
@@ -436,7 +351,7 @@ def test_the_rebuilt_artifact_holds_on_the_emulation(artifact: Path, exported: P
 def test_nothing_of_the_gpu_is_imported_before_it_is_needed() -> None:
     code = (
         "import sys\n"
-        "import undense.backend.tuning.cuda.measure, undense.cli\n"
+        "import undense.backend.tuning.cuda.runner.measure, undense.cli\n"
         "assert 'torch' not in sys.modules and 'tvm' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

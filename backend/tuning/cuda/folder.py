@@ -20,11 +20,26 @@ from ...kernels.cuda.product import Product
 from ...kernels.cuda.products import Ruled
 from ...target import Target
 from ..record import versions
-from . import measure
+from . import runner
 from .candidates import Source, sources
 from .limits import fits
+from .runner.measure import CANDIDATES
+from .runner.product import CODE
 
 FORMAT = 1
+
+SCRIPT = "measure.py"
+
+_SCRIPT = '''"""Measures the kernels of this folder: `python measure.py --help`."""
+
+import sys
+from pathlib import Path
+
+from runner.measure import main
+
+if __name__ == "__main__":
+    sys.exit(main(Path(__file__).resolve().parent))
+'''
 
 Json = dict[str, Any]
 
@@ -67,7 +82,7 @@ def write_folder(
     Raises:
         LoweringError: nvcc refuses a kernel of a rule.
     """
-    (folder / measure.CODE).mkdir()
+    (folder / CODE).mkdir()
     jobs = [
         Job(each, number, sources(each, number, target, trials, seed))
         for each in work
@@ -101,8 +116,10 @@ def write_folder(
     }
     document["digest"] = digest(document)
     text = json.dumps(document, indent=1) + "\n"
-    (folder / measure.CANDIDATES).write_text(text, encoding="utf-8")
-    shutil.copyfile(measure.__file__, folder / "measure.py")
+    (folder / CANDIDATES).write_text(text, encoding="utf-8")
+    (folder / SCRIPT).write_text(_SCRIPT, encoding="utf-8")
+    scripts = Path(runner.__file__).parent
+    shutil.copytree(scripts, folder / "runner", ignore=shutil.ignore_patterns("__pycache__"))
     return document
 
 
@@ -128,7 +145,7 @@ def _kept(source: Source, code: bytes | None, folder: Path) -> Json | None:
     if code is None:
         return None
     name = f"{hashlib.sha256(code).hexdigest()}.fatbin"
-    (folder / measure.CODE / name).write_bytes(code)
+    (folder / CODE / name).write_bytes(code)
     return {"fields": dict(source.fields), "code": name, "launch": asdict(source.launch)}
 
 

@@ -14,7 +14,7 @@ from ..measure import Comparison
 from ..record import Record, processor_name, versions
 from ..search import Found
 from .folder import FORMAT, digest
-from .measure import CANDIDATES
+from .runner.measure import CANDIDATES
 
 _DAMAGE = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 """What reading JSON of another form raises."""

@@ -29,9 +29,9 @@ from ..outcomes import kernel_row, named
 from ..rebuild import has_gpu, holds, rebuild
 from ..record import Record, processor_name
 from ..search import Found
-from .folder import write_folder
-from .measure import RESULTS
+from .folder import SCRIPT, write_folder
 from .results import read_results
+from .runner.measure import RESULTS
 from .servers import measured_on_servers
 
 _FAILURES = 10
@@ -118,7 +118,7 @@ def export_candidates(
             }
             for kernel in document["kernels"]
         ],
-        "command": f"python {given / 'measure.py'}",
+        "command": f"python {given / SCRIPT}",
     }
 
 
@@ -207,7 +207,7 @@ def _measure(folder: Path, progress: Callable[[int], None]) -> None:
     """Runs the script until it is through; a candidate that fails ends a run and is left out."""
     done = 0
     for _ in range(_FAILURES):
-        command = [sys.executable, str(folder / "measure.py"), "--seconds", "inf"]
+        command = [sys.executable, str(folder / SCRIPT), "--seconds", "inf"]
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as process:
