@@ -26,7 +26,7 @@ from undense.backend.tuning.cuda import tune as tuning
 from undense.backend.tuning.cuda.runner import gpu, measure, product
 from undense.backend.tuning.database import database_path, read_records
 from undense.cli import main
-from undense.passes.errors import LoweringError
+from undense.passes.errors import LoweringError, TuningError
 
 TARGET = "cuda -arch=sm_90"
 TEXT = "agraph (float16[N, 128] x) => (float16[N, 64] y) {y = MatMul (x, w)}"
@@ -355,3 +355,30 @@ def test_nothing_of_the_gpu_is_imported_before_it_is_needed() -> None:
         "assert 'torch' not in sys.modules and 'tvm' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_the_exported_script_needs_nothing_of_undense(exported: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", str(exported / "measure.py"), "--help"],
+        capture_output=True, text=True, timeout=60, env={},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "--seconds" in done.stdout
+
+
+def test_the_script_is_run_again_without_what_failed(tmp_path: Path) -> None:
+    script = tmp_path / "measure.py"
+    script.write_text(
+        "import pathlib, sys\n"
+        "flag = pathlib.Path(__file__).with_name('flag')\n"
+        "print('a kernel', flush=True)\n"
+        "if not flag.exists():\n"
+        "    flag.touch()\n"
+        "    sys.exit(1)\n"
+    )
+    told: list[int] = []
+    tuning._measure(tmp_path, told.append)
+    assert told == [1, 2]
+    script.write_text("import sys\nprint('measure.py: no torch', file=sys.stderr)\nsys.exit(2)\n")
+    with pytest.raises(TuningError, match=r"failed \(measure\.py: no torch\): see undense"):
+        tuning._measure(tmp_path, told.append)
