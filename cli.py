@@ -150,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_device(timing)
 
     tuning = verb("tune", _tune, "measure tilings of an artifact's kernels and build it with them")
-    tuning.add_argument("artifact", metavar="OUT", help="made for target llvm")
+    tuning.add_argument("artifact", metavar="OUT", help="made for target llvm or cuda")
     tuning.add_argument(
         "--trials", type=int, default=32, metavar="N",
         help="candidates of each kernel and number of rows, and of each function without a "
@@ -158,12 +158,23 @@ def _parser() -> argparse.ArgumentParser:
         "what was measured before",
     )  # fmt: skip
     tuning.add_argument(
-        "--rows", metavar="1,8,32,128", help="numbers of rows to tune for (default: these four)"
-    )
+        "--rows", metavar="N,...",
+        help="numbers of rows to tune for (default: 1,8,32,128, and for cuda 8,16,64,2048)",
+    )  # fmt: skip
     tuning.add_argument("--threads", type=int, metavar="N")
     tuning.add_argument(
         "--tracker", metavar="HOST:PORT",
-        help="measure on the servers that TVM's RPC tracker has for the target's CPU",
+        help="measure on the servers that TVM's RPC tracker has for the target's CPU, or for the "
+        "last architecture of its GPUs",
+    )  # fmt: skip
+    tuning.add_argument(
+        "--export", metavar="FOLDER",
+        help="for cuda: measure nothing, and write a folder with compiled candidates and a script "
+        "that measures them on a machine with a GPU and torch",
+    )  # fmt: skip
+    tuning.add_argument(
+        "--merge", metavar="RESULTS.json",
+        help="for cuda: build with what that script measured, which lies in its folder",
     )  # fmt: skip
 
     checking = verb("doctor", _doctor, "what is installed and usable, and the traps of a model")
@@ -291,18 +302,34 @@ def _bench(options: argparse.Namespace) -> int:
 
 def _tune(options: argparse.Namespace) -> int:
     from .backend.tuning.artifact import tune
+    from .backend.tuning.cuda.tune import export_candidates, merge_results
     from .runtime.progress import progress_bar
-    from .runtime.report import print_tuning
+    from .runtime.report import print_exported, print_tuning
 
+    ways = ("export", "merge", "tracker")
+    given = [f"--{name}" for name in ways if getattr(options, name) is not None]
+    if len(given) > 1:
+        raise InputError(f"give {' or '.join(given)}: each measures elsewhere in its own way")
+    rows = _numbers("--rows", options.rows) if options.rows else None
     with progress_bar(quiet=options.quiet) as progress:
-        found = tune(
-            options.artifact,
-            trials=options.trials,
-            rows=_numbers("--rows", options.rows) if options.rows else None,
-            threads=options.threads,
-            tracker=options.tracker,
-            progress=progress,
-        )
+        if options.export:
+            found = export_candidates(
+                options.artifact, options.export,
+                trials=options.trials, rows=rows, progress=progress,
+            )  # fmt: skip
+            _print(options, found, print_exported)
+            return EXIT_OK
+        if options.merge:
+            found = merge_results(options.artifact, options.merge)
+        else:
+            found = tune(
+                options.artifact,
+                trials=options.trials,
+                rows=rows,
+                threads=options.threads,
+                tracker=options.tracker,
+                progress=progress,
+            )
     _print(options, found, print_tuning)
     return EXIT_DOES_NOT_HOLD if found["holds"] is False else EXIT_OK
 

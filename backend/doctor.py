@@ -94,12 +94,12 @@ def _tuning() -> dict[str, Any]:
     from .target import Target
     from .tuning.choose import choose_records
     from .tuning.database import database_path, read_records
-    from .tuning.record import cpu_name
+    from .tuning.record import processor_name
 
     found: dict[str, Any] = {"database": str(database_path()), "records": 0, "problem": None}
     try:
         target = Target("tvm")
-        found["cpu"] = cpu_name(target)
+        found["cpu"] = processor_name(target)
         found["records"] = len(read_records())
         sources = [source for _, source in choose_records(target).records.values()]
     except UndenseError as error:

@@ -154,7 +154,7 @@ def lower(
     from .tuning.choose import UNTUNED, choose_records
 
     machine = replace(target, engine="tvm", kernels=None)
-    chosen = choose_records(machine) if tuned and target.device == "cpu" else UNTUNED
+    chosen = choose_records(machine) if tuned else UNTUNED
     with (
         targets.tuned(chosen.fields),
         targets.asked() as asked,

@@ -15,7 +15,6 @@ import undense.backend.tuning
 from undense.backend.tuning.choose import Family, families
 from undense.backend.tuning.database import read_records
 from undense.backend.tuning.record import Record
-from undense.runtime.hardware import machine
 
 DEFAULTS = Path(undense.backend.tuning.__file__).parent / "defaults.json"
 
@@ -23,16 +22,17 @@ DEFAULTS = Path(undense.backend.tuning.__file__).parent / "defaults.json"
 def main() -> None:
     """Replaces the families that something was measured for."""
     records = [record for record in read_records() if isinstance(record, Record) and record.current]
-    found = [filled(family, records, str(machine()["cpu"])) for family in families()]
+    found = [filled(family, records) for family in families()]
     DEFAULTS.write_text(json.dumps({"families": found}, indent=1) + "\n", encoding="utf-8")
     for family in found:
         print(f"{family['name']}: {len(family['records'])} records")
 
 
-def filled(family: Family, records: Sequence[Record], measured_on: str) -> dict[str, Any]:
+def filled(family: Family, records: Sequence[Record]) -> dict[str, Any]:
     """A family as JSON, with the records that were measured for it if there are any.
 
-    A record is for the first family whose instruction sets its processor has.
+    A record is for the first family whose instruction sets its processor has, or whose
+    architecture it was compiled for.
     """
     own = [record for record in records if _family_of(record) == family.name]
     kept = {record.key: record for record in (own or family.records) if record.fields}
@@ -40,14 +40,22 @@ def filled(family: Family, records: Sequence[Record], measured_on: str) -> dict[
         "name": family.name,
         "flags": sorted(family.flags),
         "measured": bool(own) or family.measured,
-        "machine": measured_on if own else family.machine,
+        "machine": ", ".join(sorted({record.machine for record in own})) or family.machine,
         "records": [kept[key].to_json() for key in sorted(kept)],
     }
 
 
 def _family_of(record: Record) -> str | None:
-    flags = set(record.cpu.split("+")[1:])
-    return next((family.name for family in families() if family.flags <= flags), None)
+    architectures = frozenset(record.processor.split(","))
+    flags = frozenset(record.processor.split("+")[1:])
+    return next(
+        (
+            family.name
+            for family in families()
+            if family.flags <= flags or family.flags == architectures
+        ),
+        None,
+    )
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ VERIFY_HEADINGS = ("output", "execution error", "tolerance", "approximation erro
 TUNING_HEADINGS = (
     "kernel", "shape", "rows", "tried", "rule, µs", "best, µs", "speed-up", "spread", "chosen",
 )  # fmt: skip
+EXPORT_HEADINGS = ("kernel", "shape", "rows", "candidates", "left out")
 FUNCTION_HEADINGS = ("function", "tried", "rule, µs", "best, µs", "speed-up", "spread", "chosen")
 PROFILE_HEADINGS = ("function", "calls", "ms a run", "share", "shapes")
 _VERIFY_KEYS = ("execution_error", "tolerance", "approximation_error", "holds")
@@ -125,6 +126,23 @@ def print_tuning(found: Mapping[str, Any]) -> None:
         print("the artifact already holds these tilings")
     elif found["holds"] is not None:
         print(f"the artifact was built again and {'holds' if found['holds'] else 'does not hold'}")
+    else:
+        print("the artifact was built again, and not verified: this machine cannot run it")
+
+
+def print_exported(found: Mapping[str, Any]) -> None:
+    """Prints how many candidates each kernel has, then what to do with the folder."""
+    _print_rows(
+        EXPORT_HEADINGS,
+        [
+            [kernel["kind"], _shape(kernel)]
+            + [str(kernel[name]) for name in ("rows", "candidates", "left_out")]
+            for kernel in found["kernels"]
+        ],
+    )
+    print(f"copy {found['folder']} to a machine with a GPU and torch, and run there:")
+    print(f"  {found['command']}")
+    print(f"then here: undense tune OUT --merge {found['folder']}/results.json")
 
 
 def _tuning_row(result: Mapping[str, Any]) -> list[str]:

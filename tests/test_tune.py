@@ -16,11 +16,12 @@ from undense.backend.kernels.gemm import FloatTiling
 from undense.backend.relax_build.walker import Walk
 from undense.backend.target import Target
 from undense.backend.tuning import artifact as tuning
+from undense.backend.tuning import rebuild
 from undense.backend.tuning.database import add_records, database_path, read_records
 from undense.backend.tuning.device import LocalDevice
 from undense.backend.tuning.measure import Bench, Comparison
 from undense.backend.tuning.program import arguments, programs
-from undense.backend.tuning.record import cpu_name
+from undense.backend.tuning.record import processor_name
 from undense.backend.tuning.search import Found
 from undense.backend.tuning.spaces import candidates
 from undense.cli import main
@@ -113,9 +114,9 @@ def test_a_rebuild_without_records_gives_the_same_bytes(artifact: Path) -> None:
 def _record(artifact: Path, fields: dict[str, Any]) -> Any:
     from test_tuning_database import RECORD
 
-    cpu = cpu_name(Target.parse("llvm"))
+    processor = processor_name(Target.parse("llvm"))
     return dataclasses.replace(
-        RECORD, cpu=cpu, out_features=48, in_features=64, rows=8, fields=fields
+        RECORD, processor=processor, out_features=48, in_features=64, rows=8, fields=fields
     )
 
 
@@ -249,7 +250,7 @@ def test_an_artifact_from_before_functions_were_searched_is_built_again(
     assert not tuning.tune(artifact, trials=0)["rebuilt"]
     report = json.loads((artifact / "report.json").read_text())
     del report["tuning"]["functions"]
-    monkeypatch.setattr(tuning, "read_report", lambda _: report)
+    monkeypatch.setattr(rebuild, "read_report", lambda _: report)
     assert tuning.tune(artifact, trials=0)["rebuilt"]
 
 
@@ -273,8 +274,14 @@ def test_a_trace_that_fits_no_function_is_said(trace: Any, artifact: Path) -> No
     from test_tuning_database import FUNCTION
 
     (asked,) = undense.load(artifact).report["tuning"]["functions"]
-    cpu = cpu_name(Target.parse("llvm"))
-    add_records([dataclasses.replace(FUNCTION, cpu=cpu, function=asked["function"], trace=trace)])
+    processor = processor_name(Target.parse("llvm"))
+    add_records(
+        [
+            dataclasses.replace(
+                FUNCTION, processor=processor, function=asked["function"], trace=trace
+            )
+        ]
+    )
     with pytest.raises(LoweringError, match=r"the tuning record of function .*--no-tuned"):
         undense.compile(model(), scheme="dense")
 

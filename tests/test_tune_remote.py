@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,37 +32,48 @@ def _free_port() -> int:
         return port
 
 
-def _start(module: str, port: int, *options: str) -> subprocess.Popen[bytes]:
+def _start(
+    module: str, port: int, *options: str, env: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     ports = ["--host", "127.0.0.1", "--port", str(port), "--port-end", str(port + 1)]
     return subprocess.Popen(
         [sys.executable, "-m", f"tvm.exec.{module}", *ports, *options],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        env={**os.environ, **(env or {})},
         start_new_session=True,  # with the processes it forks, so that all of them end
     )
 
 
-@pytest.fixture(scope="module")
-def tracker() -> Iterator[str]:
-    """The address of a tracker with two servers for `KEY`."""
+@contextlib.contextmanager
+def served(env: Mapping[str, str], key: str, count: int) -> Iterator[str]:
+    """The address of a tracker with some servers for a key, which have `env` in addition."""
     pytest.importorskip("tornado", reason="TVM's tracker needs tornado")
     from tvm import rpc
 
     port = _free_port()
     address = f"127.0.0.1:{port}"
     processes = [_start("rpc_tracker", port)]
+    options = ("--tracker", address, "--key", key)
     try:
-        for _ in range(2):
-            processes.append(_start("rpc_server", _free_port(), "--tracker", address, "--key", KEY))
+        for _ in range(count):
+            processes.append(_start("rpc_server", _free_port(), *options, env=env))
         _wait(lambda: socket.create_connection(("127.0.0.1", port)).close() or True)
         session = rpc.connect_tracker("127.0.0.1", port)
-        _wait(lambda: session.summary()["queue_info"].get(KEY, {}).get("free") == 2)
+        _wait(lambda: session.summary()["queue_info"].get(key, {}).get("free") == count)
         session.close()
         yield address
     finally:
         for process in processes:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def tracker() -> Iterator[str]:
+    """The address of a tracker with two servers for `KEY`."""
+    with served({}, KEY, 2) as address:
+        yield address
 
 
 def _wait(ready: Any, seconds: float = 60) -> None:
@@ -96,7 +108,7 @@ def test_candidates_are_measured_on_all_servers_and_servers_come_back(
         (result,) = found["results"]
         assert (result["kind"], result["tried"], result["wrong"]) == ("dense", 4, 0)
     (record,) = read_records()
-    assert record.cpu.startswith(KEY)
+    assert record.processor.startswith(KEY)
     assert record.threads == 1
 
 

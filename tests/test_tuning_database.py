@@ -16,7 +16,7 @@ from undense.backend.tuning.database import add_records, database_path, read_rec
 from undense.backend.tuning.record import (
     FunctionRecord,
     Record,
-    cpu_name,
+    processor_name,
     record_from_json,
     versions,
 )
@@ -27,7 +27,8 @@ RECORD = Record(
     out_features=64,
     in_features=32,
     rows=8,
-    cpu="x86-64-v3+avx2+fma+f16c",
+    processor="x86-64-v3+avx2+fma+f16c",
+    machine="a machine",
     fields={"panels": (4, 2), "unroll": 4},
     median_us=10.0,
     default_us=12.5,
@@ -44,7 +45,16 @@ FUNCTION = FunctionRecord(
     trace=[[], []],
     **{
         name: getattr(RECORD, name)
-        for name in ("cpu", "median_us", "default_us", "spread", "threads", "versions", "date")
+        for name in (
+            "processor",
+            "machine",
+            "median_us",
+            "default_us",
+            "spread",
+            "threads",
+            "versions",
+            "date",
+        )
     },
 )
 
@@ -62,7 +72,7 @@ def test_records_come_back_as_they_were() -> None:
 
 def test_a_newer_record_replaces_the_one_of_the_same_kernel_and_processor() -> None:
     newer = dataclasses.replace(RECORD, fields={}, median_us=9.0)
-    other = dataclasses.replace(RECORD, cpu="znver4")
+    other = dataclasses.replace(RECORD, processor="znver4")
     add_records([RECORD, other])
     add_records([newer])
     assert read_records() == [newer, other]
@@ -108,9 +118,19 @@ def test_a_damaged_file_is_one_sentence_and_stays(text: str) -> None:
 
 def test_a_newer_format_is_not_called_damage() -> None:
     database_path().parent.mkdir()
-    database_path().write_text('{"format": 2, "records": []}')
-    with pytest.raises(TuningError, match="has format 2 and this undense reads 1"):
+    database_path().write_text('{"format": 3, "records": []}')
+    with pytest.raises(TuningError, match="has format 3 and this undense reads 2"):
         read_records()
+
+
+def test_records_of_format_1_are_read() -> None:
+    add_records([RECORD])
+    document = json.loads(database_path().read_text())
+    (record,) = document["records"]
+    record["cpu"] = record.pop("processor")
+    del record["machine"]
+    database_path().write_text(json.dumps({"format": 1, "records": [record]}))
+    assert read_records() == [dataclasses.replace(RECORD, machine="")]
 
 
 def test_a_record_with_a_wrong_field_is_named() -> None:
@@ -124,10 +144,10 @@ def test_a_record_with_a_wrong_field_is_named() -> None:
 
 def test_records_of_functions_are_for_their_processor_and_versions() -> None:
     target = Target.parse("llvm -mcpu=x86-64-v3")
-    mine = dataclasses.replace(FUNCTION, cpu=cpu_name(target))
+    mine = dataclasses.replace(FUNCTION, processor=processor_name(target))
     no_better = dataclasses.replace(mine, function="01", trace=None)
     old = dataclasses.replace(mine, function="02", versions={**versions(), "apache-tvm": "0"})
-    foreign = dataclasses.replace(mine, function="03", cpu="another")
+    foreign = dataclasses.replace(mine, function="03", processor="another")
     add_records([mine, no_better, old, foreign])
     chosen = choose_records(target)
     assert chosen.traces == {"00ff": [[], []]}
@@ -139,13 +159,13 @@ def test_records_of_functions_are_for_their_processor_and_versions() -> None:
 
 def test_the_user_s_records_win_over_shipped_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     target = Target.parse("llvm -mcpu=x86-64-v3")
-    shipped = dataclasses.replace(RECORD, cpu="another", fields={"unroll": 1})
+    shipped = dataclasses.replace(RECORD, processor="another", fields={"unroll": 1})
     foreign = dataclasses.replace(shipped, rows=1)
     family = choose.Family("some", frozenset({"avx2"}), True, "a machine", (shipped, foreign))
     monkeypatch.setattr(choose, "families", lambda: (family,))
-    mine = dataclasses.replace(RECORD, cpu=cpu_name(target))
+    mine = dataclasses.replace(RECORD, processor=processor_name(target))
     old = dataclasses.replace(mine, rows=32, versions={**versions(), "schedules": "0"})
-    add_records([mine, old, dataclasses.replace(RECORD, cpu="another", rows=128)])
+    add_records([mine, old, dataclasses.replace(RECORD, processor="another", rows=128)])
     chosen = choose_records(target)
     assert {key[-1]: source for key, (_, source) in chosen.records.items()} == {
         1: "shipped",
@@ -161,7 +181,7 @@ def test_the_doctor_names_the_database_and_the_reason_of_a_pin(
 ) -> None:
     from undense.backend import doctor
 
-    add_records([dataclasses.replace(RECORD, cpu=cpu_name(Target("tvm"))), RECORD])
+    add_records([dataclasses.replace(RECORD, processor=processor_name(Target("tvm"))), RECORD])
     tuning = doctor.examine_machine()["tuning"]
     assert tuning["database"] == str(database_path())
     assert (tuning["records"], tuning["measured_here"]) == (2, 1)
@@ -176,7 +196,10 @@ def test_the_doctor_names_the_database_and_the_reason_of_a_pin(
 
 
 def test_shipped_records_are_of_known_kernels_and_measured_ones_name_a_machine() -> None:
-    assert {family.name for family in families()} == {"AVX2", "AVX-512", "AVX-512 with VNNI"}
+    assert {family.name for family in families()} == {
+        *("AVX2", "AVX-512", "AVX-512 with VNNI"),
+        *("sm_80", "sm_90"),
+    }
     for family in families():
         assert family.measured == (family.machine is not None)
         assert family.measured or not family.records
@@ -185,10 +208,10 @@ def test_shipped_records_are_of_known_kernels_and_measured_ones_name_a_machine()
 def test_measured_records_become_shipped_ones() -> None:
     from benchmarks.tuned_defaults import filled
 
-    newest, _, older = families()
+    newest, _, older, *_ = families()
     own_best = dataclasses.replace(RECORD, rows=1, fields={})
-    vnni = dataclasses.replace(RECORD, cpu="znver4+" + "+".join(sorted(newest.flags)))
-    found = filled(older, [RECORD, own_best, vnni], "a machine")
+    vnni = dataclasses.replace(RECORD, processor="znver4+" + "+".join(sorted(newest.flags)))
+    found = filled(older, [RECORD, own_best, vnni])
     assert (found["measured"], found["machine"]) == (True, "a machine")
     assert [record_from_json(record) for record in found["records"]] == [RECORD]
-    assert filled(older, [vnni], "a machine")["machine"] == older.machine
+    assert filled(older, [vnni])["machine"] == older.machine

@@ -90,6 +90,21 @@ def check_nvcc() -> None:
     Raises:
         MissingDependencyError: no nvcc, one that does not run, or an old one.
     """
+    if nvcc_version() < LEAST_VERSION:
+        least = ".".join(map(str, LEAST_VERSION))
+        found = ".".join(map(str, nvcc_version()))
+        raise MissingDependencyError(
+            f"{find_nvcc()} is of CUDA {found} and target cuda needs {least}; {_INSTALL}"
+        )
+
+
+@cache
+def nvcc_version() -> tuple[int, int]:
+    """Of the compiler's toolkit; (0, 0) where it does not tell.
+
+    Raises:
+        MissingDependencyError: no nvcc, or one that does not run.
+    """
     nvcc = find_nvcc()
     try:
         told = subprocess.run(
@@ -98,12 +113,7 @@ def check_nvcc() -> None:
     except (OSError, subprocess.SubprocessError) as error:
         raise MissingDependencyError(f"{nvcc} does not run ({error}); {_INSTALL}") from error
     fit = re.search(r"release (\d+)\.(\d+)", told)
-    version = (int(fit[1]), int(fit[2])) if fit else (0, 0)
-    if version < LEAST_VERSION:
-        least = ".".join(map(str, LEAST_VERSION))
-        raise MissingDependencyError(
-            f"{nvcc} is of CUDA {version[0]}.{version[1]} and target cuda needs {least}; {_INSTALL}"
-        )
+    return (int(fit[1]), int(fit[2])) if fit else (0, 0)
 
 
 def device_code(source: str, architectures: Sequence[str]) -> bytes:
@@ -117,8 +127,13 @@ def device_code(source: str, architectures: Sequence[str]) -> bytes:
 
 def resources(source: str, architectures: Sequence[str]) -> list[Resources]:
     """What each kernel of a source uses on each architecture."""
-    _, told = _compile(source, architectures, ("--resource-usage",))
-    return _parsed(told)
+    return code_and_resources(source, architectures)[1]
+
+
+def code_and_resources(source: str, architectures: Sequence[str]) -> tuple[bytes, list[Resources]]:
+    """As `device_code`, with what each kernel uses on each architecture."""
+    code, told = _compile(source, architectures, ("--resource-usage",))
+    return code, _parsed(told)
 
 
 def _compile(source: str, architectures: Sequence[str], flags: Sequence[str]) -> tuple[bytes, str]:

@@ -1,4 +1,4 @@
-"""How kernels are cut up for a family of CPUs: ordered rules, of which the first one decides."""
+"""How kernels are cut up: ordered rules for families of CPUs, and records that replace fields."""
 
 from __future__ import annotations
 
@@ -165,23 +165,37 @@ def choices(tiling: T, kind: str, out_features: int, in_features: int) -> Choice
     Raises:
         LoweringError: a record has a field that the tiling has not.
     """
-    records, workload = _records.get(), (kind, out_features, in_features)
-    if (told := _asked.get()) is not None:
-        told[workload] = tiling
+    workload = (kind, out_features, in_features)
+    tell(workload, tiling)
     found: list[tuple[int | None, T]] = []
     for rows in ROWS:
-        fields = records.get((*workload, rows), {})
-        try:
-            own = with_fields(tiling.serving(rows), fields)
-        except (AttributeError, TypeError) as error:
-            raise LoweringError(
-                f"the tuning record of {kind} {out_features}x{in_features} does not fit its tiling "
-                f"({error}): tune again, or compile with --no-tuned"
-            ) from error
+        own = recorded(tiling.serving(rows), (*workload, rows))
         if found and found[-1][1] == own:
             found.pop()
         found.append((rows, own))
     return (*found[:-1], (None, found[-1][1]))
+
+
+def tell(workload: Workload, tiling: Any) -> None:
+    """Tells `asked` of a kernel and its rule's own tiling."""
+    if (told := _asked.get()) is not None:
+        told[workload] = tiling
+
+
+def recorded(tiling: Any, key: Key) -> Any:
+    """A rule's tiling with the fields of the record that there is for a key, if there is one.
+
+    Raises:
+        LoweringError: the record has a field that the tiling has not.
+    """
+    try:
+        return with_fields(tiling, _records.get().get(key, {}))
+    except (AttributeError, TypeError) as error:
+        kind, out_features, in_features, _ = key
+        raise LoweringError(
+            f"the tuning record of {kind} {out_features}x{in_features} does not fit its tiling "
+            f"({error}): tune again, or compile with --no-tuned"
+        ) from error
 
 
 def with_fields(tiling: T, fields: Mapping[str, Any]) -> T:

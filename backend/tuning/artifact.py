@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,33 +15,28 @@ from ...passes.errors import InputError, TargetError, TuningError
 from ...passes.plan import read_plan
 from ...passes.progress import Progress, silent
 from ...runtime.artifact import (
-    MANIFEST,
     MODEL,
-    MODULE,
     PLAN,
-    WEIGHTS,
-    Artifact,
-    Manifest,
     check_destination,
     open_artifact,
-    package_versions,
-    write_artifact,
 )
 from ...runtime.hardware import cpu_flags, usable_cores
-from ...runtime.report import read_report, write_report
+from ...runtime.report import read_report
 from ..kernels.targets import ROWS, Workload
-from ..package import check_toolchain, lower
+from ..package import check_toolchain
 from ..relax_build.compile import fused
 from ..relax_build.schedule import unfitted
 from ..relax_build.traces import function_key
 from ..relax_build.walker import Walk
 from ..relax_build.work import Work
 from ..target import Target
-from .choose import choose_records
+from .cuda.tune import tune_on_gpu
 from .database import add_records, database_path
 from .device import Device, LocalDevice
 from .functions import is_fixed
-from .record import FunctionRecord, Record, cpu_name, versions
+from .outcomes import function_row, kernel_row, named
+from .rebuild import holds, rebuild
+from .record import FunctionRecord, Record, processor_name, versions
 from .search import Found, Search
 from .spaces import grid
 
@@ -85,9 +77,10 @@ def tune(
 
     Args:
         path: of an artifact for a TVM target that holds `model.onnx`; it is replaced as a whole.
+            Kernels for GPUs are compiled, measured and merged as `cuda.tune` says.
         trials: candidates of each kernel and number of rows at most, in a random order that the
             seed of the artifact's plan gives. With 0 nothing is measured.
-        rows: those of `kernels.targets.ROWS` to tune for; None is all.
+        rows: those of `kernels.targets.ROWS`, or of the rules for GPUs, to tune for; None is all.
         threads: that a kernel uses; None is one for each core, or what a server is set to.
         tracker: `HOST:PORT` of TVM's RPC tracker, to measure on its free servers for LLVM's name
             of the target's processor instead of here.
@@ -105,13 +98,15 @@ def tune(
     """
     artifact = open_artifact(path)
     check_destination(path)
-    wanted = _rows(rows)
     if trials < 0:
         raise InputError(f"trials must be 0 or more, got {trials}")
+    if artifact.manifest.device == "cuda" and artifact.manifest.engine == "tvm":
+        return tune_on_gpu(artifact, trials, rows, tracker, progress)
+    wanted = _rows(rows)
     if artifact.manifest.engine != "tvm":
         raise TargetError(
             f"{path} is for {artifact.manifest.target}, whose kernels have no tilings to measure; "
-            "compile with --target llvm"
+            "compile with --target llvm or cuda"
         )
     target = Target.parse(artifact.manifest.target)
     check_toolchain(target)
@@ -137,24 +132,24 @@ def tune(
         with _devices(target, threads, tracker) as devices, machine:
             search = Search(devices, machine, trials, seed)
             meter = _Meter(progress, (len(tunable) * len(wanted) + len(searchable)) * trials)
-            results = _measure(search, tunable, wanted, cpu_name(target), meter)
-            functions = _measure_functions(search, searchable, cpu_name(target), meter)
+            results = _measure(search, tunable, wanted, processor_name(target), meter)
+            functions = _measure_functions(search, searchable, processor_name(target), meter)
     tried = {record.key[:3] for record, _ in results} if trials else set(tunable)
     searched = {record.function for record, _ in functions} if trials else set(searchable)
-    rebuilt = _rebuild(artifact, model, target, list(rest))
+    rebuilt = rebuild(artifact, model, target, work, list(rest))
     return {
-        "cpu": cpu_name(target),
+        "processor": processor_name(target),
         "database": str(database_path()),
-        "results": [_row(record, found) for record, found in results],
-        "functions": [_function_row(record, found) for record, found in functions],
-        "untunable": [_named(workload) for workload in sorted(set(work) - tried)],
+        "results": [kernel_row(record, found) for record, found in results],
+        "functions": [function_row(record, found) for record, found in functions],
+        "untunable": [named(workload) for workload in sorted(set(work) - tried)],
         "unsearchable": [
             {"name": rest[key][0], "reason": _NO_SCHEDULE if key in searchable else _OPEN_SIZES}
             for key in sorted(set(rest) - searched, key=lambda key: rest[key][0])
         ],
         "tuning": read_report(open_artifact(path)).get("tuning"),
         "rebuilt": rebuilt,
-        "holds": _holds(path, target) if rebuilt else None,
+        "holds": holds(path, target) if rebuilt else None,
     }
 
 
@@ -185,7 +180,7 @@ def _measure(
     search: Search,
     work: Mapping[Workload, Work],
     rows: Sequence[int],
-    cpu: str,
+    processor: str,
     meter: _Meter,
 ) -> list[tuple[Record, Found]]:
     def kept(workload: Workload, number: int, outcome: Found) -> Record:
@@ -196,7 +191,7 @@ def _measure(
             in_features=inputs,
             rows=number,
             fields=outcome.fields,
-            **_measured(search, outcome, cpu),
+            **_measured(search, outcome, processor),
         )
 
     outcomes = (
@@ -208,14 +203,14 @@ def _measure(
 
 
 def _measure_functions(
-    search: Search, functions: Mapping[str, tuple[str, Any]], cpu: str, meter: _Meter
+    search: Search, functions: Mapping[str, tuple[str, Any]], processor: str, meter: _Meter
 ) -> list[tuple[FunctionRecord, Found]]:
     def kept(key: str, name: str, outcome: Found) -> FunctionRecord:
         return FunctionRecord(
             name=name,
             function=key,
             trace=outcome.fields.get("trace"),
-            **_measured(search, outcome, cpu),
+            **_measured(search, outcome, processor),
         )
 
     outcomes = (
@@ -243,11 +238,12 @@ def _keep(
     return found
 
 
-def _measured(search: Search, outcome: Found, cpu: str) -> dict[str, Any]:
+def _measured(search: Search, outcome: Found, processor: str) -> dict[str, Any]:
     """What every record says, by the names of its fields."""
     comparison = outcome.comparison
     return {
-        "cpu": cpu,
+        "processor": processor,
+        "machine": search.devices[0].name,
         "median_us": comparison.median_us,
         "default_us": comparison.default_us,
         "spread": comparison.spread,
@@ -255,70 +251,3 @@ def _measured(search: Search, outcome: Found, cpu: str) -> dict[str, Any]:
         "versions": versions(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
-
-
-def _rebuild(artifact: Artifact, model: ir.Model, target: Target, met: Sequence[str]) -> bool:
-    """Writes the artifact again with the records of today; False where it already has them."""
-    report = read_report(artifact)
-    had = report.get("tuning") or {}
-    kernels = [tuple(kernel.values()) for kernel in had.get("kernels", ())]
-    now = choose_records(target).report(kernels, met)
-    if had and _as_text(now) == _as_text(had):
-        return False
-
-    def fill(folder: Path) -> Manifest:
-        for name in artifact.manifest.files:
-            if name not in (MODULE, WEIGHTS, MANIFEST):
-                shutil.copyfile(artifact.path / name, folder / name)
-        lowered = lower(model, target, folder, with_onnx=False)
-        sizes = {**report["bytes"], "after": lowered.engine_bytes}
-        write_report(folder, {**report, "bytes": sizes, **lowered.report()})
-        bounds = {**artifact.manifest.dimension_bounds, **lowered.dimension_bounds}
-        return replace(
-            artifact.manifest,
-            parameters=lowered.parameters,
-            dimension_bounds=bounds,
-            cpu_features=lowered.cpu_features,
-            versions={**artifact.manifest.versions, **package_versions()},
-        )
-
-    write_artifact(artifact.path, fill)
-    return True
-
-
-def _holds(path: str | Path, target: Target) -> bool | None:
-    """Whether the rebuilt artifact verifies; None where this machine cannot run it."""
-    if not set(target.cpu_features()) <= (cpu_flags() or set()):
-        return None
-    from ...runtime.verify import verify
-
-    return verify(Path(path)).holds
-
-
-def _as_text(tuning: Mapping[str, Any]) -> str:
-    """What decides the code, in a form that can be compared."""
-    chosen = [tuning["records"], tuning.get("functions", [])]
-    return json.dumps(chosen, sort_keys=True)
-
-
-def _row(record: Record, found: Found) -> dict[str, Any]:
-    return {
-        **_named(record.key[:3]),
-        "rows": record.rows,
-        "fields": dict(record.fields),
-        **_compared(found),
-    }
-
-
-def _function_row(record: FunctionRecord, found: Found) -> dict[str, Any]:
-    return {"name": record.name, "searched": record.trace is not None, **_compared(found)}
-
-
-def _compared(found: Found) -> dict[str, Any]:
-    comparison = asdict(found.comparison)
-    ratio = comparison.pop("ratio")
-    return {"tried": found.tried, "wrong": found.wrong, **comparison, "speedup": 1 / ratio}
-
-
-def _named(workload: Workload) -> dict[str, Any]:
-    return dict(zip(("kind", "out_features", "in_features"), workload, strict=True))

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ..target import Target
 from .database import read_records
-from .record import FunctionRecord, Record, cpu_name, record_from_json
+from .record import FunctionRecord, Record, processor_name, record_from_json
 
 Source = Literal["measured here", "shipped"]
 
@@ -22,7 +22,8 @@ class Family:
 
     Attributes:
         name: of the family.
-        flags: as /proc/cpuinfo spells them; a processor needs all of them.
+        flags: of a CPU, as /proc/cpuinfo spells them, which needs all of them; or architectures of
+            GPUs, the very ones that code is generated for.
         measured: whether its records were measured, and not guessed.
         machine: what they were measured on; None where they were not.
         records: of kernels; none means that the rules' own tilings stand.
@@ -33,6 +34,12 @@ class Family:
     measured: bool
     machine: str | None
     records: tuple[Record, ...]
+
+    def fits(self, target: Target) -> bool:
+        """Whether its records are for what a target generates code for."""
+        if target.device == "cuda":
+            return self.flags == frozenset(target.architectures)
+        return self.flags <= frozenset(target.cpu_features())
 
 
 @dataclass(frozen=True)
@@ -98,16 +105,15 @@ def choose_records(target: Target) -> Chosen:
     Raises:
         TuningError: the user's database is damaged.
     """
-    flags = frozenset(target.cpu_features())
-    cpu = cpu_name(target)
+    processor = processor_name(target)
     chosen: dict[tuple[str, int, int, int], tuple[Record, Source]] = {}
-    family = next((family for family in families() if family.flags <= flags), None)
+    family = next((family for family in families() if family.fits(target)), None)
     for record in family.records if family else ():
         if record.current:
             chosen[record.key] = (record, "shipped")
     functions = {}
     for found in read_records():
-        if not found.current or found.cpu != cpu:
+        if not found.current or found.processor != processor:
             continue
         if isinstance(found, FunctionRecord):
             functions[found.function] = found

@@ -14,7 +14,10 @@ from typing import Any
 from ...passes.errors import TuningError, cause_of
 from .record import FunctionRecord, Record, record_from_json
 
-_FORMAT = 1
+_FORMAT = 2
+
+_READ = (1, _FORMAT)
+"""Records of format 1 have `cpu` for `processor`, and no `machine`."""
 
 
 def database_path() -> Path:
@@ -53,7 +56,7 @@ def records_of(text: str, origin: Path) -> list[Record | FunctionRecord]:
     """
     try:
         document = json.loads(text)
-        if document["format"] != _FORMAT:
+        if document["format"] not in _READ:
             raise TuningError(
                 f"{origin} has format {document['format']} and this undense reads {_FORMAT}: "
                 "move it away, install the undense that wrote it, or compile with --no-tuned"
@@ -85,7 +88,7 @@ def add_records(found: Iterable[Record | FunctionRecord], path: Path | None = No
 
 
 def _place(record: Record | FunctionRecord) -> tuple[Any, ...]:
-    return (record.cpu, type(record).__name__, record.key)
+    return (record.processor, type(record).__name__, record.key)
 
 
 @contextlib.contextmanager

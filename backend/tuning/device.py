@@ -10,6 +10,7 @@ import numpy as np
 import tvm
 from numpy.typing import NDArray
 
+from ...runtime.hardware import machine
 from ...runtime.tvm_session import use_threads
 
 
@@ -18,8 +19,13 @@ class Device(ABC):
 
     @property
     @abstractmethod
-    def cpu(self) -> Any:
-        """Its processor, as TVM names it."""
+    def processor(self) -> Any:
+        """What runs functions and holds tensors, as TVM names it."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What its maker calls the processor; empty where that is not known."""
 
     @property
     @abstractmethod
@@ -30,10 +36,16 @@ class Device(ABC):
     def load(self, compiled: Any) -> Any:
         """The functions of what `tvm.compile` gave, there."""
 
+    def seconds(self, module: Any, name: str, tensors: Sequence[Any], calls: int) -> float:
+        """Of one call of a loaded function, in the mean of some."""
+        timer = module.time_evaluator(name, self.processor, number=calls, repeat=1)
+        return float(timer(*tensors).mean)
+
     def tensors(self, arrays: Sequence[NDArray[Any]]) -> list[Any]:
         """Copies of arrays in its memory."""
         return [
-            tvm.runtime.tensor(np.ascontiguousarray(array), device=self.cpu) for array in arrays
+            tvm.runtime.tensor(np.ascontiguousarray(array), device=self.processor)
+            for array in arrays
         ]
 
 
@@ -45,9 +57,14 @@ class LocalDevice(Device):
         self._threads = threads
 
     @property
-    def cpu(self) -> Any:
-        """That of this machine."""
+    def processor(self) -> Any:
+        """The CPU of this machine."""
         return tvm.cpu()
+
+    @property
+    def name(self) -> str:
+        """As the system tells it."""
+        return str(machine()["cpu"])
 
     @property
     def threads(self) -> int:

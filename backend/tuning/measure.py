@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -64,12 +65,6 @@ class _Function:
 
     module: Any
     name: str
-    cpu: Any
-
-    def seconds(self, tensors: Sequence[Any], calls: int) -> float:
-        """Of one call, in the mean of some."""
-        timer = self.module.time_evaluator(self.name, self.cpu, number=calls, repeat=1)
-        return float(timer(*tensors).mean)
 
 
 class Bench:
@@ -108,7 +103,7 @@ class Bench:
 
     def _load(self, program: Candidate) -> list[_Function]:
         module = self._device.load(program.compile(self._target))
-        return [_Function(module, name, self._device.cpu) for name in program.names]
+        return [_Function(module, name) for name in program.names]
 
     def _run(self, loaded: Sequence[_Function]) -> list[NDArray[Any]]:
         for function, tensors in zip(loaded, self._arguments, strict=True):
@@ -118,7 +113,7 @@ class Bench:
     def _time(self, loaded: Sequence[_Function], calls: int) -> float:
         """Seconds of one call of all functions."""
         return sum(
-            function.seconds(tensors, calls)
+            self._device.seconds(function.module, function.name, tensors, calls)
             for function, tensors in zip(loaded, self._arguments, strict=True)
         )
 
@@ -127,8 +122,10 @@ class Bench:
 
 
 def _same(mine: NDArray[Any], own: NDArray[Any]) -> bool:
-    if own.dtype.kind != "f":
+    if own.dtype.kind != "f" and own.dtype.name != "bfloat16":
         return bool(np.array_equal(mine, own))
-    relative = max(_TOLERANCE, _ROUNDINGS * float(np.finfo(own.dtype).eps))
+    precision: Any = ml_dtypes.finfo(own.dtype)  # type: ignore[no-untyped-call]
+    relative = max(_TOLERANCE, _ROUNDINGS * float(precision.eps))
+    mine, own = mine.astype(np.float32), own.astype(np.float32)
     largest = float(np.abs(own[np.isfinite(own)]).max(initial=0))
     return bool(np.allclose(mine, own, rtol=0, atol=relative * largest, equal_nan=True))

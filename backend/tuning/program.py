@@ -106,7 +106,7 @@ def arguments(work: Work, program: Program, rows: int, seed: int) -> list[list[N
 
 def filled(random: np.random.Generator, shape: Sequence[int], dtype: str) -> NDArray[Any]:
     """Normal floats and any codes; int64 may be positions, and 0 is always one."""
-    if dtype.startswith("float"):
+    if "float" in dtype:
         return random.standard_normal(shape).astype(dtype)
     if dtype in ("int64", "bool"):
         return np.zeros(shape, dtype)

@@ -16,7 +16,7 @@ SCHEDULES = 3
 
 _COUNTS = ("out_features", "in_features", "rows", "threads")
 _TIMES = ("median_us", "default_us", "spread")
-_TEXTS = ("kind", "cpu", "date", "name", "function")
+_TEXTS = ("kind", "processor", "machine", "date", "name", "function")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,16 +24,18 @@ class Measured:
     """What every record says.
 
     Attributes:
-        cpu: the processor that code was generated for, see `cpu_name`.
+        processor: that code was generated for, see `processor_name`.
+        machine: it was measured on, the name of its CPU or GPU; empty where that is not known.
         median_us: microseconds of a call with what was chosen.
         default_us: of a call with the rule's choice, which took turns with it.
         spread: interquartile range of the ratio of the two.
-        threads: that were used.
-        versions: of undense, TVM and the schedules.
+        threads: of the CPU that were used.
+        versions: of undense, TVM, the schedules and, for GPUs, nvcc.
         date: of the measurement.
     """
 
-    cpu: str
+    processor: str
+    machine: str
     median_us: float
     default_us: float
     spread: float
@@ -109,6 +111,9 @@ def record_from_json(found: Any) -> Record | FunctionRecord:
     """
     if not isinstance(found, dict):
         raise ValueError("a record is no object")
+    if "cpu" in found:  # of format 1
+        found = {"processor": found["cpu"], "machine": "", **found}
+        del found["cpu"]
     record_type = FunctionRecord if "function" in found else Record
     names = {field.name for field in dataclasses.fields(record_type)}
     if wrong := sorted(names.symmetric_difference(found)):
@@ -130,8 +135,14 @@ def versions() -> dict[str, str]:
     }
 
 
-def cpu_name(target: Target) -> str:
-    """LLVM's name of the processor that code is generated for, with its vector instructions."""
+def processor_name(target: Target) -> str:
+    """What code is generated for.
+
+    A CPU has LLVM's name with its vector instructions; of GPUs it is all architectures, since one
+    kernel has the same tiling for all of them.
+    """
+    if target.device == "cuda":
+        return ",".join(target.architectures)
     return "+".join([str(target.tvm().attrs["mcpu"]), *target.cpu_features()])
 
 

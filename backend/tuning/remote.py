@@ -9,7 +9,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,12 @@ _PATIENCE = 15.0
 _LOOKS, _BETWEEN = 10, 0.5
 """How often the tracker is asked for a free server, and the seconds in between."""
 
+_FLUSHED = 256 * 2**20
+"""Bytes that are copied before each call on a GPU; no cache holds as much."""
+
+_COLD = 32
+"""Calls of a sample on a GPU at most, since each of them waits for that copy."""
+
 
 class RemoteDevice(Device):
     """A server that runs what it is sent, for one session."""
@@ -37,9 +43,14 @@ class RemoteDevice(Device):
         self._threads = int(session.get_function("runtime.NumThreads")())
 
     @property
-    def cpu(self) -> Any:
-        """That of the server."""
+    def processor(self) -> Any:
+        """The CPU of the server."""
         return self._session.cpu(0)
+
+    @property
+    def name(self) -> str:
+        """Servers do not tell it."""
+        return ""
 
     @property
     def threads(self) -> int:
@@ -58,14 +69,38 @@ class RemoteDevice(Device):
             path.unlink()
 
 
+class RemoteGpu(RemoteDevice):
+    """The first GPU of a server."""
+
+    @property
+    def processor(self) -> Any:
+        """That GPU."""
+        return self._session.cuda(0)
+
+    @property
+    def name(self) -> str:
+        """As its driver tells it."""
+        return str(self.processor.device_name)
+
+    def seconds(self, module: Any, name: str, tensors: Sequence[Any], calls: int) -> float:
+        """Of one call that finds none of its inputs in the cache."""
+        timer = module.time_evaluator(
+            name, self.processor, number=1, repeat=min(calls, _COLD), cache_flush_bytes=_FLUSHED
+        )
+        return float(timer(*tensors).median)
+
+
 @contextlib.contextmanager
-def remote_devices(tracker: str, key: str, threads: int | None) -> Iterator[list[Device]]:
+def remote_devices(
+    tracker: str, key: str, threads: int | None, kind: type[RemoteDevice] = RemoteDevice
+) -> Iterator[list[Device]]:
     """Every server that the tracker has free for a key; they go back to it at the end.
 
     Args:
         tracker: `HOST:PORT`.
         key: that the servers were started with.
         threads: that a kernel uses there; None is what each server is set to.
+        kind: of device that the servers have.
 
     Raises:
         InputError: `tracker` is no address.
@@ -81,7 +116,7 @@ def remote_devices(tracker: str, key: str, threads: int | None) -> Iterator[list
         with tempfile.TemporaryDirectory(prefix="undense-tune-") as folder:
             for _ in range(free):
                 session = _lent(found, tracker, key)
-                devices.append(RemoteDevice(session, Path(folder), threads))
+                devices.append(kind(session, Path(folder), threads))
                 del session
             try:
                 yield devices

@@ -69,7 +69,7 @@ class Search:
         tilings = candidates(work.tiling.serving(rows), workload[0], rows, self.seed)
         default, others = programs(workload, work, rows, tilings, self.trials, self.target)
         progress(self.trials - len(others))
-        return self._best(default, others, arguments(work, default, rows, self.seed), progress)
+        return self.best(default, others, arguments(work, default, rows, self.seed), progress)
 
     def run_function(self, function: Any, progress: Progress = lambda _: None) -> Found | None:
         """The best trace of MetaSchedule for a function that no rule fits; None if it has none."""
@@ -77,15 +77,23 @@ class Search:
             function, self.trials, self.target, self.devices[0].threads, self.seed
         )
         progress(self.trials - len(others))
-        return self._best(default, others, [function_arguments(function, self.seed)], progress)
+        return self.best(default, others, [function_arguments(function, self.seed)], progress)
 
-    def _best(
+    def best(
         self,
         default: Candidate,
         others: Sequence[Candidate],
         arrays: Sequence[Sequence[NDArray[Any]]],
-        progress: Progress,
+        progress: Progress = lambda _: None,
     ) -> Found | None:
+        """The best of some candidates; None if there is none whose outputs are right.
+
+        Args:
+            default: the rule's choice.
+            others: to compare with it.
+            arrays: arguments of each of their functions, the output last.
+            progress: is told of each that was measured.
+        """
         if not others:
             return None
         benches = [Bench(device, self.target, default, arrays) for device in self.devices]

@@ -15,6 +15,8 @@ from typing import Any
 
 from ..kernels.code_products import FEW
 from ..kernels.code_task import CodeTiling
+from ..kernels.cuda.few_rows import FewRowsTiling
+from ..kernels.cuda.many_rows import ManyRowsTiling
 from ..kernels.gemm import FloatTiling
 from ..kernels.targets import with_fields
 
@@ -75,6 +77,23 @@ def _(tiling: CodeTiling, kind: str, rows: int) -> Grid:
         else {"floats": _points({"panels": _HEIGHTS, "unroll": (1, 2, 4)})}
     )
     return {"group": (2, 4, 8), "block": (16, 32, 64, 128), **of_the_products}
+
+
+@grid.register
+def _(tiling: FewRowsTiling, kind: str, rows: int) -> Grid:
+    # Its rows are those of the rule: more of them would be left idle.
+    return {"warps": (4, 8, 16), "tiles": (1, 2, 4), "ahead": (1, 2, 4, 8)}
+
+
+@grid.register
+def _(tiling: ManyRowsTiling, kind: str, rows: int) -> Grid:
+    return {
+        "row_warps": (1, 2, 4),
+        "column_warps": (1, 2, 4, 8),
+        "eights": (2, 4, 8),
+        "tiles": (1, 2, 4),
+        "stages": (2, 3, 4, 5),
+    }
 
 
 def candidates(tiling: Any, kind: str, rows: int, seed: int) -> Iterator[dict[str, Any]]:

@@ -9,6 +9,7 @@ from tvm import tirx
 
 from ..finish import Finish
 from ..mathematics import dtype_of
+from ..targets import Workload
 from ..tir import Argument, Buffer, Expr, index, load, only_if, store, vectorized
 from .dtypes import Activation
 from .fragments import CHUNK
@@ -55,6 +56,16 @@ class Product:
     def plain(cls, activation: Activation, weights: Weights, width: int, depth: int) -> Product:
         """`y = x Wᵀ`."""
         return cls(activation, weights, 1, width, depth, depth, width)
+
+    @property
+    def workload(self) -> Workload:
+        """By which its tilings are measured and kept: the kind, outputs and inputs of a block."""
+        parts = ["cuda", self.weights.storage, self.activation.dtype]
+        if self.blocks > 1:
+            parts.append(f"blocks{self.blocks}")
+        if self.scatter is not None:
+            parts.append("permuted")
+        return " ".join(parts), self.width, self.depth
 
     @property
     def inputs(self) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 
 from ..base import Output, Step
 from ..finish import Finish
+from ..targets import recorded, tell
 from ..tir import Argument, Buffer, Expr, PrimFunc, by_rows, prim_func
 from .few_rows import FewRowsTiling, emit_few_rows
 from .many_rows import ManyRowsTiling, emit_many_rows
@@ -16,6 +18,25 @@ Tiling = FewRowsTiling | ManyRowsTiling
 
 Rules = tuple[tuple[int | None, Tiling], ...]
 """Tilings, each with the greatest number of rows that it serves; the last one all."""
+
+MANY = 2048
+"""Rows at which the tiling that serves all is measured, and by which its records are kept."""
+
+
+@dataclass(frozen=True)
+class Ruled:
+    """A product whose tilings can be measured."""
+
+    product: Product
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Numbers of rows that a tiling is chosen for."""
+        return tuple(most or MANY for most, _ in tilings(self.product))
+
+    def serving(self, rows: int) -> Tiling:
+        """The rules' own tiling for one of these numbers."""
+        return dict(zip(self.rows, tilings(self.product), strict=True))[rows][1]
 
 
 def tilings(product: Product) -> Rules:
@@ -41,6 +62,15 @@ def tilings(product: Product) -> Rules:
     )
 
 
+def chosen(product: Product) -> Rules:
+    """The rules' tilings with the fields of the product's records; `asked` is told of it."""
+    tell(product.workload, Ruled(product))
+    return tuple(
+        (most, recorded(tiling, (*product.workload, most or MANY)))
+        for most, tiling in tilings(product)
+    )
+
+
 @cache
 def product_function(product: Product, rules: Rules, finish: Finish | None = None) -> PrimFunc:
     """The PrimFunc `(x, *weights, *finish, y)` over a symbolic number of rows."""
@@ -62,6 +92,6 @@ def product_function(product: Product, rules: Rules, finish: Finish | None = Non
 
 def product_step(name: str, product: Product, inputs: tuple[str, ...], output: str = "y") -> Step:
     """The step `(*inputs) -> output`; it takes a finish where outputs stay in order."""
-    make: Callable[..., PrimFunc] = partial(product_function, product, tilings(product))
+    make: Callable[..., PrimFunc] = partial(product_function, product, chosen(product))
     y = Output(output, product.columns, product.activation.dtype)
     return Step(name, make(), inputs, (y,), make if product.scatter is None else None)

@@ -33,6 +33,11 @@ class Weights(ABC):
 
     @property
     @abstractmethod
+    def storage(self) -> str:
+        """What a kernel's speed depends on, in the kind of its tuning records."""
+
+    @property
+    @abstractmethod
     def planes(self) -> int:
         """Matrices that are added up."""
 
@@ -108,6 +113,11 @@ class Dense(Weights):
     activation: Activation
 
     @property
+    def storage(self) -> str:
+        """Its only form."""
+        return "dense"
+
+    @property
     def planes(self) -> int:
         """One."""
         return 1
@@ -174,6 +184,12 @@ class Coded(Weights):
     offset: int
     group: int
     count: int = 1
+
+    @property
+    def storage(self) -> str:
+        """Bits, inputs of a scale and planes; the offset is an operand like any other."""
+        planes = f" planes{self.count}" if self.count > 1 else ""
+        return f"codes{self.bits} group{self.group}{planes}"
 
     @property
     def planes(self) -> int:

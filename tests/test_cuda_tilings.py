@@ -1,0 +1,104 @@
+"""Tilings of products for GPUs: kinds, records, and the candidates that can be launched."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from undense.backend.cuda.nvcc import Resources
+from undense.backend.kernels.cuda.dtypes import activation
+from undense.backend.kernels.cuda.few_rows import FewRowsTiling
+from undense.backend.kernels.cuda.many_rows import ManyRowsTiling
+from undense.backend.kernels.cuda.product import Product, Scatter
+from undense.backend.kernels.cuda.products import MANY, Ruled, chosen
+from undense.backend.kernels.cuda.weights import Coded, Dense
+from undense.backend.kernels.targets import asked, tuned
+from undense.backend.target import Target
+from undense.backend.tuning import choose
+from undense.backend.tuning.choose import choose_records
+from undense.backend.tuning.cuda.candidates import sources
+from undense.backend.tuning.cuda.limits import fits, shared_limit
+from undense.backend.tuning.database import add_records
+from undense.passes.errors import LoweringError
+
+TARGET = "cuda -arch=sm_90"
+HALF = activation("float16")
+assert HALF is not None
+CODES = Product.plain(HALF, Coded(HALF, 4, 8, 64), 64, 128)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNDENSE_CACHE", str(tmp_path / "cache"))
+
+
+def test_rules_take_their_records() -> None:
+    fields = {"warps": 4, "tiles": 1}
+    with tuned({(*CODES.workload, 16): fields}), asked() as found:
+        rules = chosen(CODES)
+    own = Ruled(CODES)
+    assert found == {("cuda codes4 group64 float16", 64, 128): own}
+    assert [
+        tiling == own.serving(rows) for (_, tiling), rows in zip(rules, own.rows, strict=True)
+    ] == [*(True, False, True, True)]
+    assert (rules[1][1].warps, rules[1][1].tiles) == (4, 1)
+    with (
+        tuned({(*CODES.workload, MANY): {"ahead": 1}}),
+        pytest.raises(LoweringError, match=r"64x128 does not fit .* 'ahead'.*--no-tuned"),
+    ):
+        chosen(CODES)
+
+
+def test_kinds_name_what_speed_depends_on() -> None:
+    assert HALF is not None
+    dense = Product.plain(HALF, Dense(HALF), 32, 64)
+    assert dense.workload == ("cuda dense float16", 32, 64)
+    blocks = dataclasses.replace(dense, blocks=4, scatter=Scatter(8, 32))
+    assert blocks.workload[0] == "cuda dense float16 blocks4 permuted"
+    two = Product.plain(HALF, Coded(HALF, 2, 1, 32, 2), 32, 64)
+    assert two.workload[0] == "cuda codes2 group32 planes2 float16"
+
+
+@pytest.mark.parametrize("rows", Ruled(CODES).rows)
+def test_candidates_differ_and_have_a_place_in_shared_memory(rows: int) -> None:
+    target = Target.parse("cuda -arch=sm_80,sm_90")
+    found = sources(Ruled(CODES), rows, target, trials=6, seed=0)
+    assert found[0].fields == {}
+    assert len(found) == 7
+    assert len({source.text for source in found}) == 7
+    assert all(source.launch.shared_bytes <= 163 * 1024 for source in found)
+    assert found == sources(Ruled(CODES), rows, target, trials=6, seed=0)
+    tiling = Ruled(CODES).serving(rows)
+    blocks = found[0].launch.grid
+    if isinstance(tiling, FewRowsTiling):
+        assert blocks == (2, 1, 1)
+        assert found[0].launch.shared_bytes == tiling.shared_bytes
+    else:
+        assert isinstance(tiling, ManyRowsTiling)
+        assert blocks[0] == -(-rows // tiling.height)
+        assert found[0].launch.shared_bytes == tiling.shared_bytes(CODES.weights)
+
+
+def test_what_a_multiprocessor_has_no_place_for() -> None:
+    used = Resources("candidate", "sm_90", 128, 0, 0, 0)
+    assert fits([used], 512)
+    assert not fits([used], 513)
+    assert not fits([used, dataclasses.replace(used, spilled_bytes=4)], 32)
+    assert shared_limit(["sm_90"]) == 227 * 1024
+    assert shared_limit(["sm_80", "sm_90a"]) == 163 * 1024
+    assert shared_limit(["sm_86"]) == 99 * 1024
+
+
+def test_shipped_records_are_for_the_very_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
+    from test_tuning_database import RECORD
+
+    shipped = dataclasses.replace(RECORD, processor="sm_90", kind="cuda dense float16")
+    family = choose.Family("sm_90", frozenset({"sm_90"}), True, "a GPU", (shipped,))
+    monkeypatch.setattr(choose, "families", lambda: (family,))
+    assert choose_records(Target.parse(TARGET)).fields == {shipped.key: shipped.fields}
+    assert not choose_records(Target.parse("cuda -arch=sm_80,sm_90")).fields
+    assert not choose_records(Target.parse("llvm")).fields
+    mine = dataclasses.replace(shipped, fields={"tiles": 1})
+    add_records([mine, dataclasses.replace(mine, processor="sm_80", rows=16)])
+    assert choose_records(Target.parse(TARGET)).fields == {mine.key: mine.fields}
