@@ -110,15 +110,11 @@ def _parser() -> argparse.ArgumentParser:
         "--no-tuned", action="store_true", help="use no tiling that was measured before"
     )
     compiling.add_argument(
-        "--use-cuda-graph",
-        nargs="?",
-        const=True,
-        default=False,
-        metavar="DIM,...",
+        "--use-cuda-graph", metavar="DIM,...", nargs="?", const=True, default=False,
         type=lambda text: tuple(text.split(",")),
         help="for cuda: launch as CUDA graphs what depends on these dynamic dimensions alone "
         "(batch,tokens), or on any with an upper bound",
-    )
+    )  # fmt: skip
 
     inspecting = verb("inspect", _inspect, "list the linears of a model or artifact, and why")
     inspecting.add_argument("source", metavar="OUT|MODEL")
