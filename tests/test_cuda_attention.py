@@ -114,7 +114,7 @@ def test_lengths(dtype: str, batch: int, queries: int, keys: int):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-@pytest.mark.parametrize(("size", "value_size"), [(64, 64), (128, 64), (96, 32), (32, 160)])
+@pytest.mark.parametrize(("size", "value_size"), [(64, 64), (128, 64), (96, 32), (32, 96)])
 def test_sizes(dtype: str, size: int, value_size: int):
     for queries in (3, 40):
         check(spec_of(size=size, value_size=value_size), dtype, 1, queries, 45)
@@ -168,6 +168,16 @@ def test_rows_of_masked_keys_are_not_numbers_unless_allowed():
     check(spec, "float32", 1, 3, 9, mask=mask)
 
 
+@pytest.mark.parametrize("queries", [4, 40])
+def test_rows_masked_by_the_lowest_number_are_averages(queries: int):
+    lowest = float(np.finfo(np.float32).min)
+    mask = np.zeros((2, 1, 1, 24), np.float32)
+    mask[0, ..., :20] = lowest
+    mask[1] = lowest
+    spec = spec_of(mask=(True, False, False, True))
+    check(spec, "float32", 2, queries, 24, mask=mask)
+
+
 def test_large_scores_do_not_overflow():
     check(spec_of(scale=50.0), "float32", 1, 2, 40)
 
@@ -176,6 +186,8 @@ def test_large_scores_do_not_overflow():
     ("size", "value_size", "dtype", "expected"),
     [
         (64, 64, "float16", True),
+        (128, 128, "float16", True),
+        (256, 64, "float16", False),
         (80, 64, "float16", False),
         (80, 80, "float32", True),
         (64, 64, "int8", False),

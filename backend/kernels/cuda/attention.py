@@ -32,12 +32,13 @@ from ..tir import (
     serial,
     store,
 )
-from .attention_tiling import FEW, MANY, AttentionTiling
+from .attention_tiling import GREATEST, AttentionTiling, few, many
 from .dtypes import Activation, activation
 from .few_rows import clear_floats
 from .fragments import TILE
 from .product import clear
 from .words import (
+    WARP,
     address,
     barrier,
     call,
@@ -49,7 +50,7 @@ from .words import (
     shuffled,
 )
 
-_LOG2_E = 1.4426950408889634
+_LOG2_E = 1.44269502162933349609375  # as a float32
 _SUMS = 4
 _EIGHT = 8
 _SIDES = 2
@@ -60,7 +61,8 @@ def fits(spec: Attention, dtype: str) -> bool:
     known = activation(dtype)
     if known is None:
         return False
-    return spec.size % (4 * known.unit) == 0 and spec.value_size % (4 * known.unit) == 0
+    sizes = (spec.size, spec.value_size)
+    return all(size % (4 * known.unit) == 0 and size <= GREATEST for size in sizes)
 
 
 @cache
@@ -91,16 +93,18 @@ def attention(spec: Attention, dtype: str) -> PrimFunc:
         rows = queries * spec.group
 
         def emit(tiling: AttentionTiling) -> None:
-            blocks = (divided(rows, tiling.rows), batch * spec.heads)
-            with grid(blocks, tiling.warps) as ((x, y), warp, lane):
-                place = held(x * tiling.rows)
+            blocks = divided(rows, tiling.rows)
+            # The blocks of a head one after the other: they read the same keys.
+            with grid((blocks * batch * spec.heads,), tiling.warps) as ((x,), warp, lane):
+                number = held(x // blocks)
+                place = held((x - number * blocks) * tiling.rows)
                 first = place if tiling.share_keys else held(place + warp * TILE)
-                _Warp(spec, known, tiling, buffers, queries, keys, first, y, warp, lane).emit()
+                _Warp(spec, known, tiling, buffers, queries, keys, first, number, warp, lane).emit()
 
         with only_if(rows <= TILE):
-            emit(FEW)
+            emit(few(spec.value_size))
         with only_if(rows > TILE):
-            emit(MANY)
+            emit(many(max(spec.size, spec.value_size)))
 
     return prim_func_of(arguments, body)
 
@@ -251,13 +255,13 @@ class _Warp:
             store(peak, tirx.max(load(peak, 0), shuffled(load(peak, 0), mask)), 0)
         # A row without any key has the lowest number as its maximum, from which nothing is taken.
         base = held(tirx.Select(load(peak, 0) > _lowest(), load(peak, 0), _zero()))
-        correction = held(_exp2(load(self.peaks, side) - base))
+        correction = held(_exp(load(self.peaks, side) - base))
         store(self.peaks, load(peak, 0), side)
         store(total, _zero(), 0)
         for eight in range(self.eights):
             for i in range(2):
                 place = eight * _SUMS + 2 * side + i
-                store(self.scores, _exp2(load(self.scores, place) - base), place)
+                store(self.scores, _exp(load(self.scores, place) - base), place)
                 store(total, load(total, 0) + load(self.scores, place), 0)
         for mask in (1, 2):
             store(total, load(total, 0) + shuffled(load(total, 0), mask), 0)
@@ -268,8 +272,11 @@ class _Warp:
                 store(self.sums, load(self.sums, place) * correction, place)
 
     def _masked(self, score: Expr, side: int, key: Expr) -> Expr:
-        """A score as an exponent of two; −∞ for a key that is masked or not there."""
-        value = score * tirx.const(self.spec.scale * _LOG2_E, "float32")
+        """A score with its mask; −∞ for a key that is masked or not there.
+
+        Not yet an exponent of two: the lowest number, with which exports mask, would be −∞.
+        """
+        value = score * tirx.const(self.spec.scale, "float32")
         there = key < self.keys
         if self.spec.causal:
             there = key <= self.positions[side] + (self.keys - self.queries)
@@ -285,7 +292,7 @@ class _Warp:
         given = load(self.mask, *at)
         if self.spec.mask_dtype == "bool":
             return tirx.Select(tirx.all(there, given), value, _lowest())
-        value = value + tirx.Cast("float32", given) * tirx.const(_LOG2_E, "float32")
+        value = value + tirx.Cast("float32", given)
         return tirx.Select(there, value, _lowest())
 
     def _multiply_values(self, start: Expr) -> None:
@@ -314,7 +321,7 @@ class _Warp:
 
     def _merge(self) -> None:
         """Adds up what the warps have for the same rows, each to the greatest maximum of all."""
-        lanes, warps = 32, self.tiling.warps
+        lanes, warps = WARP, self.tiling.warps
         count = self.wide * _SUMS
         stride = count + 2 * _SIDES
         shared = shared_words(warps * stride * lanes)
@@ -346,7 +353,7 @@ class _Warp:
                     for i in range(2):
                         store(self.sums, _zero(), column * _SUMS + 2 * side + i)
                 for warp in range(warps):
-                    factor = held(_exp2(get(warp, count + side) - base))
+                    factor = held(_exp(get(warp, count + side) - base))
                     added = get(warp, count + _SIDES + side) * factor
                     store(total, load(total, 0) + added, 0)
                     for column in range(self.wide):
@@ -381,5 +388,5 @@ def _zero() -> Expr:
     return tirx.const(0.0, "float32")
 
 
-def _exp2(value: Expr) -> Expr:
-    return tirx.call_pure_extern("float32", "exp2f", value)
+def _exp(value: Expr) -> Expr:
+    return tirx.call_pure_extern("float32", "exp2f", value * tirx.const(_LOG2_E, "float32"))

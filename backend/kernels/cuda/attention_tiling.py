@@ -27,5 +27,15 @@ class AttentionTiling:
         return TILE if self.share_keys else TILE * self.warps
 
 
-FEW = AttentionTiling(warps=8, keys=32, share_keys=True)
-MANY = AttentionTiling()
+GREATEST = 128
+"""Size of a head: the results of larger ones do not fit into registers."""
+
+
+def few(value_size: int) -> AttentionTiling:
+    """For no more rows than one warp has; fewer warps where their results are large."""
+    return AttentionTiling(warps=8 if value_size <= GREATEST // 2 else 4, keys=32, share_keys=True)
+
+
+def many(size: int) -> AttentionTiling:
+    """For more rows; the scores of fewer keys beside large results."""
+    return AttentionTiling(keys=64 if size <= GREATEST // 2 else 32)

@@ -6,7 +6,7 @@
 // c += A B for 16 rows of A, 8 columns of B and 16 inputs: PTX ISA, mma.m16n8k16.
 static __device__ __forceinline__ void undense_mma_f16(float* c, const unsigned* a,
                                                        const unsigned* b) {
-  asm(
+  asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -15,7 +15,7 @@ static __device__ __forceinline__ void undense_mma_f16(float* c, const unsigned*
 
 static __device__ __forceinline__ void undense_mma_bf16(float* c, const unsigned* a,
                                                         const unsigned* b) {
-  asm(
+  asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -25,7 +25,7 @@ static __device__ __forceinline__ void undense_mma_bf16(float* c, const unsigned
 static __device__ __forceinline__ void undense_mma_tf32(float* c, unsigned a0, unsigned a1,
                                                         unsigned a2, unsigned a3, unsigned b0,
                                                         unsigned b1) {
-  asm(
+  asm volatile(
       "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -81,8 +81,17 @@ static __device__ __forceinline__ void undense_copy_wait(int pending) {
     case 2:
       asm volatile("cp.async.wait_group 2;" ::: "memory");
       break;
-    default:
+    case 3:
       asm volatile("cp.async.wait_group 3;" ::: "memory");
+      break;
+    case 5:
+      asm volatile("cp.async.wait_group 5;" ::: "memory");
+      break;
+    case 7:
+      asm volatile("cp.async.wait_group 7;" ::: "memory");
+      break;
+    default:  // more than any kernel has asked for: wait for all
+      asm volatile("cp.async.wait_group 0;" ::: "memory");
   }
 }
 
