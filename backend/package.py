@@ -67,7 +67,7 @@ def check_toolchain(target: Target) -> None:
         if target.device == "cuda":
             from .cuda.module import check_device_compiler
 
-            check_device_compiler()
+            check_device_compiler(target.architectures)
         if "cublas" in target.libraries:
             from .cuda.cublas import cpp_compiler
 
@@ -177,6 +177,8 @@ def _lower_for_tvm(model: ir.Model, target: Target, folder: Path) -> Lowered:
     module = build(model, target)
     module.export(folder)
     save_file(module.weights, folder / WEIGHTS)
+    # safetensors leaves it to its owner alone; whoever may read the code may read the weights.
+    (folder / WEIGHTS).chmod((folder / MODULE).stat().st_mode & 0o666)
     return Lowered(
         "tvm",
         _bytes(folder, MODULE, CUBLAS, WEIGHTS),

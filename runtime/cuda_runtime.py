@@ -42,8 +42,9 @@ def cuda_device(architectures: Sequence[str], origin: str) -> tvm.runtime.Device
     device = tvm.cuda(0)
     if not device.exist:
         raise TargetError(
-            f"{origin}: NVIDIA's driver finds no GPU: make one visible (CUDA_VISIBLE_DEVICES, or "
-            "the options of the container)"
+            f"{origin}: there is no GPU here, or no driver of NVIDIA's for it (nvidia-smi tells): "
+            "install the driver, or make a GPU visible (CUDA_VISIBLE_DEVICES, or the options of "
+            "the container)"
         )
     version = str(device.compute_version)
     if architectures and not can_run(version, architectures):
@@ -68,7 +69,8 @@ def can_run(version: str, architectures: Sequence[str]) -> bool:
     for number, exact in known:
         if here == number or (not exact and here > number and here // 10 == number // 10):
             return True
-    return any(here >= number and not exact for number, exact in known[-1:])
+    virtual = [number for number, exact in known if not exact]
+    return any(here >= number for number in virtual[-1:])
 
 
 def load_cuda_libraries() -> None:

@@ -54,7 +54,7 @@ TURNS = Turns()
 def stream_of(values: Sequence[Any]) -> int:
     """Torch's current stream if a value is its tensor on the GPU, else the default one."""
     if any(map(is_on_gpu, values)):
-        return int(sys.modules["torch"].cuda.current_stream().cuda_stream)
+        return int(sys.modules["torch"].cuda.current_stream(0).cuda_stream)
     return _DEFAULT_STREAM
 
 

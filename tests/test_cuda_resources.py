@@ -21,7 +21,6 @@ from tvm import tirx
 from tvm.target import Target as TvmTarget
 from undense.backend.cuda import nvcc
 from undense.backend.cuda.module import check_device_compiler, cuda_modules, device_code_by
-from undense.backend.kernels.cuda.few_rows import FewRowsTiling
 from undense.backend.kernels.cuda.norm import norm_step
 from undense.backend.kernels.cuda.product import Product
 from undense.backend.kernels.cuda.products import Tiling, product_function, tilings
@@ -29,7 +28,7 @@ from undense.backend.kernels.cuda.rows import gather_step
 from undense.backend.kernels.cuda.weights import Coded, Dense, Weights
 from undense.backend.kernels.lowering import lowering_context
 from undense.cli import main
-from undense.passes.errors import MissingDependencyError
+from undense.passes.errors import MissingDependencyError, TargetError
 
 ARCHITECTURES = ("sm_80", "sm_90")
 SIZE = 4096
@@ -77,7 +76,7 @@ LINEAR = (
 @pytest.fixture(scope="module")
 def compiler() -> None:
     try:
-        nvcc.check_nvcc()
+        nvcc.check_nvcc(ARCHITECTURES)
     except MissingDependencyError as error:
         pytest.skip(str(error))
 
@@ -116,9 +115,7 @@ def check(item: nvcc.Resources, threads: int, blocks: int) -> None:
 
 
 def shared_bytes(tiling: Tiling, weights: Weights) -> int:
-    return (
-        tiling.shared_bytes if isinstance(tiling, FewRowsTiling) else tiling.shared_bytes(weights)
-    )
+    return tiling.shared_bytes(weights)
 
 
 @makes_modules
@@ -271,8 +268,12 @@ def test_a_compiler_that_will_not_do_is_named(
     made.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
     made.chmod(0o755)
     monkeypatch.setattr(nvcc, "find_nvcc", lambda: made)
-    with pytest.raises(MissingDependencyError, match=message):
-        nvcc.check_nvcc()
+    nvcc.nvcc_version.cache_clear()
+    try:
+        with pytest.raises(MissingDependencyError, match=message):
+            nvcc.check_nvcc(ARCHITECTURES)
+    finally:
+        nvcc.nvcc_version.cache_clear()
 
 
 def test_who_brings_device_code_needs_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,6 +282,13 @@ def test_who_brings_device_code_needs_no_compiler(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(nvcc, "find_nvcc", find)
     with device_code_by(lambda source, architectures: b""):
-        check_device_compiler()
+        check_device_compiler(ARCHITECTURES)
     with pytest.raises(MissingDependencyError, match="no nvcc"):
-        check_device_compiler()
+        check_device_compiler(ARCHITECTURES)
+
+
+@needs_nvcc
+def test_an_architecture_that_nvcc_does_not_know_is_refused() -> None:
+    nvcc.check_nvcc(["sm_90a"])
+    with pytest.raises(TargetError, match=r"knows no sm_999: it knows .*sm_90"):
+        nvcc.check_nvcc(["sm_90", "sm_999"])

@@ -9,6 +9,7 @@ import pytest
 from undense.backend.cuda.nvcc import Resources
 from undense.backend.kernels.cuda.dtypes import activation
 from undense.backend.kernels.cuda.few_rows import FewRowsTiling
+from undense.backend.kernels.cuda.fragments import row_tiles
 from undense.backend.kernels.cuda.many_rows import ManyRowsTiling
 from undense.backend.kernels.cuda.product import Product, Scatter
 from undense.backend.kernels.cuda.products import MANY, Ruled, chosen
@@ -72,8 +73,8 @@ def test_candidates_differ_and_have_a_place_in_shared_memory(rows: int) -> None:
     tiling = Ruled(CODES).serving(rows)
     blocks = found[0].launch.grid
     if isinstance(tiling, FewRowsTiling):
-        assert blocks == (2, 1, 1)
-        assert found[0].launch.shared_bytes == tiling.shared_bytes
+        assert blocks == (-(-row_tiles(CODES.width) // tiling.tiles), 1, 1)
+        assert found[0].launch.shared_bytes == tiling.shared_bytes(CODES.weights)
     else:
         assert isinstance(tiling, ManyRowsTiling)
         assert blocks[0] == -(-rows // tiling.height)

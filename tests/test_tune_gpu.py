@@ -81,7 +81,7 @@ def emulation(cuda_device: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def _emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(folders, "code_and_resources", emulated_code_and_resources)
     monkeypatch.setattr(folders, "nvcc_version", lambda: (13, 0))
-    monkeypatch.setattr(tuning, "check_nvcc", lambda: None)
+    monkeypatch.setattr(tuning, "check_nvcc", lambda _: None)
     monkeypatch.setattr(product, "_SAMPLE", 1e-9)
     with device_code_by(emulated_code):
         yield

@@ -34,7 +34,7 @@ def test_candidates_are_measured_on_the_gpu_of_a_server(
     tracker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UNDENSE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(tuning, "check_nvcc", lambda: None)
+    monkeypatch.setattr(tuning, "check_nvcc", lambda _: None)
     monkeypatch.setattr(servers, "nvcc_version", lambda: (13, 0))
     monkeypatch.setattr(remote, "_FLUSHED", 2**12)
     with device_code_by(emulated_code):

@@ -140,7 +140,8 @@ def test_a_gpu_older_than_the_code_is_refused(cuda_device: Any, tmp_path: Path) 
         ("8.0", ("sm_90",), False),
         ("7.5", ("sm_80",), False),
         ("10.0", ("sm_80", "sm_90"), True),
-        ("12.0", ("sm_80", "sm_90a"), False),
+        ("12.0", ("sm_80", "sm_90a"), True),
+        ("12.0", ("sm_90a",), False),
         ("9.0", ("sm_90a",), True),
     ],
 )

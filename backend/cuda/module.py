@@ -30,14 +30,14 @@ def device_code_by(function: DeviceCode) -> Iterator[None]:
         _device_code.reset(token)
 
 
-def check_device_compiler() -> None:
+def check_device_compiler(architectures: Sequence[str]) -> None:
     """Refuses to start long work that would end without device code.
 
     Raises:
         MissingDependencyError: no nvcc, or one that will not do.
     """
     if _device_code.get() is device_code:
-        check_nvcc()
+        check_nvcc(architectures)
 
 
 @contextmanager

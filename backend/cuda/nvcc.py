@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ...passes.errors import LoweringError, MissingDependencyError
+from ...passes.errors import LoweringError, MissingDependencyError, TargetError
 
 _DEVICE = Path(__file__).parents[1] / "kernels" / "cuda" / "device"
 
@@ -80,21 +80,28 @@ def find_nvcc() -> Path:
         if (home / "bin" / "nvcc").is_file():
             return home / "bin" / "nvcc"
     raise MissingDependencyError(
-        f"target cuda needs nvcc, which is neither on the path nor under CUDA_HOME; {_INSTALL}"
+        f"target cuda needs nvcc; there is none on the path, under CUDA_HOME or in pip; {_INSTALL}"
     )
 
 
-def check_nvcc() -> None:
-    """Refuses to start long work without a compiler that is recent enough.
+def check_nvcc(architectures: Sequence[str]) -> None:
+    """Refuses to start long work without a compiler that can do it.
 
     Raises:
         MissingDependencyError: no nvcc, one that does not run, or an old one.
+        TargetError: an architecture that it does not know.
     """
     if nvcc_version() < LEAST_VERSION:
         least = ".".join(map(str, LEAST_VERSION))
         found = ".".join(map(str, nvcc_version()))
         raise MissingDependencyError(
             f"{find_nvcc()} is of CUDA {found} and target cuda needs {least}; {_INSTALL}"
+        )
+    known = _told("--list-gpu-code").split()
+    unknown = [name for name in architectures if name.removesuffix("a") not in known]
+    if known and unknown:
+        raise TargetError(
+            f"{find_nvcc()} knows no {', '.join(unknown)}: it knows {', '.join(known)}"
         )
 
 
@@ -105,15 +112,18 @@ def nvcc_version() -> tuple[int, int]:
     Raises:
         MissingDependencyError: no nvcc, or one that does not run.
     """
+    fit = re.search(r"release (\d+)\.(\d+)", _told("--version"))
+    return (int(fit[1]), int(fit[2])) if fit else (0, 0)
+
+
+def _told(question: str) -> str:
     nvcc = find_nvcc()
     try:
-        told = subprocess.run(
-            [nvcc, "--version"], capture_output=True, text=True, check=True, timeout=60
+        return subprocess.run(
+            [nvcc, question], capture_output=True, text=True, check=True, timeout=60
         ).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise MissingDependencyError(f"{nvcc} does not run ({error}); {_INSTALL}") from error
-    fit = re.search(r"release (\d+)\.(\d+)", told)
-    return (int(fit[1]), int(fit[2])) if fit else (0, 0)
 
 
 def device_code(source: str, architectures: Sequence[str]) -> bytes:

@@ -1,7 +1,8 @@
 """Products of few rows: weights go from device memory through tensor cores once, in order.
 
-    block   a few tiles of 16 outputs, 8 to 32 rows of x
-      warp    every so many-th chunk of the inputs; the weights of several chunks are under way
+    block   a few tiles of 16 outputs, 8 or 16 rows of x
+      warp    every so many-th chunk of the inputs; weights of the next ones are being copied to a
+              ring of its own in shared memory, which takes no registers
         tile    16 outputs by 16 inputs, times 16 inputs by 8 rows: one instruction
       sum of the warps' results in shared memory, finished and stored
 
@@ -11,6 +12,7 @@ A single row takes as long as eight: the weights bound it, and the tensor cores 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -19,7 +21,7 @@ from ..finish import Finish
 from ..tir import Buffer, Expr, index, load, only_if, serial, store
 from .fragments import CHUNK, TILE, TILES, chunks, row_tiles
 from .product import Product, put
-from .weights import Coded, Fragment
+from .weights import Coded, Fragment, Weights
 from .words import (
     WARP,
     address,
@@ -39,6 +41,9 @@ ROWS = 8
 _SUMS = 4
 """Of a lane for one instruction."""
 
+_UNIT = 4
+"""Words that are copied at once."""
+
 
 @dataclass(frozen=True)
 class FewRowsTiling:
@@ -46,7 +51,7 @@ class FewRowsTiling:
 
     Attributes:
         eights: of rows of a block.
-        ahead: chunks whose weights a warp has under way.
+        ahead: chunks whose weights a warp has under way: 2, 4, 6 or 8.
         warps: of a block, which share the inputs.
         tiles: of 16 outputs of a block.
     """
@@ -56,10 +61,14 @@ class FewRowsTiling:
     warps: int = 8
     tiles: int = 2
 
-    @property
-    def shared_bytes(self) -> int:
-        """The sums of all warps."""
-        return 4 * self.warps * self.tiles * TILE * self.eights * ROWS
+    def slot_words(self, weights: Weights) -> int:
+        """Weights of a chunk."""
+        return self.tiles * weights.planes * weights.words * WARP
+
+    def shared_bytes(self, weights: Weights) -> int:
+        """The rings of all warps, or their sums afterwards."""
+        ring = self.ahead * self.slot_words(weights)
+        return 4 * self.warps * max(ring, self.tiles * TILE * self.eights * ROWS)
 
 
 def emit_few_rows(
@@ -110,62 +119,72 @@ class _Block:
         tiling = self.tiling
         self.sums = registers(tiling.tiles * tiling.eights * _SUMS, "float32")
         clear_floats(self.sums, tiling.tiles * tiling.eights * _SUMS)
-        self.words = registers(tiling.ahead * tiling.tiles * self.chunk_words)
+        self.words = registers(self.chunk_words)
         self.x_words = registers(tiling.eights * TILES * self.activation.words // 2)
         self.values = registers(self.activation.words)
         self.scaled = registers(self.activation.words)
         self.part = registers(tiling.eights * _SUMS, "float32")
+        self.shared = shared_words(tiling.shared_bytes(self.weights) // 4)
+        self.slot = tiling.slot_words(self.weights)
+        self.ring = held(self.warp * (tiling.ahead * self.slot))
         total = chunks(self.product.depth)
-        step = tiling.warps * tiling.ahead
-        whole = total // step
-        if whole:
-            with serial(whole) as i:
-                places = [
-                    held((i * tiling.ahead + j) * tiling.warps + self.warp)
-                    for j in range(tiling.ahead)
-                ]
-                for j, chunk in enumerate(places):
-                    self._load(j, chunk)
-                for j, chunk in enumerate(places):
-                    self._multiply(j, chunk)
-        rest = total - whole * step
-        for j in range(-(-rest // tiling.warps)):
-            chunk = held(self.warp + (whole * step + j * tiling.warps))
+        for j in range(tiling.ahead):
+            self._copy(self.warp + j * tiling.warps, index(j), total)
+        with serial(divided(total, tiling.warps)) as turn:
+            chunk = held(turn * tiling.warps + self.warp)
+            number = held(turn % tiling.ahead)
             with only_if(chunk < total):
-                self._load(0, chunk)
-                self._multiply(0, chunk)
+                self._load_x(chunk)
+                call("undense_copy_wait", tiling.ahead - 1)
+                call("__syncwarp")
+                self._multiply(held(self.ring + number * self.slot), chunk)
+            # All lanes have read what is copied over now.
+            call("__syncwarp")
+            self._copy(chunk + tiling.ahead * tiling.warps, number, total)
         self._finish()
 
-    def _load(self, ahead: int, chunk: Expr) -> None:
-        for tile in range(self.tiling.tiles):
-            for plane in range(self.weights.planes):
-                self.weights.load(
-                    self.words,
-                    self._first_word(ahead, tile, plane),
-                    self.source,
-                    plane,
-                    self.block,
-                    self._tile(tile),
-                    chunk,
-                    self.lane,
-                )
-
-    def _first_word(self, ahead: int, tile: int, plane: int) -> int:
-        place = (ahead * self.tiling.tiles + tile) * self.weights.planes + plane
-        return place * self.weights.words
+    def _copy(self, chunk: Expr, number: Expr, total: int) -> None:
+        """Begins to copy a chunk's weights, if there is one; a group of copies in any case."""
+        weights = self.weights
+        chunk = held(chunk)
+        units = weights.words * WARP // _UNIT
+        with only_if(chunk < total):
+            for tile in range(self.tiling.tiles):
+                for plane in range(weights.planes):
+                    first = (tile * weights.planes + plane) * weights.words * WARP
+                    for turn in range(divided(units, WARP)):
+                        unit = self.lane + turn * WARP
+                        spare = units - turn * WARP < WARP
+                        with only_if(unit < units) if spare else nullcontext():
+                            place = self.ring + number * self.slot + first + unit * _UNIT
+                            at = weights.word(
+                                self.source[0],
+                                plane,
+                                self.block,
+                                self._tile(tile),
+                                chunk,
+                                unit * _UNIT,
+                            )
+                            call("undense_copy_async", address(self.shared, place), at, 16)
+        call("undense_copy_commit")
 
     def _tile(self, tile: int) -> Expr:
         """A tile that is there; the results of others are not stored."""
         last = row_tiles(self.product.width) - 1
         return tirx.min(self.first_tile + tile, index(last))
 
-    def _multiply(self, ahead: int, chunk: Expr) -> None:
-        self._load_x(chunk)
+    def _multiply(self, slot: Expr, chunk: Expr) -> None:
         for tile in range(self.tiling.tiles):
+            for plane in range(self.weights.planes):
+                first = tile * self.weights.planes + plane
+                start = held(slot + first * self.weights.words * WARP)
+                self.weights.read(
+                    self.words, plane * self.weights.words, self.shared, start, self.lane
+                )
             if self.sums_scaled:
-                self._multiply_then_scale(ahead, tile, chunk)
+                self._multiply_then_scale(tile, chunk)
             else:
-                self._multiply_tile(ahead, tile, chunk)
+                self._multiply_tile(tile, chunk)
 
     def _load_x(self, chunk: Expr) -> None:
         """16 neighbouring inputs of one row of every eight."""
@@ -178,14 +197,14 @@ class _Block:
                 first = (eight * units + unit) * 4
                 self.product.load_unit(self.x_words, first, self.x, row, self.block, k)
 
-    def _multiply_then_scale(self, ahead: int, tile: int, chunk: Expr) -> None:
+    def _multiply_then_scale(self, tile: int, chunk: Expr) -> None:
         """Sums of exact codes, each plane's times its scales."""
         weights = self.weights
         assert isinstance(weights, Coded)
         count = self.tiling.eights * _SUMS
         for plane in range(weights.planes):
             clear_floats(self.part, count)
-            first = self._first_word(ahead, tile, plane)
+            first = plane * weights.words
             for j in range(TILES):
                 fragment = weights.fragment(self.words, first, j, self.values)
                 self._instructions(fragment, j, self.part, 0)
@@ -208,10 +227,9 @@ class _Block:
                         value = load(self.sums, at) + scale * load(self.part, place)
                         store(self.sums, value, at)
 
-    def _multiply_tile(self, ahead: int, tile: int, chunk: Expr) -> None:
+    def _multiply_tile(self, tile: int, chunk: Expr) -> None:
         """Sums of weights, which codes are scaled to in the type of x."""
         weights = self.weights
-        first = self._first_word(ahead, tile, 0)
         scales = None
         if isinstance(weights, Coded):
             scales = registers(2 * weights.planes, "float32")
@@ -229,10 +247,10 @@ class _Block:
         for j in range(TILES):
             if isinstance(weights, Coded) and scales is not None:
                 fragment = weights.scaled_fragment(
-                    self.words, first, j, self.values, self.scaled, scales
+                    self.words, 0, j, self.values, self.scaled, scales
                 )
             else:
-                fragment = weights.fragment(self.words, first, j, self.values)
+                fragment = weights.fragment(self.words, 0, j, self.values)
             self._instructions(fragment, j, self.sums, tile * self.tiling.eights * _SUMS)
 
     def _instructions(self, fragment: Fragment, tile: int, sums: Buffer, first: int) -> None:
@@ -251,7 +269,8 @@ class _Block:
         """Adds up the results of the warps, a thread an output of a row."""
         tiling = self.tiling
         outputs, rows = tiling.tiles * TILE, tiling.eights * ROWS
-        shared = shared_words(tiling.shared_bytes // 4)
+        shared = self.shared
+        barrier()
         for tile in range(tiling.tiles):
             for eight in range(tiling.eights):
                 for i in range(_SUMS):

@@ -13,6 +13,7 @@ from ..tir import Argument, Buffer, Expr, PrimFunc, by_rows, prim_func
 from .few_rows import FewRowsTiling, emit_few_rows
 from .many_rows import ManyRowsTiling, emit_many_rows
 from .product import Product
+from .words import WARP
 
 Tiling = FewRowsTiling | ManyRowsTiling
 
@@ -39,13 +40,25 @@ class Ruled:
         return dict(zip(self.rows, tilings(self.product), strict=True))[rows][1]
 
 
+_WIDE = 8192
+"""Outputs from which two tiles a block leave enough blocks for all multiprocessors."""
+
+_AHEAD_BYTES = 8192
+"""Of weights that a warp has under way: 64 KB a block, of which two or three fit."""
+
+
 def tilings(product: Product) -> Rules:
     """How a product is cut up for each number of rows: what fits into registers without spilling.
 
     Of float32 every value is a register, so warps have smaller shares of the result there; codes
     take registers to decode.
     """
-    ahead = 2 if product.weights.words >= 16 else 4
+    outputs = product.blocks * product.width
+    tiles = 1 if product.activation.bytes == 4 or outputs < _WIDE else 2
+    chunk_bytes = tiles * product.weights.planes * product.weights.words * 4 * WARP
+    few = partial(
+        FewRowsTiling, tiles=tiles, ahead=min(max(_AHEAD_BYTES // chunk_bytes // 2 * 2, 2), 8)
+    )
     if product.activation.bytes == 4:
         low = ManyRowsTiling(row_warps=1, column_warps=4, eights=2, tiles=1, stages=2)
         many = ManyRowsTiling(row_warps=2, column_warps=4, eights=4, tiles=1, stages=2)
@@ -55,8 +68,8 @@ def tilings(product: Product) -> Rules:
         if product.weights.scaled:
             many = ManyRowsTiling(row_warps=2, column_warps=4, eights=8, tiles=2, stages=3)
     return (
-        (8, FewRowsTiling(eights=1, ahead=ahead)),
-        (16, FewRowsTiling(eights=2, ahead=ahead)),
+        (8, few(eights=1)),
+        (16, few(eights=2)),
         (64, low),
         (None, many),
     )

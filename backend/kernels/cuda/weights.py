@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +20,6 @@ BITS = (2, 3, 4, 5, 8)
 
 Fragment = tuple[Buffer, int]
 """Registers, and where a lane's fragment begins in them."""
-
-_LOADS = {1: "undense_load_4", 2: "undense_load_8", 4: "undense_load_16"}
-_LOAD_ONCE = "undense_load_once"
 
 
 class Weights(ABC):
@@ -61,10 +57,6 @@ class Weights(ABC):
         """The stored buffers, the words first."""
 
     @abstractmethod
-    def chunk(self, buffer: Buffer, plane: int, block: Expr, tile: Expr, chunk: Expr) -> Expr:
-        """The address of the words of all lanes."""
-
-    @abstractmethod
     def word(
         self, buffer: Buffer, plane: int, block: Expr, tile: Expr, chunk: Expr, number: Expr
     ) -> Expr:
@@ -81,25 +73,13 @@ class Weights(ABC):
             values: registers for a fragment.
         """
 
-    def load(
-        self,
-        words: Buffer,
-        first: int,
-        source: Sequence[Buffer],
-        plane: int,
-        block: Expr,
-        tile: Expr,
-        chunk: Expr,
-        lane: Expr,
-    ) -> None:
-        """Loads a lane's words of a chunk from device memory, where they are read once."""
-        start = 0
+    def read(self, words: Buffer, first: int, shared: Buffer, start: Expr, lane: Expr) -> None:
+        """Loads a lane's words of a chunk and plane from shared memory."""
+        done = 0
         for width in self.sections:
-            number = start * WARP + lane * width
-            name = _LOAD_ONCE if width == 4 else _LOADS[width]
-            at = self.word(source[0], plane, block, tile, chunk, number)
-            call(name, address(words, first + start), at)
-            start += width
+            at = address(shared, start + done * WARP + lane * width)
+            call(f"undense_load_{4 * width}", address(words, first + done), at)
+            done += width
 
     @abstractmethod
     def needs(self, first: int, width: int, tile: int) -> bool:
@@ -144,10 +124,6 @@ class Dense(Weights):
         """One buffer."""
         shape = (blocks, row_tiles(width), chunks(depth), TILE * CHUNK)
         return (Argument("weight", shape, self.activation.dtype),)
-
-    def chunk(self, buffer: Buffer, plane: int, block: Expr, tile: Expr, chunk: Expr) -> Expr:
-        """Of its first value."""
-        return address(buffer, block, tile, chunk, 0)
 
     def word(
         self, buffer: Buffer, plane: int, block: Expr, tile: Expr, chunk: Expr, number: Expr
@@ -260,10 +236,6 @@ class Coded(Weights):
             Argument("scales", (self.count, blocks, tiles, groups, TILE), "float32"),
             Argument("unit", (1,), "float32"),
         )
-
-    def chunk(self, buffer: Buffer, plane: int, block: Expr, tile: Expr, chunk: Expr) -> Expr:
-        """Of its first word."""
-        return address(buffer, plane, block, tile, chunk, 0)
 
     def word(
         self, buffer: Buffer, plane: int, block: Expr, tile: Expr, chunk: Expr, number: Expr

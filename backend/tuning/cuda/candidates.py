@@ -68,7 +68,7 @@ def _function(product: Product, tiling: Tiling, target: Target) -> Any:
 
 def _sensible(tiling: Tiling, product: Product, rows: int, limit: int) -> bool:
     if isinstance(tiling, FewRowsTiling):
-        return tiling.shared_bytes <= limit
+        return tiling.shared_bytes(product.weights) <= limit
     return (
         tiling.shared_bytes(product.weights) <= limit
         and tiling.warps <= WARPS

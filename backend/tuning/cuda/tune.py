@@ -103,7 +103,7 @@ def export_candidates(
     if trials < 1:
         raise InputError(f"--export needs trials of 1 or more, got {trials}")
     wanted = opened.rows(rows)
-    check_nvcc()
+    check_nvcc(opened.target.architectures)
     with termination_as_exception(), temporary_sibling(given) as scratch:
         document = _write(opened, scratch, wanted, trials, progress)
         move_into_place(scratch, given)
@@ -153,7 +153,7 @@ def tune_on_gpu(
     wanted = opened.rows(rows)
     if not trials:
         return _merged(opened, [], measured=False)
-    check_nvcc()
+    check_nvcc(opened.target.architectures)
     if tracker is not None:
         kernels = len(opened.work) * len(wanted)
         found = measured_on_servers(

@@ -94,10 +94,3 @@ static __device__ __forceinline__ void undense_copy_wait(int pending) {
       asm volatile("cp.async.wait_group 0;" ::: "memory");
   }
 }
-
-// 16 bytes that are read once: they leave the first-level cache to what is read again.
-static __device__ __forceinline__ void undense_load_once(unsigned* words, const void* from) {
-  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-      : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-      : "l"(from));
-}
