@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
         "--use-cuda-graph", metavar="DIM,...", nargs="?", const=True, default=False,
         type=lambda text: tuple(text.split(",")),
         help="for cuda: launch as CUDA graphs what depends on these dynamic dimensions alone "
-        "(batch,tokens), or on any with an upper bound",
+        "(batch=8,tokens=1), or on any with an upper bound",
     )  # fmt: skip
 
     inspecting = verb("inspect", _inspect, "list the linears of a model or artifact, and why")

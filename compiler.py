@@ -85,7 +85,7 @@ def compile(
         use_cuda_graph: for target `cuda`: names the dynamic dimensions whose lengths come again and
             again (for decoding the batch and the tokens, not the cache, which grows). What depends
             on no others is launched as CUDA graphs, its memory planned once for their upper
-            bounds. True is all dimensions with an upper bound.
+            bounds, which may be given ("batch=8"). True is all dimensions with an upper bound.
         output: folder of the artifact; without it the artifact is temporary until `save`.
         progress: is told what is done; see `passes.progress`.
 

@@ -48,11 +48,12 @@ class Graphs:
     """CUDA graphs of an artifact.
 
     Attributes:
-        symbols: the dynamic dimensions that a graph may depend on; None is all that have an upper
-            bound.
+        symbols: the dynamic dimensions that a graph may depend on, each with the greatest length
+            that it is to be planned for, or None where the model states one; None in their place is
+            all that have one.
     """
 
-    symbols: tuple[str, ...] | None = None
+    symbols: tuple[tuple[str, int | None], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -132,14 +133,18 @@ class Target:
     def with_graphs(self, wanted: bool | Sequence[str]) -> Target:
         """The same target with what is launched as CUDA graphs, if anything.
 
+        Args:
+            wanted: names of dimensions, or a name and its greatest length: `batch=8`.
+
         Raises:
-            TargetError: CUDA graphs for another target than cuda.
+            TargetError: CUDA graphs for another target than cuda, or a length that is none.
         """
         if wanted is False:
             return self
         if (self.engine, self.device) != ("tvm", "cuda"):
             raise TargetError(f"use_cuda_graph is for target cuda, not for {self}; leave it out")
-        return replace(self, graphs=Graphs(None if wanted is True else tuple(wanted)))
+        symbols = None if wanted is True else tuple(map(_bounded, wanted))
+        return replace(self, graphs=Graphs(symbols))
 
     @property
     def activations(self) -> Activations:
@@ -228,6 +233,16 @@ def _libraries(text: str, given: str | None) -> tuple[str, ...]:
         if name != "cublas":
             raise TargetError(f"target {text!r}: library {name!r} is not known; there is cublas")
     return found
+
+
+def _bounded(text: str) -> tuple[str, int | None]:
+    """The name of a dimension, and the length behind it if there is one."""
+    name, equals, length = text.partition("=")
+    if not equals:
+        return name, None
+    if not length.isdecimal() or int(length) < 1:
+        raise TargetError(f"use_cuda_graph: {text!r} is no dimension; write batch or batch=8")
+    return name, int(length)
 
 
 def _architectures(text: str, given: str | None) -> tuple[str, ...]:

@@ -111,6 +111,20 @@ def test_dimensions_that_cannot_be_captured_are_refused(
         build(layer(bounds), TARGET.with_graphs(symbols))
 
 
+def test_a_bound_may_be_given_and_holds():
+    target = TARGET.with_graphs(["b=2", "n=1"])
+    with device_code_by(lambda source, _: cuda_emulation.compile(source, EMULATED_HEADERS)):
+        module = build(layer({"n": [1, 4]}), target)
+    assert module.dimension_bounds["b"][1] == 2
+    assert module.dimension_bounds["n"][1] == 1
+
+
+@pytest.mark.parametrize("text", ["b=0", "b=x", "b="])
+def test_a_bound_is_a_length(text: str):
+    with pytest.raises(TargetError, match="is no dimension; write batch or batch=8"):
+        TARGET.with_graphs([text])
+
+
 def test_graphs_are_for_cuda():
     with pytest.raises(TargetError, match="use_cuda_graph is for target cuda, not for llvm"):
         Target.parse("llvm").with_graphs(True)

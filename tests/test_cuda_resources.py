@@ -21,6 +21,8 @@ from tvm import tirx
 from tvm.target import Target as TvmTarget
 from undense.backend.cuda import nvcc
 from undense.backend.cuda.module import check_device_compiler, cuda_modules, device_code_by
+from undense.backend.kernels.attention import Attention
+from undense.backend.kernels.cuda.attention import attention
 from undense.backend.kernels.cuda.norm import norm_step
 from undense.backend.kernels.cuda.product import Product
 from undense.backend.kernels.cuda.products import Tiling, product_function, tilings
@@ -62,6 +64,9 @@ OTHERS: dict[str, tuple[Callable[[], Any], int]] = {
     "gather": (lambda: gather_step(PRODUCTS["codes-4"][0], 32000, SIZE, "int64", ()).function, 16),
 }
 """With the blocks that are to fit into a multiprocessor's registers: its 2048 threads."""
+
+HEADS = ((64, "float16", 1), (128, "float16", 4), (128, "bfloat16", 1), (64, "float32", 1))
+"""Size and type of heads, and how many share one of the keys."""
 
 needs_nvcc = pytest.mark.usefixtures("compiler")
 # The part of TVM that makes CUDA modules comes into a process once: here the emulation's.
@@ -292,3 +297,13 @@ def test_an_architecture_that_nvcc_does_not_know_is_refused() -> None:
     nvcc.check_nvcc(["sm_90a"])
     with pytest.raises(TargetError, match=r"knows no sm_999: it knows .*sm_90"):
         nvcc.check_nvcc(["sm_90", "sm_999"])
+
+
+@makes_modules
+@pytest.mark.parametrize(("size", "dtype", "group"), HEADS)
+def test_attention_fits_into_registers(size: int, dtype: str, group: int) -> None:
+    layouts = {"query": "heads", "key": "heads", "value": "heads"}
+    spec = Attention(size, size, 8, group, 0.125, **layouts, causal=True)  # type: ignore[arg-type]
+    for items in resources(attention(spec, dtype)).values():
+        for item in items:
+            check(item, 256, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from tvm import tirx
@@ -14,7 +14,9 @@ _UPPER = "tir_var_upper_bound"
 
 
 def marked(
-    module: Any, bounds: Mapping[str, tuple[int, int | None]], symbols: Sequence[str] | None
+    module: Any,
+    bounds: dict[str, tuple[int, int | None]],
+    symbols: Sequence[tuple[str, int | None]] | None,
 ) -> Any:
     """The module, told which symbols its graphs may depend on, and how large all can become.
 
@@ -23,16 +25,20 @@ def marked(
 
     Args:
         module: with the function `main`.
-        bounds: lowest and highest length of symbols.
-        symbols: None is all with an upper bound.
+        bounds: lowest and highest length of symbols; what a symbol is planned for is put in.
+        symbols: each with its greatest length if that is to be less; None is all with a bound.
 
     Raises:
         TargetError: a symbol that the model has not, or one without an upper bound.
     """
     main = module["main"]
     known = {str(variable.name) for variable in _variables(main)}
+    for name, most in symbols or ():
+        if name in known and most is not None:
+            low, high = bounds.get(name, (0, None))
+            bounds[name] = (low, most if high is None else min(most, high))
     upper = {name: high for name, (_, high) in bounds.items() if high is not None and name in known}
-    chosen = sorted(upper) if symbols is None else list(symbols)
+    chosen = sorted(upper) if symbols is None else [name for name, _ in symbols]
     for name in chosen:
         if name not in known:
             raise TargetError(
@@ -42,7 +48,7 @@ def marked(
         if name not in upper:
             raise TargetError(
                 f"use_cuda_graph: dimension {name!r} has no upper bound for memory to be planned "
-                f"by; export the model with torch.export.Dim({name!r}, max=...)"
+                f"by; give one, as in {name}=8, or export with torch.export.Dim({name!r}, max=...)"
             )
     if known and not chosen:
         raise TargetError(

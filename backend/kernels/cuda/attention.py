@@ -32,7 +32,7 @@ from ..tir import (
     serial,
     store,
 )
-from .attention_tiling import GREATEST, AttentionTiling, few, many
+from .attention_tiling import FEW, GREATEST, AttentionTiling, many
 from .dtypes import Activation, activation
 from .few_rows import clear_floats
 from .fragments import TILE
@@ -102,7 +102,7 @@ def attention(spec: Attention, dtype: str) -> PrimFunc:
                 _Warp(spec, known, tiling, buffers, queries, keys, first, number, warp, lane).emit()
 
         with only_if(rows <= TILE):
-            emit(few(spec.value_size))
+            emit(FEW)
         with only_if(rows > TILE):
             emit(many(max(spec.size, spec.value_size)))
 

@@ -31,9 +31,8 @@ GREATEST = 128
 """Size of a head: the results of larger ones do not fit into registers."""
 
 
-def few(value_size: int) -> AttentionTiling:
-    """For no more rows than one warp has; fewer warps where their results are large."""
-    return AttentionTiling(warps=8 if value_size <= GREATEST // 2 else 4, keys=32, share_keys=True)
+FEW = AttentionTiling(warps=4, keys=32, share_keys=True)
+"""For no more rows than one warp has."""
 
 
 def many(size: int) -> AttentionTiling:
