@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import Any
 
+from ..passes.errors import MissingDependencyError, UndenseError
 from ..runtime import cuda_provider
+from .cuda.nvcc import find_nvcc
+from .host_compiler import COMPILERS
 
 PINNED = {
     "apache-tvm": ("0.27.0.post1", "its intermediate language differs from release to release"),
@@ -30,7 +33,6 @@ _PACKAGES = (
     "safetensors",
     "torch",
 )
-_COMPILERS = ("g++", "clang++", "gcc", "clang")
 
 
 def examine_machine() -> dict[str, Any]:
@@ -54,8 +56,9 @@ def examine_machine() -> dict[str, Any]:
         "engines": engines,
         "ort_cuda": {"usable": cuda is None, "problem": None if cuda is None else str(cuda)},
         "can_compile": all(packages[name] for name in ("onnx", "onnx-ir", "onnxscript")),
-        "linker": _first(_COMPILERS),
-        "nvcc": shutil.which("nvcc"),
+        "linker": _first(COMPILERS),
+        "nvcc": _nvcc(),
+        "cuda": _cuda() if engines["tvm"] else {"usable": False, "problem": "TVM is missing"},
         "cpu": _cpu(),
         "tuning": tuning,
         "packages": packages,
@@ -73,7 +76,7 @@ def _problems(packages: dict[str, str | None]) -> Iterator[str]:
             )
     if packages["onnxruntime"] and packages["onnxruntime-gpu"]:
         yield "onnxruntime and onnxruntime-gpu provide the same module: uninstall one of them"
-    if not _first(_COMPILERS):
+    if not _first(COMPILERS):
         yield "no linker: compiling for llvm needs g++ or clang (loading artifacts does not)"
 
 
@@ -90,7 +93,6 @@ def _first(programs: tuple[str, ...]) -> str | None:
 
 def _tuning() -> dict[str, Any]:
     """Where measurements are kept, and how many of them fit this processor."""
-    from ..passes.errors import UndenseError
     from .target import Target
     from .tuning.choose import choose_records
     from .tuning.database import database_path, read_records
@@ -109,6 +111,25 @@ def _tuning() -> dict[str, Any]:
         "measured_here": sources.count("measured here"),
         "shipped": sources.count("shipped"),
     }
+
+
+def _nvcc() -> str | None:
+    """The compiler that target cuda would use."""
+    try:
+        return str(find_nvcc())
+    except MissingDependencyError:
+        return None
+
+
+def _cuda() -> dict[str, Any]:
+    """Whether artifacts for target cuda run here, and why not."""
+    from ..runtime.cuda_runtime import cuda_device
+
+    try:
+        cuda_device((), "target cuda")
+    except UndenseError as error:
+        return {"usable": False, "problem": str(error)}
+    return {"usable": True, "problem": None}
 
 
 def _cpu() -> dict[str, Any]:

@@ -128,6 +128,7 @@ def test_a_key_without_server_is_named(
 @pytest.mark.parametrize(
     ("tracker", "named"),
     [("nowhere", "give HOST:PORT"), (f"127.0.0.1:{_free_port()}", "cannot be reached")],
+    ids=["without a port", "closed"],
 )
 def test_a_tracker_that_is_none_is_one_sentence(
     tracker: str, named: str, artifact: Path, capsys: pytest.CaptureFixture[str]
