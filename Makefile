@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# A file stays in one process: what its tests have set up is made once.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test test-all check format bench bench-kernels bench-gpu-bundle table ide wheel-test \
   clean
@@ -11,10 +13,10 @@ demo: $(READY)  ## compile MiniLM with calibration for both engines and compare 
 	$(BIN)/python -m benchmarks.demo
 
 test: $(READY)  ## the default tests, under ten minutes on two cores
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
 test-all: $(READY)  ## all tests, the slow ones on real models too
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 check: $(READY) ide  ## lint and types
 	$(BIN)/ruff check .
