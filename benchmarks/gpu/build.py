@@ -78,8 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"no case is named by {', '.join(options.only)}", file=sys.stderr)
         return 2
     try:
-        check_nvcc()
         target = Target.parse(f"cuda -arch={options.arch}")
+        check_nvcc(target.architectures)
         with tempfile.TemporaryDirectory(prefix="undense-bundle-") as scratch:
             write_bundle(Path(scratch) / NAME, recipes, target, options.python)
             pack(Path(scratch) / NAME, options.output)
