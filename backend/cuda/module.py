@@ -35,6 +35,7 @@ def check_device_compiler(architectures: Sequence[str]) -> None:
 
     Raises:
         MissingDependencyError: no nvcc, or one that will not do.
+        TargetError: an architecture that it does not know.
     """
     if _device_code.get() is device_code:
         check_nvcc(architectures)

@@ -56,7 +56,7 @@ def _scheduled(name: str, function: Any, target: Any) -> tuple[Any, str]:
 
 
 def _rules(function: Any) -> Mapping[str, Any]:
-    """Ordered: the first that fits wins. Products of half precision go through ours."""
+    """Ordered: the first that fits wins. Products with weights have kernels of ours."""
     return {
         "reduction": gpu.Reduction(),
         "transpose": gpu.Transpose(),

@@ -34,14 +34,13 @@ from ..tir import (
 )
 from .attention_tiling import FEW, GREATEST, AttentionTiling, many
 from .dtypes import Activation, activation
-from .few_rows import clear_floats
-from .fragments import TILE
-from .product import clear
+from .fragments import EIGHT, SUMS, TILE
 from .words import (
     WARP,
     address,
     barrier,
     call,
+    clear,
     divided,
     grid,
     held,
@@ -51,8 +50,6 @@ from .words import (
 )
 
 _LOG2_E = 1.44269502162933349609375  # as a float32
-_SUMS = 4
-_EIGHT = 8
 _SIDES = 2
 
 
@@ -133,11 +130,11 @@ class _Warp:
         self.warp, self.lane = warp, lane
         self.row, self.column = held(lane // 4), held(lane % 4)
         self.rows = queries * spec.group
-        self.eights = tiling.keys // _EIGHT
-        self.wide = spec.value_size // _EIGHT
+        self.eights = tiling.keys // EIGHT
+        self.wide = spec.value_size // EIGHT
         """Neighbouring columns of the result that a lane has."""
         # Of both rows of the lane: whether it is there, its head and its position.
-        numbers = [held(first + self.row + _EIGHT * side) for side in range(_SIDES)]
+        numbers = [held(first + self.row + EIGHT * side) for side in range(_SIDES)]
         self.there = [row < self.rows for row in numbers]
         members = [held(row // queries) for row in numbers]
         self.heads = [held(self.head * spec.group + member) for member in members]
@@ -148,13 +145,13 @@ class _Warp:
     def emit(self) -> None:
         words = self.activation.words
         self.q = registers(self.spec.size // TILE * words)
-        self.scores = registers(self.eights * _SUMS, "float32")
-        self.sums = registers(self.wide * _SUMS, "float32")
+        self.scores = registers(self.eights * SUMS, "float32")
+        self.sums = registers(self.wide * SUMS, "float32")
         self.peaks = registers(_SIDES, "float32")
         self.totals = registers(_SIDES, "float32")
         self.a, self.b = registers(words), registers(words // 2)
         self._load_queries()
-        clear_floats(self.sums, self.wide * _SUMS)
+        clear(self.sums, 0, self.wide * SUMS)
         for side in range(_SIDES):
             store(self.peaks, _lowest(), side)
             store(self.totals, tirx.const(0.0, "float32"), side)
@@ -223,11 +220,11 @@ class _Warp:
 
     def _multiply_keys(self, start: Expr) -> None:
         words, unit = self.activation.words, self.activation.unit
-        clear_floats(self.scores, self.eights * _SUMS)
+        clear(self.scores, 0, self.eights * SUMS)
         units = self.spec.size // 4 // unit
         loaded = registers(units * 4)
         for eight in range(self.eights):
-            key = held(self._key(start, self.row + eight * _EIGHT))
+            key = held(self._key(start, self.row + eight * EIGHT))
             for number in range(units):
                 column = self.column * (self.spec.size // 4) + number * unit
                 at = self._at(self.key, self.spec.key, self.head, key, column)
@@ -235,7 +232,7 @@ class _Warp:
             for tile in range(self.spec.size // TILE):
                 call(
                     f"undense_mma_{self.activation.short}",
-                    address(self.scores, eight * _SUMS),
+                    address(self.scores, eight * SUMS),
                     address(self.q, tile * words),
                     address(loaded, tile * (words // 2)),
                 )
@@ -246,8 +243,8 @@ class _Warp:
         store(peak, load(self.peaks, side), 0)
         for eight in range(self.eights):
             for i in range(2):
-                place = eight * _SUMS + 2 * side + i
-                key = start + eight * _EIGHT + self.column * 2 + i
+                place = eight * SUMS + 2 * side + i
+                key = start + eight * EIGHT + self.column * 2 + i
                 score = self._masked(load(self.scores, place), side, key)
                 store(self.scores, score, place)
                 store(peak, tirx.max(load(peak, 0), load(self.scores, place)), 0)
@@ -260,7 +257,7 @@ class _Warp:
         store(total, _zero(), 0)
         for eight in range(self.eights):
             for i in range(2):
-                place = eight * _SUMS + 2 * side + i
+                place = eight * SUMS + 2 * side + i
                 store(self.scores, _exp(load(self.scores, place) - base), place)
                 store(total, load(total, 0) + load(self.scores, place), 0)
         for mask in (1, 2):
@@ -268,7 +265,7 @@ class _Warp:
         store(self.totals, load(self.totals, side) * correction + load(total, 0), side)
         for column in range(self.wide):
             for i in range(2):
-                place = column * _SUMS + 2 * side + i
+                place = column * SUMS + 2 * side + i
                 store(self.sums, load(self.sums, place) * correction, place)
 
     def _masked(self, score: Expr, side: int, key: Expr) -> Expr:
@@ -302,11 +299,11 @@ class _Warp:
         loads = together * self.activation.bytes // 4
         loaded = registers(4 * loads)
         for block in range(self.tiling.keys // TILE):
-            scores = address(self.scores, block * 2 * _SUMS)
+            scores = address(self.scores, block * 2 * SUMS)
             call(f"undense_scores_{short}", address(self.a, 0), scores)
             keys = [
                 held(self._key(start, self.column * 2 + (block * TILE + offset)))
-                for offset in (0, 1, _EIGHT, _EIGHT + 1)
+                for offset in (0, 1, EIGHT, EIGHT + 1)
             ]
             for first in range(0, self.wide, together):
                 for number, key in enumerate(keys):
@@ -316,13 +313,13 @@ class _Warp:
                 for i in range(together):
                     b, values = address(self.b, 0), address(loaded, 0)
                     call(f"undense_column_{short}", b, values, loads, i)
-                    sums = address(self.sums, (first + i) * _SUMS)
+                    sums = address(self.sums, (first + i) * SUMS)
                     call(f"undense_mma_{short}", sums, address(self.a, 0), b)
 
     def _merge(self) -> None:
         """Adds up what the warps have for the same rows, each to the greatest maximum of all."""
         lanes, warps = WARP, self.tiling.warps
-        count = self.wide * _SUMS
+        count = self.wide * SUMS
         stride = count + 2 * _SIDES
         shared = shared_words(warps * stride * lanes)
 
@@ -351,14 +348,14 @@ class _Warp:
                 store(total, _zero(), 0)
                 for column in range(self.wide):
                     for i in range(2):
-                        store(self.sums, _zero(), column * _SUMS + 2 * side + i)
+                        store(self.sums, _zero(), column * SUMS + 2 * side + i)
                 for warp in range(warps):
                     factor = held(_exp(get(warp, count + side) - base))
                     added = get(warp, count + _SIDES + side) * factor
                     store(total, load(total, 0) + added, 0)
                     for column in range(self.wide):
                         for i in range(2):
-                            at = column * _SUMS + 2 * side + i
+                            at = column * SUMS + 2 * side + i
                             store(self.sums, load(self.sums, at) + get(warp, at) * factor, at)
                 store(self.totals, load(total, 0), side)
             self._store()
@@ -374,7 +371,7 @@ class _Warp:
             with only_if(self.there[side]):
                 for i in range(2):
                     for column in range(self.wide):
-                        value = load(self.sums, column * _SUMS + 2 * side + i) * inverse
+                        value = load(self.sums, column * SUMS + 2 * side + i) * inverse
                         at = (self.column * 2 + i) * self.wide + column
                         where = (self.batch, self.positions[side], self.heads[side], at)
                         store(self.y, tirx.Cast(dtype, value), *where)

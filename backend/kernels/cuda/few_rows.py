@@ -19,30 +19,22 @@ from tvm import tirx
 
 from ..finish import Finish
 from ..tir import Buffer, Expr, index, load, only_if, serial, store
-from .fragments import CHUNK, TILE, TILES, chunks, row_tiles
+from .fragments import CHUNK, EIGHT, SUMS, TILE, TILES, chunks, row_tiles
 from .product import Product, put
 from .weights import Coded, Fragment, Weights
 from .words import (
+    UNIT,
     WARP,
     address,
     barrier,
     call,
+    clear,
     divided,
     grid,
     held,
     registers,
     shared_words,
-    unrolled,
 )
-
-ROWS = 8
-"""Rows of x of one instruction."""
-
-_SUMS = 4
-"""Of a lane for one instruction."""
-
-_UNIT = 4
-"""Words that are copied at once."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +60,7 @@ class FewRowsTiling:
     def shared_bytes(self, weights: Weights) -> int:
         """The rings of all warps, or their sums afterwards."""
         ring = self.ahead * self.slot_words(weights)
-        return 4 * self.warps * max(ring, self.tiles * TILE * self.eights * ROWS)
+        return 4 * self.warps * max(ring, self.tiles * TILE * self.eights * EIGHT)
 
 
 def emit_few_rows(
@@ -80,10 +72,10 @@ def emit_few_rows(
 ) -> None:
     """A kernel for any number of rows, `8 · eights` at a time."""
     tiles = divided(row_tiles(product.width), tiling.tiles)
-    passes = divided(rows, ROWS * tiling.eights)
+    passes = divided(rows, EIGHT * tiling.eights)
     with grid((tiles, passes, product.blocks), tiling.warps) as ((x, y, z), warp, lane):
         first_tile = held(x * tiling.tiles)
-        first_row = held(y * (ROWS * tiling.eights))
+        first_row = held(y * (EIGHT * tiling.eights))
         _Block(product, tiling, finish, rows, buffers, first_tile, first_row, z, warp, lane).emit()
 
 
@@ -107,9 +99,7 @@ class _Block:
         self.first_tile, self.first_row, self.block = first_tile, first_row, block
         self.warp, self.lane = warp, lane
         self.weights, self.activation = product.weights, product.activation
-        count = len(self.weights.arguments(product.blocks, product.width, product.depth))
-        self.x, self.source = buffers[0], buffers[1 : 1 + count]
-        self.stored = buffers[1 + count :]
+        self.x, self.source, self.stored = product.parts(buffers)
         self.row, self.column = held(lane // 4), held(lane % 4)
         self.chunk_words = self.weights.planes * self.weights.words
         # Scales of whole chunks are applied to sums, in float32; others to the weights.
@@ -117,13 +107,13 @@ class _Block:
 
     def emit(self) -> None:
         tiling = self.tiling
-        self.sums = registers(tiling.tiles * tiling.eights * _SUMS, "float32")
-        clear_floats(self.sums, tiling.tiles * tiling.eights * _SUMS)
+        self.sums = registers(tiling.tiles * tiling.eights * SUMS, "float32")
+        clear(self.sums, 0, tiling.tiles * tiling.eights * SUMS)
         self.words = registers(self.chunk_words)
         self.x_words = registers(tiling.eights * TILES * self.activation.words // 2)
         self.values = registers(self.activation.words)
         self.scaled = registers(self.activation.words)
-        self.part = registers(tiling.eights * _SUMS, "float32")
+        self.part = registers(tiling.eights * SUMS, "float32")
         self.shared = shared_words(tiling.shared_bytes(self.weights) // 4)
         self.slot = tiling.slot_words(self.weights)
         self.ring = held(self.warp * (tiling.ahead * self.slot))
@@ -147,7 +137,7 @@ class _Block:
         """Begins to copy a chunk's weights, if there is one; a group of copies in any case."""
         weights = self.weights
         chunk = held(chunk)
-        units = weights.words * WARP // _UNIT
+        units = weights.words * WARP // UNIT
         with only_if(chunk < total):
             for tile in range(self.tiling.tiles):
                 for plane in range(weights.planes):
@@ -156,14 +146,14 @@ class _Block:
                         unit = self.lane + turn * WARP
                         spare = units - turn * WARP < WARP
                         with only_if(unit < units) if spare else nullcontext():
-                            place = self.ring + number * self.slot + first + unit * _UNIT
+                            place = self.ring + number * self.slot + first + unit * UNIT
                             at = weights.word(
                                 self.source[0],
                                 plane,
                                 self.block,
                                 self._tile(tile),
                                 chunk,
-                                unit * _UNIT,
+                                unit * UNIT,
                             )
                             call("undense_copy_async", address(self.shared, place), at, 16)
         call("undense_copy_commit")
@@ -191,7 +181,7 @@ class _Block:
         units = 16 // self.activation.unit
         for eight in range(self.tiling.eights):
             # A row that is not there has sums of its own, which are not stored.
-            row = held(tirx.min(self.first_row + eight * ROWS + self.row, self.rows - 1))
+            row = held(tirx.min(self.first_row + eight * EIGHT + self.row, self.rows - 1))
             for unit in range(units):
                 k = chunk * CHUNK + self.column * 16 + unit * self.activation.unit
                 first = (eight * units + unit) * 4
@@ -201,9 +191,9 @@ class _Block:
         """Sums of exact codes, each plane's times its scales."""
         weights = self.weights
         assert isinstance(weights, Coded)
-        count = self.tiling.eights * _SUMS
+        count = self.tiling.eights * SUMS
         for plane in range(weights.planes):
-            clear_floats(self.part, count)
+            clear(self.part, 0, count)
             first = plane * weights.words
             for j in range(TILES):
                 fragment = weights.fragment(self.words, first, j, self.values)
@@ -222,7 +212,7 @@ class _Block:
                 )
                 for eight in range(self.tiling.eights):
                     for i in range(2):
-                        place = eight * _SUMS + 2 * side + i
+                        place = eight * SUMS + 2 * side + i
                         at = tile * count + place
                         value = load(self.sums, at) + scale * load(self.part, place)
                         store(self.sums, value, at)
@@ -251,7 +241,7 @@ class _Block:
                 )
             else:
                 fragment = weights.fragment(self.words, 0, j, self.values)
-            self._instructions(fragment, j, self.sums, tile * self.tiling.eights * _SUMS)
+            self._instructions(fragment, j, self.sums, tile * self.tiling.eights * SUMS)
 
     def _instructions(self, fragment: Fragment, tile: int, sums: Buffer, first: int) -> None:
         """One product for every eight rows."""
@@ -260,7 +250,7 @@ class _Block:
             b = (eight * TILES + tile) * (words // 2)
             call(
                 f"undense_mma_{self.activation.short}",
-                address(sums, first + eight * _SUMS),
+                address(sums, first + eight * SUMS),
                 address(*fragment),
                 address(self.x_words, b),
             )
@@ -268,16 +258,16 @@ class _Block:
     def _finish(self) -> None:
         """Adds up the results of the warps, a thread an output of a row."""
         tiling = self.tiling
-        outputs, rows = tiling.tiles * TILE, tiling.eights * ROWS
+        outputs, rows = tiling.tiles * TILE, tiling.eights * EIGHT
         shared = self.shared
         barrier()
         for tile in range(tiling.tiles):
             for eight in range(tiling.eights):
-                for i in range(_SUMS):
-                    row = eight * ROWS + self.column * 2 + i % 2
+                for i in range(SUMS):
+                    row = eight * EIGHT + self.column * 2 + i % 2
                     position = tile * TILE + self.row + 8 * (i // 2)
                     place = (self.warp * rows + row) * outputs + position
-                    value = load(self.sums, (tile * tiling.eights + eight) * _SUMS + i)
+                    value = load(self.sums, (tile * tiling.eights + eight) * SUMS + i)
                     store(shared, tirx.reinterpret("uint32", value), place)
         barrier()
         total = registers(1, "float32")
@@ -304,9 +294,3 @@ class _Block:
                     1,
                     lambda _: value,
                 )
-
-
-def clear_floats(values: Buffer, count: int) -> None:
-    """Zeros."""
-    with unrolled(count) as i:
-        store(values, tirx.const(0.0, "float32"), i)

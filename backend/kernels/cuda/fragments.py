@@ -22,6 +22,12 @@ TILE = 16
 TILES = 4
 """Of a chunk."""
 
+EIGHT = 8
+"""Rows of x of one instruction."""
+
+SUMS = 4
+"""That a lane has of one instruction."""
+
 
 def padded(weight: NDArray[np.generic]) -> NDArray[np.generic]:
     """`[..., m, n]` with zeros up to whole tiles and whole chunks."""

@@ -21,30 +21,22 @@ from tvm import tirx
 from ..finish import Finish
 from ..tir import Buffer, Expr, index, load, only_if, serial, store
 from .dtypes import Activation
-from .few_rows import clear_floats
-from .fragments import CHUNK, TILE, TILES, chunks, row_tiles
+from .fragments import CHUNK, EIGHT, SUMS, TILE, TILES, chunks, row_tiles
 from .product import Product, put
 from .weights import Coded, Fragment, Weights
 from .words import (
+    UNIT,
     WARP,
     address,
     barrier,
     call,
+    clear,
     divided,
     grid,
     held,
     registers,
     shared_words,
 )
-
-_SUMS = 4
-"""Of a lane for one instruction."""
-
-_EIGHT = 8
-"""Rows of one instruction."""
-
-_UNIT = 4
-"""Words that are copied at once."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +60,7 @@ class ManyRowsTiling:
     @property
     def height(self) -> int:
         """Rows of a block."""
-        return self.row_warps * self.eights * _EIGHT
+        return self.row_warps * self.eights * EIGHT
 
     @property
     def width_tiles(self) -> int:
@@ -133,9 +125,7 @@ class _Block:
         self.product, self.tiling, self.finish, self.rows = product, tiling, finish, rows
         self.first_row, self.first_tile, self.block = first_row, first_tile, block
         self.weights, self.activation = product.weights, product.activation
-        count = len(self.weights.arguments(product.blocks, product.width, product.depth))
-        self.x, self.source = buffers[0], buffers[1 : 1 + count]
-        self.stored = buffers[1 + count :]
+        self.x, self.source, self.stored = product.parts(buffers)
         self.thread = held(warp * WARP + lane)
         self.lane, self.row, self.column = lane, held(lane // 4), held(lane % 4)
         self.row_warp = held(warp // tiling.column_warps)
@@ -146,14 +136,14 @@ class _Block:
     def emit(self) -> None:
         tiling, words = self.tiling, self.activation.words
         self.shared = shared_words(tiling.shared_bytes(self.weights) // 4)
-        count = tiling.tiles * tiling.eights * _SUMS
+        count = tiling.tiles * tiling.eights * SUMS
         self.sums = registers(count, "float32")
-        self.x_words = registers(tiling.eights * _UNIT)
+        self.x_words = registers(tiling.eights * UNIT)
         kept = tiling.tiles if self.weights.scaled else 1
         self.words = registers(kept * self.weights.planes * self.weights.words)
         self.values, self.scaled = registers(words), registers(words)
         self.scales = registers(2 * tiling.tiles * self.weights.planes, "float32")
-        clear_floats(self.sums, count)
+        clear(self.sums, 0, count)
         total, ahead = chunks(self.product.depth), tiling.stages - 1
         for stage in range(ahead):
             if stage < total:
@@ -173,12 +163,12 @@ class _Block:
         """Begins to copy a chunk's rows of x, weights and scales."""
         start = held(stage * self.stage.words)
         self._copy_x(start, chunk)
-        tile_units = self.weights.words * WARP // _UNIT
+        tile_units = self.weights.words * WARP // UNIT
         for plane in range(self.weights.planes):
             first = start + self.stage.weights + plane * self.weights.words * WARP
 
             def words_at(tile: Expr, unit: Expr, plane: int = plane) -> Expr:
-                number = unit * _UNIT
+                number = unit * UNIT
                 return self.weights.word(self.source[0], plane, self.block, tile, chunk, number)
 
             self._copy_tiles(first, self.stage.tile, tile_units, words_at)
@@ -194,7 +184,7 @@ class _Block:
             k = held(chunk * CHUNK + number * unit)
             # A row that is not there has sums of its own, which are not stored.
             source = held(tirx.min(self.first_row + row, self.rows - 1))
-            place = start + row * self.stage.x_row + self._swizzled(row, number) * _UNIT
+            place = start + row * self.stage.x_row + self._swizzled(row, number) * UNIT
             with self._within(item, count):
                 self._copy_unit(place, source, k)
 
@@ -210,7 +200,7 @@ class _Block:
             at = address(self.x, source, self.block * self.product.stride + k)
             call("undense_copy_async", address(self.shared, place), at, amount)
             return
-        words = registers(_UNIT)
+        words = registers(UNIT)
         self.product.load_unit(words, 0, self.x, source, self.block, k)
         call("undense_load_16", address(self.shared, place), address(words, 0))
 
@@ -237,7 +227,7 @@ class _Block:
             tile, unit = held(item // units), held(item % units)
             with self._within(item, count):
                 there = tirx.min(self.first_tile + tile, index(last))
-                place = start + tile * stride + unit * _UNIT
+                place = start + tile * stride + unit * UNIT
                 call("undense_copy_async", address(self.shared, place), source(there, unit), 16)
 
     def _copy_scales(self, start: Expr, chunk: Expr) -> None:
@@ -259,9 +249,9 @@ class _Block:
                 def scales_at(
                     tile: Expr, unit: Expr, plane: int = plane, group: Expr = group
                 ) -> Expr:
-                    return address(scales, plane, self.block, tile, group, unit * _UNIT)
+                    return address(scales, plane, self.block, tile, group, unit * UNIT)
 
-                self._copy_tiles(first, self.stage.scale_tile, TILE // _UNIT, scales_at)
+                self._copy_tiles(first, self.stage.scale_tile, TILE // UNIT, scales_at)
 
     def _multiply(self, start: Expr, chunk: Expr) -> None:
         """The warp's outputs by its rows, for one chunk."""
@@ -270,7 +260,7 @@ class _Block:
         if isinstance(self.weights, Coded):
             self._read_scales(start, chunk)
             for tile in range(tiling.tiles):
-                self._read_words(start, tile)
+                self._read_codes(start, tile)
         for unit in range(TILES // tiles_of_unit):
             self._read_x(start, unit)
             for tile in range(tiling.tiles):
@@ -279,24 +269,24 @@ class _Block:
                     for eight in range(tiling.eights):
                         call(
                             f"undense_mma_{self.activation.short}",
-                            address(self.sums, (tile * tiling.eights + eight) * _SUMS),
+                            address(self.sums, (tile * tiling.eights + eight) * SUMS),
                             address(*fragment),
-                            address(self.x_words, eight * _UNIT + inner * (words // 2)),
+                            address(self.x_words, eight * UNIT + inner * (words // 2)),
                         )
 
     def _read_x(self, start: Expr, unit: int) -> None:
         for eight in range(self.tiling.eights):
-            row = (self.row_warp * self.tiling.eights + eight) * _EIGHT + self.row
+            row = (self.row_warp * self.tiling.eights + eight) * EIGHT + self.row
             number = self.column * (self.units // 4) + unit
-            place = start + row * self.stage.x_row + self._swizzled(row, number) * _UNIT
+            place = start + row * self.stage.x_row + self._swizzled(row, number) * UNIT
             at = address(self.shared, place)
-            call("undense_load_16", address(self.x_words, eight * _UNIT), at)
+            call("undense_load_16", address(self.x_words, eight * UNIT), at)
 
     def _fragment(self, start: Expr, tile: int, j: int) -> Fragment:
         """That of tile j of the chunk. Dense values are read now, codes have been."""
         weights = self.weights
         if not isinstance(weights, Coded):
-            self._read_words(start, tile, j)
+            weights.read(self.words, 0, self.shared, self._words_at(start, tile), self.lane, j)
             return weights.fragment(self.words, 0, j, self.values)
         scales = registers(2 * weights.planes, "float32")
         for i in range(2 * weights.planes):
@@ -304,19 +294,19 @@ class _Block:
         first = tile * weights.planes * weights.words
         return weights.scaled_fragment(self.words, first, j, self.values, self.scaled, scales)
 
-    def _read_words(self, start: Expr, tile: int, only: int | None = None) -> None:
-        """A lane's words of the chunk, of all its tiles or of one."""
-        weights = self.weights
+    def _words_at(self, start: Expr, tile: int) -> Expr:
+        """Where the words of one of the warp's tiles begin."""
         number = self.column_warp * self.tiling.tiles + tile
-        place = held(start + self.stage.weights + number * self.stage.tile)
-        kept = 0 if only is not None else tile * weights.planes * weights.words
-        for plane in range(weights.planes):
-            done = plane * weights.words
-            for width in weights.sections:
-                if only is None or weights.needs(done, width, only):
-                    at = address(self.shared, place + done * WARP + self.lane * width)
-                    call(f"undense_load_{4 * width}", address(self.words, kept + done), at)
-                done += width
+        return held(start + self.stage.weights + number * self.stage.tile)
+
+    def _read_codes(self, start: Expr, tile: int) -> None:
+        """A lane's words of all planes of the chunk."""
+        words, planes = self.weights.words, self.weights.planes
+        place = self._words_at(start, tile)
+        for plane in range(planes):
+            first = (tile * planes + plane) * words
+            at = place + plane * words * WARP
+            self.weights.read(self.words, first, self.shared, at, self.lane)
 
     def _read_scales(self, start: Expr, chunk: Expr) -> None:
         weights = self.weights
@@ -352,13 +342,13 @@ class _Block:
         row_values = row_words * 4 // activation.bytes
         for tile in range(tiling.tiles):
             for eight in range(tiling.eights):
-                row = (self.row_warp * tiling.eights + eight) * _EIGHT + self.column * 2
+                row = (self.row_warp * tiling.eights + eight) * EIGHT + self.column * 2
                 output = (self.column_warp * tiling.tiles + tile) * TILE + self.row
                 call(
                     f"undense_store_sums_{activation.short}",
                     address(self.shared, 0),
                     tirx.Cast("int32", row * row_values + output),
-                    address(self.sums, (tile * tiling.eights + eight) * _SUMS),
+                    address(self.sums, (tile * tiling.eights + eight) * SUMS),
                     row_values,
                     unit,
                 )
@@ -371,7 +361,7 @@ class _Block:
             row, number = held(item // units), held(item % units)
             there = tirx.all(item < count, self.first_row + row < self.rows)
             with only_if(there):
-                place = address(self.shared, row * row_words + number * _UNIT)
+                place = address(self.shared, row * row_words + number * UNIT)
                 call("undense_copy_16", address(values, 0), place)
                 put(
                     self.product,
@@ -393,4 +383,4 @@ def _groups_of_chunk(group: int) -> int:
 
 def _row_words(tiling: ManyRowsTiling, activation: Activation) -> int:
     """Words of a row of outputs in shared memory; a unit more keeps rows in different banks."""
-    return tiling.width_tiles * TILE * activation.bytes // 4 + _UNIT
+    return tiling.width_tiles * TILE * activation.bytes // 4 + UNIT

@@ -15,8 +15,7 @@ from tvm import tirx
 from ..base import Output, Step
 from ..finish import Finish
 from ..tir import Argument, Buffer, Expr, PrimFunc, load, only_if, prim_func, store, vectorized
-from .few_rows import clear_floats
-from .words import WARP, barrier, divided, grid, held, registers, shared_words, summed_over
+from .words import WARP, barrier, clear, divided, grid, held, registers, shared_words, summed_over
 
 _MOST_WARPS = 16
 """Of a block: each takes as much of a row as the others."""
@@ -77,7 +76,7 @@ class _Row:
             self.thread = held(warp * WARP + lane)
             self.values = registers(self.turns * self.together, "float32")
             self.shared = shared_words(self.warps)
-            clear_floats(self.values, self.turns * self.together)
+            clear(self.values, 0, self.turns * self.together)
             for turn in range(self.turns):
                 self._load(turn)
             count = tirx.const(float(self.features), "float32")

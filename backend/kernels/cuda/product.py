@@ -14,7 +14,7 @@ from ..tir import Argument, Buffer, Expr, index, load, only_if, store, vectorize
 from .dtypes import Activation
 from .fragments import CHUNK
 from .weights import Weights
-from .words import address, call, registers, unrolled
+from .words import UNIT, address, call, clear, registers, unrolled
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,11 @@ class Product:
             Argument("y", (rows, self.columns), dtype),
         ]
 
+    def parts(self, buffers: Sequence[Buffer]) -> tuple[Buffer, Sequence[Buffer], Sequence[Buffer]]:
+        """x, the stored weights, and what a finish reads with y behind it."""
+        count = len(self.weights.arguments(self.blocks, self.width, self.depth))
+        return buffers[0], buffers[1 : 1 + count], buffers[1 + count :]
+
     def column(self, block: Expr, output: Expr) -> Expr:
         """Where an output of a block stands in y."""
         if self.scatter is None:
@@ -109,7 +114,7 @@ class Product:
             with only_if(k < self.depth):
                 call(name, place, address(x, row, block * self.stride + k))
             with only_if(k >= self.depth):
-                clear(words, first, 4)
+                clear(words, first, UNIT)
             return
         values = registers(self.activation.unit, self.activation.dtype)
         with unrolled(self.activation.unit) as i:
@@ -120,12 +125,6 @@ class Product:
             )
             store(values, inside, i)
         call("undense_load_16", address(words, first), address(values, 0))
-
-
-def clear(words: Buffer, first: Expr | int, count: int) -> None:
-    """Zeros."""
-    with unrolled(count) as i:
-        store(words, tirx.const(0, "uint32"), first + i)
 
 
 def finished(

@@ -71,10 +71,10 @@ def _value(weights: Weights, source: Sequence[Buffer], row: Expr, column: Expr) 
     # Both outputs of a lane in turn, for each of its pairs of inputs.
     pair = held(within % 4 // 2 * 2 + position // 8)
     if isinstance(weights, Dense):
-        place = (small * WARP + lane) * 8 + pair * 2 + half
+        number = (small * WARP + lane) * 8 + pair * 2 + half
         if weights.activation.bytes == 4:
-            place = ((small * 2 + pair // 2) * WARP + lane) * 4 + pair % 2 * 2 + half
-        return load(source[0], 0, tile, chunk, place)
+            number = ((small * 2 + pair // 2) * WARP + lane) * 4 + pair % 2 * 2 + half
+        return load(source[0], 0, tile, chunk, number)
     assert isinstance(weights, Coded)
     return _decoded(weights, source, tile, position, chunk, lane, small, pair, half, column)
 

@@ -32,9 +32,7 @@ def cuda_kernels(dtype: str) -> dict[str, Kernel[Any]]:
     Raises:
         LoweringError: there are no kernels for the type.
     """
-    known = activation(dtype)
-    if known is None:
-        raise LoweringError(f"there are no CUDA kernels for {dtype}; compile with dtype='float16'")
+    known = _known(dtype)
     codes = CodesKernel(known)
     return {
         "int_codes": codes,
@@ -141,7 +139,6 @@ class MonarchKernel(Kernel[Monarch]):
         rank, dense = structure.rank, Dense(self.activation)
         assert rank is not None
         middle, depth = in_blocks * rank, in_features // in_blocks
-        stride = -(-middle // self.activation.unit) * self.activation.unit
         first = Product(
             self.activation,
             dense,
@@ -149,8 +146,8 @@ class MonarchKernel(Kernel[Monarch]):
             width=out_blocks * rank,
             depth=depth,
             stride=depth,
-            columns=out_blocks * stride,
-            scatter=Scatter(rank, stride),
+            columns=out_blocks * middle,
+            scatter=Scatter(rank, middle),
         )
         second = Product(
             self.activation,
@@ -158,7 +155,7 @@ class MonarchKernel(Kernel[Monarch]):
             out_blocks,
             width=out_features // out_blocks,
             depth=middle,
-            stride=stride,
+            stride=middle,
             columns=out_features,
         )
         return [
@@ -173,8 +170,13 @@ def dense_step(out_features: int, in_features: int, dtype: str) -> Step:
     Raises:
         LoweringError: there are no kernels for the type.
     """
+    known = _known(dtype)
+    product = Product.plain(known, Dense(known), out_features, in_features)
+    return product_step("dense", product, ("x", "weight"))
+
+
+def _known(dtype: str) -> Activation:
     known = activation(dtype)
     if known is None:
         raise LoweringError(f"there are no CUDA kernels for {dtype}; compile with dtype='float16'")
-    product = Product.plain(known, Dense(known), out_features, in_features)
-    return product_step("dense", product, ("x", "weight"))
+    return known

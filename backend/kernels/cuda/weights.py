@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import tirx
 
-from ..tir import Argument, Buffer, Expr, index, load, store
+from ..tir import Argument, Buffer, Expr, index, load
 from .dtypes import Activation
 from .fragments import CHUNK, TILE, TILES, chunks, fragments, padded, row_tiles
-from .words import WARP, address, call, unrolled
+from .words import WARP, address, call, clear
 
 BITS = (2, 3, 4, 5, 8)
 """Of a stored code; odd ones keep the highest bit apart."""
@@ -73,17 +73,26 @@ class Weights(ABC):
             values: registers for a fragment.
         """
 
-    def read(self, words: Buffer, first: int, shared: Buffer, start: Expr, lane: Expr) -> None:
-        """Loads a lane's words of a chunk and plane from shared memory."""
+    def read(
+        self,
+        words: Buffer,
+        first: int,
+        shared: Buffer,
+        start: Expr,
+        lane: Expr,
+        tile: int | None = None,
+    ) -> None:
+        """Loads a lane's words of a chunk and plane, or of one of its tiles, from shared memory."""
         done = 0
         for width in self.sections:
-            at = address(shared, start + done * WARP + lane * width)
-            call(f"undense_load_{4 * width}", address(words, first + done), at)
+            if tile is None or self.needs(done, tile):
+                at = address(shared, start + done * WARP + lane * width)
+                call(f"undense_load_{4 * width}", address(words, first + done), at)
             done += width
 
-    @abstractmethod
-    def needs(self, first: int, width: int, tile: int) -> bool:
-        """Whether the section of `width` words from `first` on has some of a tile."""
+    def needs(self, first: int, tile: int) -> bool:
+        """Whether the section that begins at word `first` has some of a tile."""
+        return True
 
 
 @dataclass(frozen=True)
@@ -131,7 +140,7 @@ class Dense(Weights):
         """Words are one value or two."""
         return address(buffer, block, tile, chunk, number * (4 // self.activation.bytes))
 
-    def needs(self, first: int, width: int, tile: int) -> bool:
+    def needs(self, first: int, tile: int) -> bool:
         """A section is a tile, or half of one."""
         return first // self.activation.words == tile
 
@@ -144,8 +153,8 @@ class Dense(Weights):
 class Coded(Weights):
     """`Σ_p scales[p, group] · (stored[p] - offset)`, all times `unit`.
 
-    Scales are float32 relative to the power of two `unit`, so that they are normal numbers of
-    float16 too.
+    Scales are float32 relative to the power of two `unit`, so that float16 holds them too: to all
+    of its digits down to 2⁻¹⁴ of the largest.
 
     Attributes:
         activation: the type of x.
@@ -243,10 +252,6 @@ class Coded(Weights):
         """Of the int32."""
         return address(buffer, plane, block, tile, chunk, number)
 
-    def needs(self, first: int, width: int, tile: int) -> bool:
-        """Some bits of every tile are in any section but those of 8 bits."""
-        return self.bits < 8 or first // 4 == tile // 2
-
     def fragment(self, words: Buffer, first: int, tile: int, values: Buffer) -> Fragment:
         """Codes without their offset, exactly."""
         name = f"undense_decode_{self.activation.short}"
@@ -283,8 +288,7 @@ class Coded(Weights):
             sums: registers for another one.
             scales: registers of two scales a plane, of the outputs g and g + 8.
         """
-        with unrolled(self.activation.words) as i:
-            store(sums, tirx.const(0, "uint32"), i)
+        clear(sums, 0, self.activation.words)
         for plane in range(self.count):
             self.fragment(words, first + plane * self.words, tile, values)
             low, high = (load(scales, 2 * plane + side) for side in range(2))

@@ -14,6 +14,9 @@ from ..tir import Buffer, Expr, index, load, only_if, store
 
 WARP = 32
 
+UNIT = 4
+"""Words that a thread loads or copies at once."""
+
 
 @contextmanager
 def grid(
@@ -103,3 +106,9 @@ def summed_over(values: Buffer, place: int | Expr, lanes: int) -> None:
         here = load(values, place)
         store(values, here + shuffled(here, step), place)
         step //= 2
+
+
+def clear(values: Buffer, first: int | Expr, count: int) -> None:
+    """Zeros."""
+    with unrolled(count) as i:
+        store(values, tirx.const(0, dtype_of(values)), first + i)

@@ -1,7 +1,7 @@
 // Device functions that the generated kernels call by name.
 //
-// Those that need inline PTX stand in intrinsics.cuh; a host emulation brings twins of them, and
-// uses everything here as it is.
+// What only inline PTX can do stands in intrinsics.cuh; a host emulation brings twins of that, and
+// uses everything here, with plain C++ in the one place where PTX saves an instruction.
 //
 // A fragment is what a lane holds of 16 outputs by 16 inputs: with lane = 4 g + t pairs of inputs
 // of outputs g and g + 8 in turn, where a chunk of 64 inputs is divided so that lane t has 16
