@@ -69,7 +69,18 @@ def allocate(aim: Table, limits: Sequence[Limit] = ()) -> list[int]:
     found = _solve(aim, limits, kept)
     if found is None:
         raise _explanation(limits)
-    return found
+    # The solver's tolerance is absolute, and some options are worse than the best sum by orders
+    # of magnitude: without those that cannot be part of it, it means the same for all.
+    while True:
+        spare = total(aim, found) * (1 + _GAP) - sum(map(min, aim))
+        near = [
+            [option for option in some if row[option] - min(row) <= spare]
+            for row, some in zip(aim, kept, strict=True)
+        ]
+        if near == kept:
+            return found
+        kept = near
+        found = _solve(aim, limits, kept) or found
 
 
 def total(table: Table, chosen: Sequence[int]) -> float:

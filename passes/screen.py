@@ -1,13 +1,13 @@
 """Which options are worth a real fit: their errors under C without compensation, and the hull.
 
 Compensation divides the error of codes by about two whatever their levels, so codes are compared
-with codes and floating forms with each other; only corners of each group's hull can be the best at
-some price.
+with codes and floating forms with each other: only corners of a hull are the best at some price. A
+floating form is left out, too, where codes are better in everything even without compensation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,19 +35,30 @@ def screened(
 ) -> list[Structure]:
     """The options on a hull of error and one of their costs, in the given order."""
     errors = _Errors(weight, stats, seed, site)
-    found = {option: errors.of(option) for option in options}
-    kept: set[Structure] = set()
-    for family in (_floating, lambda option: not _floating(option)):
-        members = [option for option in options if family(option)]
-        for resource in range(len(costs[members[0]]) if members else 0):
-            prices = [costs[option][resource] for option in members]
-            hull = lower_hull(prices, [found[option] for option in members])
-            kept.update(members[number] for number in hull)
+    points = {option: (errors.of(option), *costs[option]) for option in options}
+    codes = [option for option in options if not isinstance(option, LowRank | Monarch)]
+    floating = [
+        option
+        for option in options
+        if isinstance(option, LowRank | Monarch)
+        and not any(_no_worse(points[other], points[option]) for other in codes)
+    ]
+    kept = {option for family in (codes, floating) for option in _on_a_hull(family, points)}
     return [option for option in options if option in kept]
 
 
-def _floating(option: Structure) -> bool:
-    return isinstance(option, LowRank | Monarch)
+def _on_a_hull(
+    options: Sequence[Structure], points: Mapping[Structure, Sequence[float]]
+) -> Iterator[Structure]:
+    """Those on the hull of the error and one of the costs."""
+    for resource in range(1, len(points[options[0]]) if options else 0):
+        prices = [points[option][resource] for option in options]
+        hull = lower_hull(prices, [points[option][0] for option in options])
+        yield from (options[number] for number in hull)
+
+
+def _no_worse(one: Sequence[float], other: Sequence[float]) -> bool:
+    return all(a <= b for a, b in zip(one, other, strict=True))
 
 
 class _Errors:
