@@ -17,6 +17,7 @@ from ..passes.structures.base import Form
 from ..passes.structures.block_quantized import CUDA_OPSET, GROUPS, PORTABLE_OPSET
 from ..passes.structures.int_codes import IntCodes
 from ..passes.structures.monarch import Monarch
+from ..passes.structures.residual import Residual
 from ..passes.structures.trit_planes import TritPlanes
 
 MAX_OPSET = 26
@@ -97,7 +98,7 @@ def _slow(node: StructuredNode, form: Form, own_kernels: bool) -> Iterator[str]:
     if own_kernels:
         return
     match node.structure:
-        case IntCodes() | TritPlanes() as codes:
+        case (IntCodes() | TritPlanes() as codes) | Residual(codes=codes):
             yield from _slow_codes(codes, form)
         case Monarch() as monarch:
             dense = node.out_features * node.in_features
@@ -111,7 +112,7 @@ def _slow(node: StructuredNode, form: Form, own_kernels: bool) -> Iterator[str]:
 
 def _slow_on_cuda(node: StructuredNode) -> Iterator[str]:
     match node.structure:
-        case IntCodes() | TritPlanes() as codes:
+        case (IntCodes() | TritPlanes() as codes) | Residual(codes=codes):
             partial = node.in_features % codes.block_in("cuda", node.in_features)
             if node.out_features % _CUDA_COLUMNS or partial:
                 yield (

@@ -43,6 +43,7 @@ SCHEMES = [
     "trit_planes{planes=3,group=32,tied=false}",
     "low_rank{ratio=0.5}",
     "monarch{ratio=0.5}",
+    "int_codes{bits=3,group=32}+residual{rank=8}",
 ]
 
 

@@ -41,6 +41,7 @@ REAL_SCHEMES = [
     "int_codes{bits=3,group=256}",
     "trit_planes{planes=2}",
     "trit_planes{planes=3,pack=base3,activations=int8}",
+    "int_codes{bits=4,group=32,activations=int8}+residual{rank=1}",
 ]
 
 

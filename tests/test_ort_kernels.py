@@ -42,6 +42,8 @@ SCHEMES = {
     "tied": "trit_planes{planes=2}",
     "overload": "trit_planes{planes=3,activations=float}",
     "free": "trit_planes{planes=2,tied=false,pack=base3}",
+    "mended": "int_codes{bits=4,group=64}+residual{rank=9}",
+    "mended_planes": "trit_planes{planes=3,activations=float}+residual{rank=4}",
 }
 """By weight; the default of ONNX Runtime is activations=int8."""
 TABLE = "int_codes{bits=4,group=32}"

@@ -18,14 +18,16 @@ def kernels() -> dict[str, Kernel[Any]]:
     from .int_codes import IntCodesKernel
     from .low_rank import LowRankKernel
     from .monarch import MonarchKernel
+    from .residual import ResidualKernel
     from .trit_planes import TritPlanesKernel
 
-    return {
+    parts: dict[str, Kernel[Any]] = {
         "int_codes": IntCodesKernel(),
         "low_rank": LowRankKernel(),
         "monarch": MonarchKernel(),
         "trit_planes": TritPlanesKernel(),
     }
+    return {**parts, "residual": ResidualKernel(parts)}
 
 
 def kernel_for(structure: Structure, dtype: str = "float32") -> Kernel[Any]:

@@ -16,6 +16,7 @@ from ....passes.structures.low_rank import LowRank
 from ....passes.structures.monarch import Monarch
 from ....passes.structures.trit_planes import TritPlanes
 from ..base import Kernel, Packed, Shapes, Step
+from ..residual import ResidualKernel
 from .dtypes import Activation, activation
 from .product import Product, Scatter
 from .products import product_step
@@ -34,12 +35,13 @@ def cuda_kernels(dtype: str) -> dict[str, Kernel[Any]]:
     """
     known = _known(dtype)
     codes = CodesKernel(known)
-    return {
+    parts: dict[str, Kernel[Any]] = {
         "int_codes": codes,
         "low_rank": LowRankKernel(known),
         "monarch": MonarchKernel(known),
         "trit_planes": codes,
     }
+    return {**parts, "residual": ResidualKernel(parts)}
 
 
 class CodesKernel(Kernel[BlockQuantized]):
