@@ -27,6 +27,8 @@ from undense.passes.structures.trit_planes import TritPlanes
 SHAPES = ((48, 128), (7, 200), (60, 36), (1, 64))
 EXTRA: tuple[Structure, ...] = (
     LowRank(rank=3),
+    LowRank(rank=3, factor_bits=8),
+    LowRank(rank=6, factor_bits=8),
     Monarch(in_blocks=8, out_blocks=3, rank=2),
     Monarch(in_blocks=2, out_blocks=4, ratio=0.3),
     Residual(IntCodes(bits_=3), rank=1),

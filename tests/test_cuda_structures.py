@@ -41,6 +41,7 @@ CASES = [
 SCHEMES = [
     *("low_rank{rank=7}", "monarch{in_blocks=4,out_blocks=5,rank=2}"),
     *("int_codes{bits=4,group=32,activations=float}", "trit_planes{tied=false,activations=float}"),
+    "low_rank{rank=17,factor_bits=8}",
     "trit_planes{planes=2,group=64,activations=float}+residual{rank=9}",
 ]
 

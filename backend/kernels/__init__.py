@@ -21,9 +21,10 @@ def kernels() -> dict[str, Kernel[Any]]:
     from .residual import ResidualKernel
     from .trit_planes import TritPlanesKernel
 
+    codes = IntCodesKernel()
     parts: dict[str, Kernel[Any]] = {
-        "int_codes": IntCodesKernel(),
-        "low_rank": LowRankKernel(),
+        "int_codes": codes,
+        "low_rank": LowRankKernel(codes),
         "monarch": MonarchKernel(),
         "trit_planes": TritPlanesKernel(),
     }

@@ -41,10 +41,8 @@ class ResidualKernel(Kernel[Residual]):
         features = (out_features, in_features)
         codes, thin = structure.codes, structure.low_rank
         *before, last = self._of(thin).steps(thin, *features, stored)
-        (y,) = last.outputs
         *prepared, product = self._of(codes).steps(codes, *features, stored)
-        written = replace(last, outputs=(replace(y, name=_ADDED),), finish=None)
-        return [*before, written, *prepared, _adding(product)]
+        return [*before, last.renamed({"y": _ADDED}), *prepared, _adding(product)]
 
     def _of(self, part: Structure) -> Kernel[Any]:
         return self.kernels[part.kind]
