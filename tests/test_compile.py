@@ -42,7 +42,9 @@ SCHEMES = [
     "trit_planes{planes=2,group=32}",
     "trit_planes{planes=3,group=32,tied=false}",
     "low_rank{ratio=0.5}",
+    "low_rank{ratio=0.5,factor_bits=8}",
     "monarch{ratio=0.5}",
+    "int_codes{bits=3,group=32}+residual{rank=8}",
 ]
 
 

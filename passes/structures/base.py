@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ Factors = dict[str, NDArray[np.generic]]
 Form = Literal["fast", "cuda", "portable"]
 """`fast` is what stock ONNX Runtime runs fastest on CPUs (com.microsoft operators included), `cuda`
 what its CUDA provider does; `portable` uses standard operators only."""
+
+Activations = Literal["auto", "float", "int8"]
 
 
 class Structure(ABC):
@@ -54,6 +56,19 @@ class Structure(ABC):
             f"{name.rstrip('_')}={format_field(value)}" for name, value in fields.items()
         )
         return f"{self.kind}{{{text}}}" if text else self.kind
+
+    @property
+    def activations(self) -> Activations | None:
+        """Whether x is rounded to int8; None for a structure that never rounds it.
+
+        `int8` rounds in blocks, as the fastest kernels do; `float` does not. `auto` is decided by
+        the backend and counts as `float` until then.
+        """
+        return None
+
+    def with_activations(self, activations: Activations) -> Self:
+        """The same structure with another value of `activations`, if it has one."""
+        return self
 
     @classmethod
     @abstractmethod

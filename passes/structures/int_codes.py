@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from ..errors import LoweringError, SchemeError
 from ..linalg import check_weight, fit_moment
 from ..stats import Stats
-from .base import Factors, Form, Structure, parse_function
+from .base import Activations, Factors, Form, parse_function
 from .block_quantized import (
     CUDA_OPSET,
     PORTABLE_OPSET,
-    Activations,
     BlockQuantized,
     Term,
     block_scales,
@@ -138,7 +137,7 @@ class IntCodes(BlockQuantized):
         self._check_group()
 
     @classmethod
-    def candidates(cls, out_features: int, in_features: int) -> Sequence[Structure]:
+    def candidates(cls, out_features: int, in_features: int) -> Sequence[IntCodes]:
         """8 and 4 bits, in groups of 32 and in the largest up to 128 that divides in_features."""
         group = largest_group(in_features)
         options = [cls(bits_=8, group=group), cls(bits_=4, group=group), cls(bits_=4, group=32)]

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from ..errors import SchemeError
 from ..linalg import check_weight, fit_moment
 from ..stats import Stats
-from .base import Factors, Form, Structure
+from .base import Activations, Factors, Form
 from .block_quantized import (
     TWO_BIT_BLOCKS,
-    Activations,
     BlockQuantized,
     Term,
     block_scales,
@@ -95,7 +94,7 @@ class TritPlanes(BlockQuantized):
             )
 
     @classmethod
-    def candidates(cls, out_features: int, in_features: int) -> Sequence[Structure]:
+    def candidates(cls, out_features: int, in_features: int) -> Sequence[TritPlanes]:
         """One, two and three tied planes, in the largest group up to 128 that divides n."""
         group = largest_group(in_features)
         return [cls(planes=1, group=group), cls(planes=2, group=group), cls(planes=3, group=group)]
