@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..errors import FitError, SchemeError
 from ..linalg import check_weight, fit_moment, project_low_rank
 from ..stats import Stats
-from .base import Factors, Form, Structure, parse_function
+from .base import Factors, Form, Structure, parse_function, random_matrix
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -86,6 +86,14 @@ class LowRank(Structure):
         rank = self.resolve(*target.shape, site=site)._rank
         down, up = project_low_rank(target, fit_moment(stats, target.shape[1], site), rank)
         return {"down": _stored(down), "up": _stored(up)}
+
+    def random_factors(self, out_features: int, in_features: int, *, seed: int) -> Factors:
+        """Two random matrices."""
+        random, rank = np.random.default_rng(seed), self._rank
+        return {
+            "down": random_matrix(random, in_features, rank),
+            "up": random_matrix(random, rank, out_features),
+        }
 
     def dense(self, factors: Factors) -> NDArray[np.float64]:
         """`(down up)ᵀ`."""
