@@ -10,6 +10,7 @@ import pytest
 from graphs import outputs
 from helpers import assert_close
 from undense.backend.kernel_times import Layer, Time
+from undense.backend.kernel_times.built import built
 from undense.backend.kernel_times.models import (
     copies_of,
     empty_inputs,
@@ -17,6 +18,7 @@ from undense.backend.kernel_times.models import (
     inputs_for,
     layer_model,
 )
+from undense.backend.target import Target
 from undense.passes.decide import with_activations
 from undense.passes.nodes import structured_nodes
 from undense.passes.sites import find_sites
@@ -56,6 +58,20 @@ def test_dense_copies_have_weights_of_their_own() -> None:
     assert [weight.shape for weight in weights] == [SHAPE] * 4
     assert len({weight.tobytes() for weight in weights}) == 4
     assert np.std(weights[0]) == pytest.approx(1 / np.sqrt(SHAPE[1]), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("text", "kernel", "entry"), [("llvm", "low_rank", "slice"), ("ort-cpu", "MatMul", "Slice")]
+)
+def test_each_copy_is_dropped_before_the_next(
+    text: str, kernel: str, entry: str, tmp_path: Path
+) -> None:
+    layer = Layer(*SHAPE, "low_rank{rank=8}")
+    session = built(layer_model(layer, 3, "fast"), Target.parse(text), tmp_path / "a", 1)
+    (calls,) = session.trace(inputs_for(layer, 4), 1)
+    order = [call.name for call in calls if call.name in (kernel, entry)]
+    of_a_copy = [kernel, entry] if text == "llvm" else [kernel, kernel, entry]
+    assert order == 3 * of_a_copy
 
 
 @pytest.mark.parametrize("layer", GATHERS, ids=str)
