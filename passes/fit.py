@@ -13,7 +13,7 @@ from .linalg import relative_error
 from .replace import Fitted
 from .sites import Site
 from .stats import Stats
-from .structures.base import Form, Structure
+from .structures.base import Factors, Form, Structure
 
 _HALF_TYPES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
@@ -44,15 +44,25 @@ def fit_site(
     """
     weight = site.weight()
     factors = structure.fit(weight, stats, seed=seed, site=site.name)
-    tensors = structure.pack(factors, form)
-    dtype = _factor_type(site, form)
-    if dtype != ir.DataType.FLOAT:
-        tensors = _narrowed(tensors, dtype, site.name)
+    tensors = packed(site, structure, factors, form)
+    if Fitted(structure, tensors).dtype != ir.DataType.FLOAT:
         factors = structure.unpack(tensors, site.out_features, site.in_features)
     moment = None if stats is None else stats.second_moment
     error = relative_error(weight, structure.dense(factors), moment)
     stored = 8 * sum(tensor.nbytes for tensor in tensors.values())
     return FitResult(Fitted(structure, tensors), error, stored / weight.size)
+
+
+def packed(
+    site: Site, structure: Structure, factors: Factors, form: Form
+) -> dict[str, ir.TensorProtocol]:
+    """The tensors of a site's factors, floating ones of the type that its form computes in.
+
+    Raises:
+        FitError: factors too large for that type.
+    """
+    tensors, dtype = structure.pack(factors, form), _factor_type(site, form)
+    return tensors if dtype == ir.DataType.FLOAT else _narrowed(tensors, dtype, site.name)
 
 
 def _factor_type(site: Site, form: Form) -> ir.DataType:

@@ -95,6 +95,14 @@ class Structure(ABC):
             FitError: NaN or infinite weights, or a shape that does not fit; names `site`.
         """
 
+    def random_factors(self, out_features: int, in_features: int, *, seed: int) -> Factors:
+        """Factors of the names, shapes and types of `fit` that mean nothing: kernels are timed so.
+
+        Here those of a random weight; structures whose fit takes long draw their own.
+        """
+        weight = random_matrix(np.random.default_rng(seed), out_features, in_features)
+        return self.fit(weight, None, seed=seed, site="random weight")
+
     @abstractmethod
     def dense(self, factors: Factors) -> NDArray[np.float64]:
         """Ŵ, `[out_features, in_features]`, in float64."""
@@ -151,6 +159,13 @@ class Structure(ABC):
     def gather_function(self, form: Form, opset: int) -> ir.Function:
         """`undense.{op_type}Gather(indices, *pack)`: rows of Ŵ, reading the same tensors."""
         raise SchemeError(f"{self.kind} cannot hold an embedding; choose int_codes or dense for it")
+
+
+def random_matrix(random: np.random.Generator, *shape: int) -> NDArray[np.float32]:
+    """Normal values over the square root of the last axis, which keep the size of what they map."""
+    values = random.standard_normal(shape, dtype=np.float32)
+    values /= np.float32(np.sqrt(shape[-1]))
+    return values
 
 
 def format_field(value: object) -> str:

@@ -179,6 +179,16 @@ def scaled(codes: NDArray[np.generic], scales: NDArray[np.generic], group: int) 
     return weight
 
 
+def random_codes(random: np.random.Generator, low: int, high: int, *shape: int) -> NDArray[np.int8]:
+    """Codes from `low` to `high`, all as likely."""
+    return random.integers(low, high, shape, np.int8, endpoint=True)
+
+
+def random_scales(random: np.random.Generator, high: int, *shape: int) -> NDArray[np.float32]:
+    """Positive scales by which codes up to `high` become weights below one."""
+    return (random.random(shape, np.float32) + 1) / np.float32(2 * high)
+
+
 def largest_group(in_features: int) -> int:
     """The largest of 128, 64 and 32 that divides in_features and needs no filling, or 64."""
     return next((group for group in (128, 64, 32) if in_features % group == 0), 64)

@@ -101,6 +101,15 @@ class CodedFactors:
             "up_scales": up_scales,
         }
 
+    def random_factors(self, out_features: int, in_features: int, *, seed: int) -> Factors:
+        """Random codes and scales of both."""
+        shapes = self.shapes(out_features, in_features)
+        return {
+            f"{name}_{suffix}": factor
+            for name, part in self.parts(in_features).items()
+            for suffix, factor in part.random_factors(*shapes[name], seed=seed).items()
+        }
+
     def dense(self, factors: Factors) -> NDArray[np.float64]:
         """`U D`."""
         parts = self.parts(factors["down_codes"].shape[1])

@@ -19,6 +19,7 @@ from .block_quantized import (
     BlockQuantized,
     Term,
     block_scales,
+    group_count,
     group_scales,
     is_portable,
     largest_group,
@@ -26,6 +27,8 @@ from .block_quantized import (
     pack_portable,
     packed_function,
     portable_function,
+    random_codes,
+    random_scales,
     scaled,
     unpack_codes,
     unpack_portable,
@@ -167,6 +170,13 @@ class IntCodes(BlockQuantized):
             target, None if self.fit_ == "nearest" else moment, -half, half - 1, self.group
         )
         return {"codes": codes, "scales": scales}
+
+    def random_factors(self, out_features: int, in_features: int, *, seed: int) -> Factors:
+        """Codes out of the whole range, and scales by which weights stay below one."""
+        random, half = np.random.default_rng(seed), 2 ** (self.bits_ - 1)
+        codes = random_codes(random, -half, half - 1, out_features, in_features)
+        groups = group_count(in_features, self.group)
+        return {"codes": codes, "scales": random_scales(random, half, out_features, groups)}
 
     def dense(self, factors: Factors) -> NDArray[np.float64]:
         """Codes times the scale of their group."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..errors import FitError, SchemeError
 from ..linalg import check_weight, fit_moment, project_low_rank
 from ..stats import Stats
-from .base import Factors, Form, Structure, parse_function
+from .base import Factors, Form, Structure, parse_function, random_matrix
 from .coded_factors import CodedFactors
 
 if TYPE_CHECKING:
@@ -97,6 +97,17 @@ class LowRank(Structure):
         if coded is not None:
             return coded.fit(target, moment, down)
         return {"down": _stored(down), "up": _stored(up)}
+
+    def random_factors(self, out_features: int, in_features: int, *, seed: int) -> Factors:
+        """Two random matrices, of floats or of codes."""
+        coded = self.coded
+        if coded is not None:
+            return coded.random_factors(out_features, in_features, seed=seed)
+        random, rank = np.random.default_rng(seed), self._rank
+        return {
+            "down": random_matrix(random, in_features, rank),
+            "up": random_matrix(random, rank, out_features),
+        }
 
     def dense(self, factors: Factors) -> NDArray[np.float64]:
         """`(down up)ᵀ`."""

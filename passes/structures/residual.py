@@ -119,6 +119,12 @@ class Residual(Structure):
                 best, least = {**codes, **factors}, error
         return best
 
+    def random_factors(self, out_features: int, in_features: int, *, seed: int) -> Factors:
+        """Those of both."""
+        shape = (out_features, in_features)
+        codes = self.codes.random_factors(*shape, seed=seed)
+        return {**codes, **self.low_rank.random_factors(*shape, seed=seed)}
+
     def dense(self, factors: Factors) -> NDArray[np.float64]:
         """`Q + L`."""
         codes, thin = split(factors)

@@ -18,6 +18,7 @@ from .block_quantized import (
     BlockQuantized,
     Term,
     block_scales,
+    group_count,
     group_scales,
     is_portable,
     largest_group,
@@ -25,6 +26,8 @@ from .block_quantized import (
     pack_portable,
     packed_function,
     portable_function,
+    random_codes,
+    random_scales,
     scaled,
     unpack_codes,
     unpack_portable,
@@ -137,6 +140,15 @@ class TritPlanes(BlockQuantized):
             return {"codes": codes, "scales": scales}
         planes, scales = trit_codes(target, moment, self.planes, self.group)
         return {"planes": planes, "scales": scales}
+
+    def random_factors(self, out_features: int, in_features: int, *, seed: int) -> Factors:
+        """Codes, or trits, out of the whole range, and scales by which a plane stays below one."""
+        random, groups = np.random.default_rng(seed), group_count(in_features, self.group)
+        high = _high(self.planes) if self.tied else 1
+        stacked = () if self.tied else (self.planes,)
+        codes = random_codes(random, -high, high, *stacked, out_features, in_features)
+        scales = random_scales(random, high, *stacked, out_features, groups)
+        return {"codes" if self.tied else "planes": codes, "scales": scales}
 
     def dense(self, factors: Factors) -> NDArray[np.float64]:
         """Codes, or planes, times the scales of their group."""
