@@ -20,9 +20,7 @@ from numpy.typing import NDArray
 from .cache_file import PARTIAL, Arrays, DamagedEntryError, read_entry, write_entry
 from .errors import InputError, cause_of
 
-JSON: TypeAlias = (
-    "None | bool | int | float | str | list[JSON] | tuple[JSON, ...] | dict[str, JSON]"
-)
+JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 
 _FORMAT = 1
 _LIMIT_BYTES = 10 * 2**30
