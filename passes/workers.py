@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -20,14 +22,12 @@ from .errors import MissingDependencyError, SchedulerError, cause_of
 
 _WORTH_PROCESSES = 1e10
 """Multiply-accumulates, about four seconds of one core: what starting processes takes twice."""
-_IDLE_SECONDS = 60
-"""After which a process ends by itself: whoever started it may have been killed."""
 _MAPPED_BYTES = 64 * 2**20
 """Arrays from this size on go through a file that is mapped, and not through a pipe."""
 _ANSWER_SECONDS = 10
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Workers:
     """An executor, or None to work here and now, and how many jobs it is given at a time."""
 
@@ -55,8 +55,8 @@ def local_workers(cost: float, jobs: int) -> Iterator[Workers]:
     with tempfile.TemporaryDirectory(prefix="undense-") as folder:
         executor = loky.ProcessPoolExecutor(
             count,
-            timeout=_IDLE_SECONDS,
-            initializer=_leave_interrupts,
+            initializer=_begin,
+            initargs=(os.getpid(),),
             job_reducers={np.ndarray: partial(_reduced, folder)},
         )
         try:
@@ -103,9 +103,19 @@ def cluster_workers(address: str) -> Iterator[Workers]:
         yield Workers(client.get_executor(), 2 * threads)
 
 
-def _leave_interrupts() -> None:
-    """Ctrl-C is sent to all processes of a terminal; the one that started these ends them."""
+def _begin(parent: int) -> None:
+    """Has a process end with the one that started it, and not before.
+
+    Ctrl-C is sent to all processes of a terminal; one that is killed tells nobody.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _reduced(folder: str, array: NDArray[Any]) -> tuple[Any, ...]:

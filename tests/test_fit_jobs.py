@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,72 +16,14 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphs import normal
-from numpy.typing import NDArray
+from fits import SCHEMES, failing_job, fitted_bytes, jobs_of_all_schemes, small_job
 from undense.passes import fit_jobs, workers
 from undense.passes.cache import Cache
 from undense.passes.errors import FitError
-from undense.passes.fit import FitResult
 from undense.passes.fit_jobs import FitJob, fit_all, fit_cost, run
-from undense.passes.scheme import parse_scheme
-from undense.passes.stats import Stats, StatsAccumulator
-from undense.passes.structures.base import Form, Structure
+from undense.passes.structures.base import Form
 from undense.passes.structures.low_rank import LowRank
 from undense.passes.workers import Workers, local_workers
-
-SCHEMES = [
-    "int_codes{bits=4,group=32}",
-    "int_codes{bits=3,group=32}",
-    "trit_planes{planes=2,group=32}",
-    "trit_planes{planes=3,group=32,tied=false}",
-    "low_rank{ratio=0.5}",
-    "monarch{ratio=0.5}",
-]
-COST = 1e9
-
-
-def _stats(in_features: int) -> Stats:
-    sums = StatsAccumulator(in_features)
-    sums.update(normal(3 * in_features, in_features, seed=9))
-    return sums.result()
-
-
-def _job(
-    scheme: str = "low_rank{rank=8}",
-    site: str = "layer",
-    *,
-    shape: tuple[int, int] = (96, 64),
-    calibrated: bool = True,
-    form: Form = "fast",
-    dtype: ir.DataType = ir.DataType.FLOAT,
-    weight: int = 1,
-) -> FitJob:
-    structure = parse_scheme(scheme)
-    assert isinstance(structure, Structure)
-    stats = _stats(shape[1]) if calibrated else None
-    resolved = structure.resolve(*shape, site=site)
-    return FitJob(site, normal(*shape, seed=weight), resolved, stats, 0, form, dtype)
-
-
-def _bytes(result: FitResult) -> list[Any]:
-    tensors = [
-        (name, tensor.dtype, list(tensor.shape), tensor.tobytes())
-        for name, tensor in result.fitted.tensors.items()
-    ]
-    return [*tensors, result.relative_error, result.bits_per_weight, str(result.fitted.structure)]
-
-
-def _all(jobs: list[FitJob], **options: Any) -> dict[str, list[Any]]:
-    found = fit_all(jobs, cost=sum(job.cost for job in jobs), **options)
-    return {name: _bytes(result) for name, result in found}
-
-
-def _jobs() -> list[FitJob]:
-    return [
-        _job(scheme, f"{scheme} {calibrated}", shape=(320, 256), calibrated=calibrated)
-        for scheme in SCHEMES
-        for calibrated in (False, True)
-    ]
 
 
 @contextmanager
@@ -105,9 +47,9 @@ def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("two_cores")
 @pytest.mark.parametrize("workers_of", [_threads, _processes])
 def test_every_executor_gives_the_bytes_of_this_process(workers_of: Callable[[], Any]) -> None:
-    here = _all(_jobs())
+    here = fitted_bytes(jobs_of_all_schemes())
     with workers_of() as executor:
-        assert _all(_jobs(), executor=executor, in_flight=4) == here
+        assert fitted_bytes(jobs_of_all_schemes(), executor=executor, in_flight=4) == here
 
 
 @pytest.mark.usefixtures("two_cores")
@@ -120,10 +62,10 @@ def test_large_arrays_go_through_files_that_are_gone_afterwards(
     written = []
     save = np.save
     monkeypatch.setattr(np, "save", lambda file, array: (written.append(array), save(file, array)))
-    here = _all(_jobs())
+    here = fitted_bytes(jobs_of_all_schemes())
     with _processes() as executor:
-        assert _all(_jobs(), executor=executor, in_flight=3) == here
-        assert {array.nbytes for array in written} == {4 * 320 * 256, 8 * 256 * 256}
+        assert fitted_bytes(jobs_of_all_schemes(), executor=executor, in_flight=3) == here
+        assert {array.nbytes for array in written} == {4 * 192 * 128, 8 * 128 * 128}
         assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     assert list(tmp_path.iterdir()) == []
 
@@ -134,18 +76,12 @@ def test_a_result_is_the_same_from_the_cache(
     tmp_path: Path, form: Form, dtype: ir.DataType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = Cache(tmp_path)
-    jobs = [
-        replace(
-            _job(scheme.replace("}", ",activations=float}") if "codes" in scheme or "trit" in scheme
-                 else scheme, scheme, form=form),
-            dtype=dtype,
-        )
-        for scheme in SCHEMES
-    ]  # fmt: skip
-    fresh = _all(jobs)
-    assert _all(jobs, cache=cache) == fresh
+    exact = [scheme.replace("group=32", "group=32,activations=float") for scheme in SCHEMES]
+    jobs = [replace(small_job(scheme, scheme, form=form), dtype=dtype) for scheme in exact]
+    fresh = fitted_bytes(jobs)
+    assert fitted_bytes(jobs, cache=cache) == fresh
     monkeypatch.setattr(fit_jobs, "run", _no_run)
-    assert _all(jobs, cache=cache) == fresh
+    assert fitted_bytes(jobs, cache=cache) == fresh
 
 
 def _no_run(job: FitJob) -> Any:
@@ -153,7 +89,7 @@ def _no_run(job: FitJob) -> Any:
 
 
 def test_the_key_holds_all_that_a_fit_follows_from() -> None:
-    job = _job()
+    job = small_job()
     stats = job.stats
     assert stats is not None
     moved = job.weight.copy()
@@ -177,29 +113,9 @@ def test_the_key_holds_all_that_a_fit_follows_from() -> None:
 
 
 def test_equal_weights_are_fitted_once(tmp_path: Path) -> None:
-    found = _all([_job(site="a"), _job(site="b")], cache=Cache(tmp_path))
+    found = fitted_bytes([small_job(site="a"), small_job(site="b")], cache=Cache(tmp_path))
     assert found["a"] == found["b"]
     assert len(Cache(tmp_path).entries()) == 1
-
-
-@dataclass(frozen=True)
-class _Failing(LowRank):
-    """Fails for some sites, and takes its time for others."""
-
-    def fit(
-        self, weight: NDArray[np.floating], stats: Stats | None, *, seed: int, site: str
-    ) -> Any:
-        if site.startswith("slow"):
-            time.sleep(0.5)
-        if site == "wrong":
-            raise FitError(site, "its rank is odd", "choose another one")
-        if site == "broken":
-            raise ZeroDivisionError("a mistake")
-        return super().fit(weight, stats, seed=seed, site=site)
-
-
-def _failing(site: str, weight: int) -> FitJob:
-    return replace(_job(site=site, weight=weight), structure=_Failing(rank=4))
 
 
 @pytest.mark.parametrize("executor", [None, ThreadPoolExecutor(1)])
@@ -215,9 +131,9 @@ def test_a_failing_job_names_its_site_and_cancels_the_rest(
 ) -> None:
     cache = Cache(tmp_path)
     names = ["first", site, "slow", *(f"slow {index}" for index in range(4))]
-    jobs = [_failing(name, weight) for weight, name in enumerate(names)]
+    jobs = [failing_job(name, weight) for weight, name in enumerate(names)]
     with pytest.raises(FitError, match=said):
-        _all(jobs, executor=executor, in_flight=len(jobs), cache=cache)
+        fitted_bytes(jobs, executor=executor, in_flight=len(jobs), cache=cache)
     assert cache.get("fit", jobs[0].key()) is not None
     assert cache.get("fit", jobs[-1].key()) is None
 
@@ -234,8 +150,8 @@ def test_what_is_done_is_kept_when_it_is_left_early(
     executor: Executor | None, tmp_path: Path
 ) -> None:
     cache = Cache(tmp_path)
-    jobs = [_job(site=str(index), weight=index) for index in range(6)]
-    with closing(fit_all(jobs, cost=COST, executor=executor, in_flight=6, cache=cache)) as found:
+    jobs = [small_job(site=str(index), weight=index) for index in range(6)]
+    with closing(fit_all(jobs, cost=1e9, executor=executor, in_flight=6, cache=cache)) as found:
         next(found)
         if executor is not None:
             done = threading.Event()
@@ -247,7 +163,7 @@ def test_what_is_done_is_kept_when_it_is_left_early(
 
 
 def test_a_worker_of_another_version_is_refused() -> None:
-    job = _job()
+    job = small_job()
     with pytest.raises(FitError, match="layer: the worker has other numpy than the process"):
         run(replace(job, code={**job.code, "numpy": "1.0"}))
 
@@ -265,16 +181,16 @@ def test_a_fit_leaves_the_number_of_threads_as_it_was() -> None:
     import torch
 
     before = torch.get_num_threads(), threadpoolctl.threadpool_info()
-    run(_job())
+    run(small_job())
     assert (torch.get_num_threads(), threadpoolctl.threadpool_info()) == before
 
 
 def test_progress_counts_the_work_that_the_cache_did_not_save(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
-    small, large = _job(site="small"), _job(site="large", shape=(512, 64))
-    _all([small], cache=cache)
+    small, large = small_job(site="small"), small_job(site="large", shape=(512, 64))
+    fitted_bytes([small], cache=cache)
     told: list[tuple[int, int, str]] = []
-    _all([small, large], cache=cache, progress=lambda *step: told.append(step))
+    fitted_bytes([small, large], cache=cache, progress=lambda *step: told.append(step))
     assert told[0] == (0, int(small.cost + large.cost), "fit")
     assert told[1] == (0, int(large.cost), "fit")
     assert told[-1] == (1, 1, "fit")
@@ -289,5 +205,5 @@ def test_cost_follows_the_work() -> None:
 
 
 def test_types_of_factors_come_back() -> None:
-    found = run(_job(dtype=ir.DataType.BFLOAT16, form="cuda"))
+    found = run(small_job(dtype=ir.DataType.BFLOAT16, form="cuda"))
     assert {array.dtype for array in found.arrays.values()} == {np.dtype(ml_dtypes.bfloat16)}
