@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ...passes.errors import SchemeError
-from ...passes.fit import packed
+from ...passes.fit import factor_type, packed
 from ...passes.plan import Choice, Plan
 from ...passes.replace import Fitted, ReplaceDense
 from ...passes.scheme import parse_scheme
@@ -144,7 +144,11 @@ def _replace(model: ir.Model, layer: Layer, form: Form, seed: int) -> None:
     sites = find_sites(model)[0]
     # One set of values does: engines store and read the tensors of each site apart.
     factors = structure.random_factors(*shape, seed=seed)
-    tensors = packed(sites[0], structure, factors, form) if sites else {}
+    tensors = (
+        packed(structure, factors, form, factor_type(sites[0], form), sites[0].name)
+        if sites
+        else {}
+    )
     choices = tuple(Choice(site.name, *shape[::-1], str(structure)) for site in sites)
     fitted = {site.name: Fitted(structure, tensors) for site in sites}
     ReplaceDense(Plan(choices), fitted, form)(model)
