@@ -65,12 +65,13 @@ def initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Val
 
 def number(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
     """An initializer of a few numbers: one that holds them by that name, or a new one."""
+    tensor = ir.tensor(array)
     known = graph.initializers.get(name)
     held = None if known is None else known.const_value
-    if known is not None and held is not None and held.dtype == ir.DataType.from_numpy(array.dtype):
-        if np.array_equal(held.numpy(), array):
-            return known
-    return initializer(graph, name, ir.tensor(array))
+    if known is not None and held is not None and held.dtype == tensor.dtype:
+        same = np.array_equal(held.numpy(), array)
+        return known if same else initializer(graph, name, tensor)
+    return initializer(graph, name, tensor)
 
 
 def readers(value: ir.Value) -> list[ir.Node]:

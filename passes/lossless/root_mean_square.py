@@ -29,9 +29,13 @@ def to_rms_norm(norm: ir.Node, opset: int) -> None:
     else:
         two = number(graph, "two", np.array(2, dtype))
         shift = number(graph, "epsilon", np.array(epsilon, dtype))
-        mean = reduce_mean(tape, graph, tape.op("Pow", [x, two]), like=x)
-        root = tape.op("Sqrt", [tape.op("Add", [mean, shift])])
-        new = tape.op("Mul", [tape.op("Mul", [x, tape.op("Reciprocal", [root])]), scale])
+        square = tape.op("Pow", [x, two])
+        square.type, square.shape = x.type, x.shape
+        mean = reduce_mean(tape, graph, square)
+        inverse = tape.op("Reciprocal", [tape.op("Sqrt", [tape.op("Add", [mean, shift])])])
+        for node in tape.nodes[2:]:
+            node.outputs[0].shape = mean.shape
+        new = tape.op("Mul", [tape.op("Mul", [x, inverse]), scale])
     if rest and rest[0] is not None:
         new = tape.op("Add", [new, rest[0]])
     for node in tape.nodes:
@@ -45,16 +49,13 @@ def to_rms_norm(norm: ir.Node, opset: int) -> None:
     new.name = name
 
 
-def reduce_mean(
-    tape: ir.tape.Tape, graph: ir.Graph, value: ir.Value, like: ir.Value | None = None
-) -> ir.Value:
-    """`mean(value)` over the last axis, which stays with length one; shaped as of `like`."""
+def reduce_mean(tape: ir.tape.Tape, graph: ir.Graph, value: ir.Value) -> ir.Value:
+    """`mean(value)` over the last axis, which stays with length one."""
     if graph.opset_imports.get("", 0) >= 18:
         axes = number(graph, "last_axis", np.array([-1], np.int64))
         mean = tape.op("ReduceMean", [value, axes], attributes={"keepdims": 1})
     else:
         mean = tape.op("ReduceMean", [value], attributes={"axes": [-1], "keepdims": 1})
-    shaped = like or value
-    mean.type = shaped.type
-    mean.shape = None if shaped.shape is None else ir.Shape([*shaped.shape[:-1], 1])
+    mean.type = value.type
+    mean.shape = None if value.shape is None else ir.Shape([*value.shape[:-1], 1])
     return mean
