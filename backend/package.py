@@ -63,7 +63,7 @@ def check_toolchain(target: Target) -> None:
         target.tvm()
         from . import relax_build
 
-        relax_build.check_toolchain()
+        relax_build.check_toolchain(target)
         if target.device == "cuda":
             from .cuda.module import check_device_compiler
 

@@ -19,7 +19,7 @@ from .builder import Builder
 from .dimensions import extent
 from .fold import fold
 from .module import Signature
-from .node import WAY_OUT, Node, refusal
+from .node import Node, refusal, way_out
 from .normalization import normalised
 from .operators import operators
 from .patterns import ScaledAttention, root_mean_square, scaled_attention
@@ -60,7 +60,7 @@ def _check_names(graph: ir.Graph) -> None:
     for value in [*graph.inputs, *graph.initializers.values()]:
         if value.dtype is not None and not covered(value.dtype) and value.uses():
             raise LoweringError(
-                f"{value.name}: type {value.dtype.name} is not covered by TVM; {WAY_OUT}"
+                f"{value.name}: type {value.dtype.name} is not covered by TVM; {way_out()}"
             )
     unknown = [node for node in graph if not _covered(node)]
     if unknown:
@@ -119,7 +119,7 @@ class Walk:
     def _input(self, value: ir.Value) -> Any:
         name = str(value.name)
         if value.dtype not in SUPPORTED or value.shape is None:
-            raise LoweringError(f"input {name}: its type or rank is not known; {WAY_OUT}")
+            raise LoweringError(f"input {name}: its type or rank is not known; {way_out()}")
         shape = tuple(self._dimension(dim, name, axis) for axis, dim in enumerate(value.shape))
         dtype = SUPPORTED[value.dtype]
         kind = relax.TensorType([extent(dim) for dim in shape], dtype)
@@ -206,7 +206,7 @@ class Walk:
         if tensor is None:
             raise LoweringError(f"{value.name}: neither computed nor an initializer; mend the file")
         if tensor.dtype not in SUPPORTED:
-            raise LoweringError(f"{value.name}: type {tensor.dtype.name} is not covered; {WAY_OUT}")
+            raise LoweringError(f"{value.name}: type {tensor.dtype.name} is not covered; {way_out()}")
         return known(tensor.numpy(), SUPPORTED[tensor.dtype], str(value.name))
 
 
