@@ -98,24 +98,31 @@ def compile(
     """
     from .backend.package import check_toolchain
     from .backend.target import Target
+    from .frontend.load import check_path
     from .frontend.load import load as capture
+    from .frontend.samples import check_archive
     from .passes.precision import parse_dtype
-    from .passes.scheme import parse_scheme
-    from .runtime.artifact import write_artifact
+    from .passes.request import check_request
+    from .runtime.artifact import check_destination, write_artifact
     from .runtime.unloaded import load_if_possible
 
     if budget is not None:
         raise SchemeError(
-            "budget: plans made by measurement are not there yet; name the schemes with scheme=, "
-            "rules or plan="
+            "budget: plans made by measurement are not there yet; name the schemes by a scheme, "
+            "rules or a plan"
         )
     parsed = Target.parse(target).with_kernels(kernels).with_graphs(use_cuda_graph)
     form = parsed.form(portable=portable)
-    if isinstance(scheme, str):
-        parse_scheme(scheme)
+    parsed.check_onnx(wanted=with_onnx)
+    replayed = check_request(scheme, ignored_scope, plan, seed)
     wanted = None if dtype is None else parse_dtype(dtype)
     if wanted is not None:
         parsed.check_dtype(wanted)
+    # Before the toolchain, which takes seconds to look at.
+    check_path(model)
+    check_archive(calibration_dataset)
+    if output is not None:
+        check_destination(output)
     check_toolchain(parsed)
     job = _Job(parsed, wanted, form, with_onnx, tuned, seed, progress)
 
@@ -124,7 +131,7 @@ def compile(
         captured = capture(model, args, dynamic_shapes)
         prepared = job.prepare(captured)
         progress(1, 1, "capture")
-        decided = job.decide(captured, args, calibration_dataset, scheme, ignored_scope, plan)
+        decided = job.decide(captured, args, calibration_dataset, scheme, ignored_scope, replayed)
         return job.build(captured, prepared, decided, folder)
 
     with _destination(output) as folder:
@@ -195,7 +202,7 @@ class _Job:
         dataset: Any,
         scheme: str | Sequence[Mapping[str, str]],
         ignored_scope: Sequence[str],
-        plan: Plan | str | Path | None,
+        plan: Plan | None,
     ) -> _Decided:
         """Finds the sites and says what becomes of each."""
         from .frontend.samples import read_samples, shortened, synthetic_sample
@@ -205,7 +212,7 @@ class _Job:
             refuse_rounded_activations,
             settled,
         )
-        from .passes.plan import Plan, read_plan, versions
+        from .passes.plan import Plan, versions
         from .passes.rules import choose_schemes
         from .passes.sites import find_sites
 
@@ -224,10 +231,9 @@ class _Job:
         calibration = None if samples is None else samples.sha256
         activations = self.target.activations
         if plan is not None:
-            replayed = plan if isinstance(plan, Plan) else read_plan(plan)
-            replayed.check_replay(sites, calibration, self.seed)
-            choices = tuple(settled(choice, activations) for choice in replayed.sites)
-            made = replace(replayed, sites=choices)
+            plan.check_replay(sites, calibration, self.seed)
+            choices = tuple(settled(choice, activations) for choice in plan.sites)
+            made = replace(plan, sites=choices)
         else:
             schemes = choose_schemes(sites, scheme, ignored_scope)
             choices = tuple(decide(site, schemes[site.name], activations) for site in sites)

@@ -60,14 +60,14 @@ def check_toolchain(target: Target) -> None:
         TargetError: LLVM does not know the CPU of the target.
     """
     if target.engine == "tvm":
-        target.tvm()
-        from . import relax_build
-
-        relax_build.check_toolchain(target)
         if target.device == "cuda":
             from .cuda.module import check_device_compiler
 
             check_device_compiler(target.architectures)
+        target.tvm()
+        from . import relax_build
+
+        relax_build.check_toolchain(target)
         if "cublas" in target.libraries:
             from .cuda.cublas import cpp_compiler
 

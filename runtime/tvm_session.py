@@ -208,7 +208,7 @@ def _check_machine(artifact: Artifact) -> None:
     """What would end the process is refused: other instruction sets, another bytecode."""
     remedy = "compile the model again"
     if "ort" in artifact.engines:
-        remedy += ", or load it with engine='ort'"
+        remedy += ", or load it with engine ort"
     check_processor(artifact, remedy)
     made_with = artifact.manifest.versions.get("apache-tvm", tvm.__version__)
     if made_with.split(".")[:2] != tvm.__version__.split(".")[:2]:

@@ -126,5 +126,5 @@ def test_a_bound_is_a_length(text: str):
 
 
 def test_graphs_are_for_cuda():
-    with pytest.raises(TargetError, match="use_cuda_graph is for target cuda, not for llvm"):
+    with pytest.raises(TargetError, match="CUDA graphs are for target cuda, not for llvm"):
         Target.parse("llvm").with_graphs(True)

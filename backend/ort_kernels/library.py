@@ -47,7 +47,7 @@ def check_toolchain() -> None:
         HOST.tvm()
     except MissingDependencyError as error:
         raise MissingDependencyError(
-            "kernels=tvm needs Apache TVM: pip install 'undense[cpu]'"
+            "kernels tvm need Apache TVM: pip install 'undense[cpu]'"
         ) from error
     _compiler()
 
@@ -106,7 +106,7 @@ def _link(folder: Path, library: str) -> None:
     if done.returncode != 0:
         reason = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr)
         raise LoweringError(
-            f"kernels=tvm: {command[0]} cannot build kernels.so ({reason.strip()}); "
+            f"kernels tvm: {command[0]} cannot build kernels.so ({reason.strip()}); "
             "compile without kernels, or with another compiler"
         )
 
@@ -115,7 +115,7 @@ def _compiler() -> str:
     found = find_cpp_compiler()
     if found is None:
         raise MissingDependencyError(
-            "kernels=tvm needs a C++ compiler and none is on the path; install g++ or clang, "
+            "kernels tvm need a C++ compiler and none is on the path; install g++ or clang, "
             "or compile without kernels"
         )
     return found

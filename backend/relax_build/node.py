@@ -14,6 +14,7 @@ from ..kernels.gpu import on_gpu
 from .builder import Builder
 from .values import Dim, Value
 
+
 @dataclass(frozen=True, eq=False)
 class Node:
     """A node with the values of its inputs.

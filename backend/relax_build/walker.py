@@ -18,6 +18,7 @@ from .attention import fused_attention
 from .builder import Builder
 from .dimensions import extent
 from .fold import fold
+from .graphs import marked
 from .module import Signature
 from .node import Node, refusal, way_out
 from .normalization import normalised
@@ -46,14 +47,20 @@ def check(model: ir.Model, target: Target) -> None:
     Raises:
         LoweringError: an operator, attribute or type that the lowering does not cover; names the
             operators, the first node and the way out.
+        TargetError: CUDA graphs for a dimension that the model has not, or that has no bound.
     """
     tensors = [value.const_value for value in model.graph.initializers.values()]
     closed = [t for t in tensors if isinstance(t, ir.ExternalTensor) and t.raw is None]
     with target.tvm():
-        Walk(model)
+        _check_graphs(Walk(model), target)
     gc.collect()  # the walk is cyclic, and a map of a file closes only when nobody looks into it
     for tensor in closed:
         tensor.release()
+
+
+def _check_graphs(walk: Walk, target: Target) -> None:
+    if target.graphs is not None:
+        marked(walk.module, walk.builder.bounds, target.graphs.symbols)
 
 
 def _check_names(graph: ir.Graph) -> None:
@@ -206,7 +213,9 @@ class Walk:
         if tensor is None:
             raise LoweringError(f"{value.name}: neither computed nor an initializer; mend the file")
         if tensor.dtype not in SUPPORTED:
-            raise LoweringError(f"{value.name}: type {tensor.dtype.name} is not covered; {way_out()}")
+            raise LoweringError(
+                f"{value.name}: type {tensor.dtype.name} is not covered; {way_out()}"
+            )
         return known(tensor.numpy(), SUPPORTED[tensor.dtype], str(value.name))
 
 
