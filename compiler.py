@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from .backend.expected import Expected
     from .backend.package import Lowered
+    from .backend.stored import Stored
     from .backend.target import Target
     from .frontend.sample_check import Sample
     from .frontend.samples import Samples
@@ -164,6 +165,11 @@ class _Decided:
     held_out: list[Sample]
     notes: list[str]
 
+    @property
+    def schemes(self) -> dict[str, str]:
+        """The scheme of each site."""
+        return {choice.name: choice.scheme for choice in self.plan.sites}
+
 
 @dataclass(frozen=True)
 class _Job:
@@ -278,7 +284,8 @@ class _Job:
         from .backend.expected import expected_outputs
         from .backend.layer_check import check_layers
         from .backend.onnx_runtime import slow_forms
-        from .backend.package import lower, weight_bytes
+        from .backend.package import lower
+        from .backend.stored import bytes_by_name, larger_than_dense, weight_bytes
         from .frontend.bounds import index_bounds
         from .frontend.dense import run_dense
         from .frontend.samples import typed
@@ -288,6 +295,7 @@ class _Job:
         from .runtime.verify import write_expectations
 
         before, bounds = weight_bytes(captured), index_bounds(captured)
+        unreplaced = bytes_by_name(model)
         samples = [typed(sample, model) for sample in decided.held_out]
         dense = run_dense(captured, decided.held_out)
         results = self.fit(captured, decided)
@@ -300,7 +308,7 @@ class _Job:
         expected = expected_outputs(model, samples)
         self.progress(1, 2, "check")
         costs = {
-            "bytes": {"before": before, "after": lowered.engine_bytes},
+            "bytes": {"before": before, **lowered.stored.report()},
             "kernels": lowered.kernels,
             **lowered.report(),
             "activation_rounding_effect": expected.rounding_effect,
@@ -313,17 +321,21 @@ class _Job:
                     if lowered.engine == "ort"
                     else ()
                 ),
+                *larger_than_dense(decided.sites, decided.schemes, unreplaced, lowered.stored),
                 *expected.warnings(),
             ],
         }
         self.progress(2, 2, "check")
         (folder / PLAN).write_text(decided.plan.to_json(), encoding="utf-8")
         write_expectations(folder, samples, dense, expected.outputs)
-        write_report(folder, {**self.report(decided, results), **costs})
+        write_report(folder, {**self.report(decided, results, lowered.stored), **costs})
         return self.manifest(model, lowered, expected, bounds)
 
-    def report(self, decided: _Decided, results: Mapping[str, FitResult]) -> dict[str, Any]:
+    def report(
+        self, decided: _Decided, results: Mapping[str, FitResult], stored: Stored
+    ) -> dict[str, Any]:
         """What was replaced by what, and why."""
+        from .backend.stored import site_bytes
         from .passes.report import refusal_rows, site_rows
 
         choices = {choice.name: choice for choice in decided.plan.sites}
@@ -337,7 +349,12 @@ class _Job:
             "target": str(self.target),
             "cuda_graphs": self.target.graphs is not None,
             "dtype": None if self.dtype is None else self.dtype.numpy().name,
-            "sites": site_rows(decided.sites, choices, results),
+            "sites": site_rows(
+                decided.sites,
+                choices,
+                results,
+                {site.name: site_bytes(site, stored.by_name) for site in decided.sites},
+            ),
             "refusals": refusal_rows(decided.refusals),
             "calibration": calibration,
             "error_measure": "weights" if samples is None else "outputs on the calibration data",

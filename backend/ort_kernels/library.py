@@ -52,13 +52,13 @@ def check_toolchain() -> None:
     _compiler()
 
 
-def build(model: ir.Model, path: Path) -> bool:
+def build(model: ir.Model, path: Path) -> int:
     """Writes the kernels of all structured nodes of `model` to the library `path`.
 
     It depends on no TVM and on no file but itself.
 
     Returns:
-        Whether there was a structured node; without one nothing is written.
+        Bytes of the weights in it; 0 without a structured node, where nothing is written.
 
     Raises:
         LoweringError: a structure without kernel, or the compiler failed; has its message.
@@ -69,8 +69,9 @@ def build(model: ir.Model, path: Path) -> bool:
         folder = Path(name)
         with machine, (folder / "weights.bin").open("wb") as weights:
             sites = collect(model, functions, weights)
+            packed = weights.tell()
         if not sites:
-            return False
+            return 0
         functions.write(folder / "functions.o", machine)
         (folder / "table.cc").write_text(table_source(sites, functions.names), encoding="ascii")
         (folder / "weights.s").write_text(_WEIGHTS, encoding="ascii")
@@ -79,7 +80,7 @@ def build(model: ir.Model, path: Path) -> bool:
             shutil.copyfile(source, folder / source.name)
         _link(folder, path.name)
         shutil.copyfile(folder / path.name, path)
-    return True
+    return packed
 
 
 def _link(folder: Path, library: str) -> None:

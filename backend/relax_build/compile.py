@@ -94,6 +94,7 @@ def build(model: ir.Model, target: Target) -> TvmModule:
         inputs=code.walk.inputs,
         outputs=code.walk.outputs,
         dimension_bounds=code.walk.builder.bounds,
+        sources=code.walk.builder.parameters.sources,
         libraries=frozenset(code.walk.builder.libraries),
         generic_functions={
             name: rule
