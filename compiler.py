@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from .backend.expected import Expected
     from .backend.package import Lowered
+    from .backend.stored import Stored
     from .backend.target import Target
     from .frontend.sample_check import Sample
     from .frontend.samples import Samples
@@ -105,24 +106,31 @@ def compile(
     """
     from .backend.package import check_toolchain
     from .backend.target import Target
+    from .frontend.load import check_path
     from .frontend.load import load as capture
+    from .frontend.samples import check_archive
     from .passes.precision import parse_dtype
-    from .passes.scheme import parse_scheme
-    from .runtime.artifact import write_artifact
+    from .passes.request import check_request
+    from .runtime.artifact import check_destination, write_artifact
     from .runtime.unloaded import load_if_possible
 
     if budget is not None:
         raise SchemeError(
-            "budget: plans made by measurement are not there yet; name the schemes with scheme=, "
-            "rules or plan="
+            "budget: plans made by measurement are not there yet; name the schemes by a scheme, "
+            "rules or a plan"
         )
     parsed = Target.parse(target).with_kernels(kernels).with_graphs(use_cuda_graph)
     form = parsed.form(portable=portable)
-    if isinstance(scheme, str):
-        parse_scheme(scheme)
+    parsed.check_onnx(wanted=with_onnx)
+    replayed = check_request(scheme, ignored_scope, plan, seed)
     wanted = None if dtype is None else parse_dtype(dtype)
     if wanted is not None:
         parsed.check_dtype(wanted)
+    # Before the toolchain, which takes seconds to look at.
+    check_path(model)
+    check_archive(calibration_dataset)
+    if output is not None:
+        check_destination(output)
     check_toolchain(parsed)
     stored = _cache(cache)
     job = _Job(parsed, wanted, form, with_onnx, tuned, seed, progress, stored, scheduler)
@@ -132,7 +140,7 @@ def compile(
         captured = capture(model, args, dynamic_shapes)
         prepared = job.prepare(captured)
         progress(1, 1, "capture")
-        decided = job.decide(captured, args, calibration_dataset, scheme, ignored_scope, plan)
+        decided = job.decide(captured, args, calibration_dataset, scheme, ignored_scope, replayed)
         return job.build(captured, prepared, decided, folder)
 
     with _destination(output) as folder:
@@ -172,6 +180,11 @@ class _Decided:
     samples: Samples | None
     held_out: list[Sample]
     notes: list[str]
+
+    @property
+    def schemes(self) -> dict[str, str]:
+        """The scheme of each site."""
+        return {choice.name: choice.scheme for choice in self.plan.sites}
 
 
 @dataclass(frozen=True)
@@ -213,7 +226,7 @@ class _Job:
         dataset: Any,
         scheme: str | Sequence[Mapping[str, str]],
         ignored_scope: Sequence[str],
-        plan: Plan | str | Path | None,
+        plan: Plan | None,
     ) -> _Decided:
         """Finds the sites and says what becomes of each."""
         from .frontend.samples import read_samples, shortened, synthetic_sample
@@ -223,7 +236,7 @@ class _Job:
             refuse_rounded_activations,
             settled,
         )
-        from .passes.plan import Plan, read_plan, versions
+        from .passes.plan import Plan, versions
         from .passes.rules import choose_schemes
         from .passes.sites import find_sites
 
@@ -242,10 +255,9 @@ class _Job:
         calibration = None if samples is None else samples.sha256
         activations = self.target.activations
         if plan is not None:
-            replayed = plan if isinstance(plan, Plan) else read_plan(plan)
-            replayed.check_replay(sites, calibration, self.seed)
-            choices = tuple(settled(choice, activations) for choice in replayed.sites)
-            made = replace(replayed, sites=choices)
+            plan.check_replay(sites, calibration, self.seed)
+            choices = tuple(settled(choice, activations) for choice in plan.sites)
+            made = replace(plan, sites=choices)
         else:
             schemes = choose_schemes(sites, scheme, ignored_scope)
             choices = tuple(decide(site, schemes[site.name], activations) for site in sites)
@@ -294,7 +306,8 @@ class _Job:
         from .backend.expected import expected_outputs
         from .backend.layer_check import check_layers
         from .backend.onnx_runtime import slow_forms
-        from .backend.package import lower, weight_bytes
+        from .backend.package import lower
+        from .backend.stored import bytes_by_name, larger_than_dense, weight_bytes
         from .frontend.bounds import index_bounds
         from .frontend.dense import run_dense
         from .frontend.samples import typed
@@ -304,6 +317,7 @@ class _Job:
         from .runtime.verify import write_expectations
 
         before, bounds = weight_bytes(captured), index_bounds(captured)
+        unreplaced = bytes_by_name(model)
         samples = [typed(sample, model) for sample in decided.held_out]
         dense = run_dense(captured, decided.held_out)
         results = self.fit(captured, decided)
@@ -316,7 +330,7 @@ class _Job:
         expected = expected_outputs(model, samples)
         self.progress(1, 2, "check")
         costs = {
-            "bytes": {"before": before, "after": lowered.engine_bytes},
+            "bytes": {"before": before, **lowered.stored.report()},
             "kernels": lowered.kernels,
             **lowered.report(),
             "activation_rounding_effect": expected.rounding_effect,
@@ -329,17 +343,21 @@ class _Job:
                     if lowered.engine == "ort"
                     else ()
                 ),
+                *larger_than_dense(decided.sites, decided.schemes, unreplaced, lowered.stored),
                 *expected.warnings(),
             ],
         }
         self.progress(2, 2, "check")
         (folder / PLAN).write_text(decided.plan.to_json(), encoding="utf-8")
         write_expectations(folder, samples, dense, expected.outputs)
-        write_report(folder, {**self.report(decided, results), **costs})
+        write_report(folder, {**self.report(decided, results, lowered.stored), **costs})
         return self.manifest(model, lowered, expected, bounds)
 
-    def report(self, decided: _Decided, results: Mapping[str, FitResult]) -> dict[str, Any]:
+    def report(
+        self, decided: _Decided, results: Mapping[str, FitResult], stored: Stored
+    ) -> dict[str, Any]:
         """What was replaced by what, and why."""
+        from .backend.stored import site_bytes
         from .passes.report import refusal_rows, site_rows
 
         choices = {choice.name: choice for choice in decided.plan.sites}
@@ -353,7 +371,12 @@ class _Job:
             "target": str(self.target),
             "cuda_graphs": self.target.graphs is not None,
             "dtype": None if self.dtype is None else self.dtype.numpy().name,
-            "sites": site_rows(decided.sites, choices, results),
+            "sites": site_rows(
+                decided.sites,
+                choices,
+                results,
+                {site.name: site_bytes(site, stored.by_name) for site in decided.sites},
+            ),
             "refusals": refusal_rows(decided.refusals),
             "calibration": calibration,
             "error_measure": "weights" if samples is None else "outputs on the calibration data",

@@ -57,8 +57,6 @@ def from_module(
 
 def from_pt2_file(path: Path, dynamic_shapes: Any = None) -> ir.Model:
     """Captures the program of a file that `torch.export.save` wrote."""
-    if not path.is_file():
-        raise LoadError(f"{path}: there is no such file")
     try:
         with _silent():
             program = torch.export.load(path)

@@ -27,12 +27,10 @@ class FitResult:
         fitted: what `ReplaceDense` puts into the graph.
         relative_error: `sqrt(tr(E C Eᵀ) / tr(W C Wᵀ))` with statistics, `‖E‖ / ‖W‖` without,
             where `E = W − Ŵ`.
-        bits_per_weight: stored bits over `out_features · in_features`.
     """
 
     fitted: Fitted
     relative_error: float
-    bits_per_weight: float
 
 
 def fit_site(
@@ -79,8 +77,7 @@ def fit_weight(
         factors = structure.unpack(tensors, *weight.shape)
     moment = None if stats is None else stats.second_moment
     error = relative_error(weight, structure.dense(factors), moment)
-    stored = 8 * sum(tensor.nbytes for tensor in tensors.values())
-    return FitResult(Fitted(structure, tensors), error, stored / weight.size)
+    return FitResult(Fitted(structure, tensors), error)
 
 
 def packed(

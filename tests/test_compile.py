@@ -13,6 +13,7 @@ import pytest
 import undense
 from graphs import graph, normal
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 from undense.passes.errors import (
     FitError,
     LoadError,
@@ -151,10 +152,9 @@ def test_the_report_keeps_its_promises(tmp_path: Path) -> None:
         "name", "in_features", "out_features", "users", "scheme", "bits_per_weight",
         "relative_error", "reason",
     }  # fmt: skip
-    loaded = ("module.so", "weights.safetensors")
-    assert report["bytes"]["after"] == sum(
-        (tmp_path / "m" / name).stat().st_size for name in loaded
-    )
+    assert report["bytes"]["code"] == (tmp_path / "m/module.so").stat().st_size
+    weights = load_file(tmp_path / "m/weights.safetensors")
+    assert report["bytes"]["after"] == sum(array.nbytes for array in weights.values())
     assert report["bytes"]["before"] == 4 * (100 * 64 + 64 * 96 + 96 + 96 * 40)
     assert any("data-free" in note for note in report["notes"])
 

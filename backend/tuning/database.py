@@ -59,7 +59,7 @@ def records_of(text: str, origin: Path) -> list[Record | FunctionRecord]:
         if document["format"] not in _READ:
             raise TuningError(
                 f"{origin} has format {document['format']} and this undense reads {_FORMAT}: "
-                "move it away, install the undense that wrote it, or compile with --no-tuned"
+                "move it away, install the undense that wrote it, or compile without tuned tilings"
             )
         return [record_from_json(found) for found in document["records"]]
     except (KeyError, TypeError, ValueError) as error:
@@ -111,5 +111,5 @@ def _replace(path: Path, records: list[dict[str, Any]]) -> None:
 
 def _damaged(path: Path, cause: str) -> TuningError:
     return TuningError(
-        f"{path} is damaged ({cause}): delete it and tune again, or compile with --no-tuned"
+        f"{path} is damaged ({cause}): delete it and tune again, or compile without tuned tilings"
     )

@@ -27,9 +27,9 @@ def dense_model(model: str | None, threads: int | None = None) -> Iterator[Any]:
     if model is None:
         yield None
         return
-    from .frontend.dense import dense_session
-    from .frontend.load import load
-    from .frontend.samples import typed
+    from .dense import dense_session
+    from .load import load
+    from .samples import typed
 
     loaded = load(model)
     with dense_session(loaded, threads=threads) as run:
