@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from ...passes.errors import InputError
+from ...passes.errors import InputError, SchemeError
 from ...passes.progress import Progress, silent
 from ...passes.structures.base import Form
 from ...runtime.hardware import usable_cores
@@ -92,8 +92,11 @@ def kernel_times(
 
 def _check(layer: Layer, target: Target) -> None:
     target.check_dtype(layer.element_type)
-    if layer.scheme != DENSE:
-        structure_of(layer)
+    if layer.scheme != DENSE and getattr(structure_of(layer), "activations", None) == "auto":
+        raise SchemeError(
+            f"{layer}: activations=auto has no kernel of its own; resolve it for target {target}, "
+            f"which takes activations={target.activations}"
+        )
 
 
 def _with(dense: Layer, by_rows: Missing) -> Missing:
