@@ -312,6 +312,13 @@ def test_refused_before_anything_is_measured(
         kernel_times([Layer(*SHAPE, scheme)], ORT, "fast", rows, threads=threads)
 
 
+def test_what_no_plan_replaces_is_refused() -> None:
+    with pytest.raises(SchemeError, match=r"gather 96x64 .*: low_rank cannot hold an embedding"):
+        kernel_times([Layer(*SHAPE, "low_rank{rank=4}", gathers=True)], ORT, "fast", [1])
+    with pytest.raises(InputError, match=r"product 8x8 .*: no plan replaces it \(too small to pay"):
+        kernel_times([Layer(8, 8, "low_rank{rank=4}")], ORT, "fast", [1])
+
+
 def test_types_that_do_not_run_are_refused() -> None:
     with pytest.raises(InputError, match="dtype 'float64' is not timed"):
         Layer(*SHAPE, "dense", dtype="float64")

@@ -55,8 +55,8 @@ def kernel_times(
     Raises:
         MissingDependencyError: a package or tool to compile or run with is missing.
         TargetError: this machine cannot run what the target's code is for.
-        InputError: `rows` or `threads` below one, or none given.
-        SchemeError: a scheme that is no resolved structure.
+        InputError: `rows` or `threads` below one, none given, or a layer too small to be replaced.
+        SchemeError: a scheme that is no resolved structure, or cannot gather where it has to.
         FitError: a structure that a shape does not admit.
         LoweringError: a structure without a kernel for the target.
     """
@@ -92,7 +92,12 @@ def kernel_times(
 
 def _check(layer: Layer, target: Target) -> None:
     target.check_dtype(layer.element_type)
-    if layer.scheme != DENSE and getattr(structure_of(layer), "activations", None) == "auto":
+    if layer.scheme == DENSE:
+        return
+    structure = structure_of(layer)
+    if layer.gathers and not structure.gathers:
+        raise SchemeError(f"{layer}: {structure.kind} cannot hold an embedding; leave it out")
+    if getattr(structure, "activations", None) == "auto":
         raise SchemeError(
             f"{layer}: activations=auto has no kernel of its own; resolve it for target {target}, "
             f"which takes activations={target.activations}"
