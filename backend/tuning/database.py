@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ...passes.cache import default_folder
 from ...passes.errors import TuningError, cause_of
 from .record import FunctionRecord, Record, record_from_json
 
@@ -22,11 +22,7 @@ _READ = (1, _FORMAT)
 
 def database_path() -> Path:
     """`tuning.json` in `$UNDENSE_CACHE`, else in the folder `undense` of the user's cache."""
-    folder = os.environ.get("UNDENSE_CACHE")
-    if folder:
-        return Path(folder) / "tuning.json"
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "undense" / "tuning.json"
+    return default_folder() / "tuning.json"
 
 
 def read_records(path: Path | None = None) -> list[Record | FunctionRecord]:
