@@ -8,9 +8,7 @@ import json
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
@@ -97,6 +95,13 @@ def _parser() -> argparse.ArgumentParser:
     compiling.add_argument("--budget", metavar="K=V,...", help="not there yet: see --scheme")
     compiling.add_argument("--plan", metavar="FILE", help="carry out this plan.json instead")
     compiling.add_argument("--seed", type=int, default=0)
+    compiling.add_argument(
+        "--lossless", metavar="NAME,...", default=True, type=lambda text: text.split(","),
+        help="exact rewrites to make, instead of those that pay by themselves",
+    )  # fmt: skip
+    compiling.add_argument(
+        "--no-lossless", dest="lossless", action="store_false", help="make no exact rewrites"
+    )
     compiling.add_argument(
         "--portable", action="store_true", help="write model.onnx with standard operators only"
     )
@@ -208,6 +213,7 @@ def _compile(options: argparse.Namespace) -> int:
             ignored_scope=options.ignore,
             plan=options.plan,
             seed=options.seed,
+            lossless=options.lossless,
             portable=options.portable,
             kernels=options.kernels,
             with_onnx=not options.no_onnx,
@@ -251,6 +257,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
+    from .frontend.dense import dense_model
     from .runtime.report import print_verification
     from .runtime.session import load
     from .runtime.verify import verify
@@ -261,7 +268,7 @@ def _verify(options: argparse.Namespace) -> int:
     fresh = None
     if options.against:
         inputs = _samples(session, options.input)
-        with _dense(options.against) as dense:
+        with dense_model(options.against) as dense:
             fresh = [(sample, dense.run(dense.typed(sample))) for sample in inputs]
     found = verify(session, fresh)
     _print(options, found.to_json(), print_verification)
@@ -269,6 +276,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
+    from .frontend.dense import dense_model
     from .runtime.bench import bench
     from .runtime.profile import profile
     from .runtime.report import print_fields, print_profile
@@ -286,7 +294,7 @@ def _bench(options: argparse.Namespace) -> int:
     if options.profile:
         _print(options, profile(session, inputs, repeats=options.repeats), print_profile)
         return EXIT_OK
-    with _dense(options.against, session.num_threads) as dense:
+    with dense_model(options.against, session.num_threads) as dense:
         against = None
         if dense is not None:
             given = dense.typed(inputs)  # beforehand, so that it takes no part in the time
@@ -358,34 +366,6 @@ def _samples(session: Session, path: str | None) -> list[dict[str, Any]]:
     if path is None:
         return stored_inputs(session.artifact)
     return [as_declared(read_npz(path), session.inputs)]
-
-
-@dataclass(frozen=True)
-class _Dense:
-    """A dense model in ONNX Runtime.
-
-    Attributes:
-        run: gives its outputs for inputs by name.
-        typed: gives those inputs with floats of the types that the dense model takes.
-    """
-
-    run: Callable[[Mapping[str, Any]], dict[str, Any]]
-    typed: Callable[[dict[str, Any]], dict[str, Any]]
-
-
-@contextmanager
-def _dense(model: str | None, threads: int | None = None) -> Iterator[Any]:
-    """A `_Dense`, or None without model."""
-    if model is None:
-        yield None
-        return
-    from .frontend.dense import dense_session
-    from .frontend.load import load
-    from .frontend.samples import typed
-
-    loaded = load(model)
-    with dense_session(loaded, threads=threads) as run:
-        yield _Dense(run, lambda sample: typed(sample, loaded))
 
 
 def _print(options: argparse.Namespace, found: dict[str, Any], show: Callable[..., None]) -> None:

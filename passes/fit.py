@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from .bias_correction import has_bias, mean_error
 from .errors import FitError
 from .linalg import relative_error
 from .replace import Fitted
@@ -25,7 +26,7 @@ class FitResult:
     Attributes:
         fitted: what `ReplaceDense` puts into the graph.
         relative_error: `sqrt(tr(E C Eᵀ) / tr(W C Wᵀ))` with statistics, `‖E‖ / ‖W‖` without,
-            where `E = W − Ŵ`.
+            where `E = W − Ŵ`; with Σ in the numerator where a bias takes up the mean error.
         bits_per_weight: stored bits over `out_features · in_features`.
     """
 
@@ -43,16 +44,21 @@ def fit_site(
         FitError: the weight has NaN or infinite entries, or the structure does not admit it.
     """
     weight = site.weight()
-    factors = structure.fit(weight, stats, seed=seed, site=site.name)
+    corrected = stats is not None and has_bias(site)
+    fitted_to = stats.centred() if stats is not None and corrected else stats
+    factors = structure.fit(weight, fitted_to, seed=seed, site=site.name)
     tensors = structure.pack(factors, form)
     dtype = _factor_type(site, form)
     if dtype != ir.DataType.FLOAT:
         tensors = _narrowed(tensors, dtype, site.name)
         factors = structure.unpack(tensors, site.out_features, site.in_features)
+    dense = structure.dense(factors)
     moment = None if stats is None else stats.second_moment
-    error = relative_error(weight, structure.dense(factors), moment)
+    left = None if fitted_to is None else fitted_to.second_moment
+    error = relative_error(weight, dense, moment, left)
+    correction = mean_error(weight, dense, stats) if stats is not None and corrected else None
     stored = 8 * sum(tensor.nbytes for tensor in tensors.values())
-    return FitResult(Fitted(structure, tensors), error, stored / weight.size)
+    return FitResult(Fitted(structure, tensors, correction), error, stored / weight.size)
 
 
 def _factor_type(site: Site, form: Form) -> ir.DataType:
