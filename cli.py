@@ -78,6 +78,7 @@ def _compile(options: argparse.Namespace) -> int:
             ignored_scope=options.ignore,
             plan=options.plan,
             seed=options.seed,
+            lossless=options.lossless,
             portable=options.portable,
             kernels=options.kernels,
             with_onnx=not options.no_onnx,
@@ -123,8 +124,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
+    from .frontend.dense import dense_model
     from .runtime.report import print_verification
-    from .frontend.dense_model import dense_model
     from .runtime.session import load
     from .runtime.verify import verify
 
@@ -142,7 +143,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from .frontend.dense_model import dense_model
+    from .frontend.dense import dense_model
     from .runtime.bench import bench
     from .runtime.profile import profile
     from .runtime.report import print_fields, print_profile

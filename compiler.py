@@ -50,6 +50,7 @@ def compile(
     ignored_scope: Sequence[str] = (),
     plan: Plan | str | Path | None = None,
     seed: int = 0,
+    lossless: bool | Sequence[str] = True,
     portable: bool = False,
     kernels: str | None = None,
     with_onnx: bool = True,
@@ -80,6 +81,10 @@ def compile(
         ignored_scope: names of sites that stay dense: globs, or `re:` and a regular expression.
         plan: a plan, or the path of a `plan.json`, to carry out exactly.
         seed: of every fit.
+        lossless: exact rewrites before sites are found. True merges linears with nothing between
+            and absorbs scales of their outputs; False leaves the model as it is; names choose
+            among those of `passes.lossless.LOSSLESS`. The report has a sentence for each, and why
+            one that was named left what it nearly fitted.
         portable: write `model.onnx` with standard operators only.
         kernels: `tvm` has TVM compile the structured layers for ONNX Runtime on this CPU, instead
             of running them by its own operators; for target `ort-cpu`.
@@ -105,10 +110,13 @@ def compile(
         UndenseError: one of its kinds, naming the layer or file, the cause and the remedy.
     """
     from .backend.package import check_toolchain
+    from .backend.stored import weight_bytes
     from .backend.target import Target
     from .frontend.load import check_path
     from .frontend.load import load as capture
     from .frontend.samples import check_archive
+    from .passes.duplicates import MergeDuplicateWeights
+    from .passes.lossless import apply_lossless, chosen
     from .passes.precision import parse_dtype
     from .passes.request import check_request
     from .runtime.artifact import check_destination, write_artifact
@@ -126,6 +134,7 @@ def compile(
     wanted = None if dtype is None else parse_dtype(dtype)
     if wanted is not None:
         parsed.check_dtype(wanted)
+    rewrites = chosen(lossless)
     # Before the toolchain, which takes seconds to look at.
     check_path(model)
     check_archive(calibration_dataset)
@@ -138,10 +147,14 @@ def compile(
     def fill(folder: Path) -> Manifest:
         progress(0, 1, "capture")
         captured = capture(model, args, dynamic_shapes)
+        MergeDuplicateWeights()(captured)  # a weight that is tied is not to be edited
+        before = weight_bytes(captured)
+        rewritten = apply_lossless(captured, rewrites)
         prepared = job.prepare(captured)
         progress(1, 1, "capture")
         decided = job.decide(captured, args, calibration_dataset, scheme, ignored_scope, replayed)
-        return job.build(captured, prepared, decided, folder)
+        decided.notes.extend(rewritten.sentences(refusals=not isinstance(lossless, bool)))
+        return job.build(captured, prepared, decided, folder, before)
 
     with _destination(output) as folder:
         write_artifact(folder, fill)
@@ -208,12 +221,10 @@ class _Job:
         can run on any CPU, and whose weights are not rounded yet.
         """
         from .backend.package import prepare
-        from .passes.duplicates import MergeDuplicateWeights
         from .passes.precision import ConvertFloats
 
         model = captured
         if self.dtype is not None:
-            MergeDuplicateWeights()(captured)
             model = captured.clone()
             ConvertFloats(self.dtype)(model)
         prepare(model, self.target, self.form, with_onnx=self.with_onnx)
@@ -300,14 +311,17 @@ class _Job:
         )
 
     def build(
-        self, captured: ir.Model, model: ir.Model, decided: _Decided, folder: Path
+        self, captured: ir.Model, model: ir.Model, decided: _Decided, folder: Path, before: int
     ) -> Manifest:
-        """Fits, rewrites `model` in place, and writes everything but the manifest to `folder`."""
+        """Fits, rewrites `model` in place, and writes everything but the manifest to `folder`.
+
+        `before` is the bytes of the weights that the model came with.
+        """
         from .backend.expected import expected_outputs
         from .backend.layer_check import check_layers
         from .backend.onnx_runtime import slow_forms
         from .backend.package import lower
-        from .backend.stored import bytes_by_name, larger_than_dense, weight_bytes
+        from .backend.stored import bytes_by_name, larger_than_dense
         from .frontend.bounds import index_bounds
         from .frontend.dense import run_dense
         from .frontend.samples import typed
@@ -316,12 +330,14 @@ class _Job:
         from .runtime.report import write_report
         from .runtime.verify import write_expectations
 
-        before, bounds = weight_bytes(captured), index_bounds(captured)
-        unreplaced = bytes_by_name(model)
+        bounds, unreplaced = index_bounds(captured), bytes_by_name(model)
         samples = [typed(sample, model) for sample in decided.held_out]
         dense = run_dense(captured, decided.held_out)
         results = self.fit(captured, decided)
         fitted = {name: found.fitted for name, found in results.items()}
+        corrected = sum(found.bias_correction is not None for found in fitted.values())
+        if corrected:
+            decided.notes.append(f"biases of {corrected} sites take up the mean error of the fits")
         ReplaceDense(decided.plan, fitted, self.form)(model)
         self.progress(0, 1, "lower")
         lowered = lower(model, self.target, folder, with_onnx=self.with_onnx, tuned=self.tuned)

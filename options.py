@@ -55,6 +55,13 @@ def parser(verbs: Mapping[str, Run]) -> argparse.ArgumentParser:
     compiling.add_argument("--plan", metavar="FILE", help="carry out this plan.json instead")
     compiling.add_argument("--seed", type=int, default=0)
     compiling.add_argument(
+        "--lossless", metavar="NAME,...", default=True, type=lambda text: text.split(","),
+        help="exact rewrites to make, instead of those that pay by themselves",
+    )  # fmt: skip
+    compiling.add_argument(
+        "--no-lossless", dest="lossless", action="store_false", help="make no exact rewrites"
+    )
+    compiling.add_argument(
         "--portable", action="store_true", help="write model.onnx with standard operators only"
     )
     compiling.add_argument(
