@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import onnx_ir as ir
-import torch
 
 _SYMBOL = re.compile(r"\b[su]\d+\b")
 
 
-def name_dimensions(model: ir.Model, program: torch.export.ExportedProgram) -> None:
+def name_dimensions(model: ir.Model, program: Any) -> None:
     """Renames torch's symbols in every shape of `model`, in place.
 
     A dimension gets the name of its `torch.export.Dim` where the program has it, which a `.pt2`
@@ -33,11 +33,11 @@ def name_dimensions(model: ir.Model, program: torch.export.ExportedProgram) -> N
             _rename(value, names)
 
 
-def _stated_names(program: torch.export.ExportedProgram) -> dict[str, str]:
+def _stated_names(program: Any) -> dict[str, str]:
     """Names of `Dim`s by the symbols that torch has put in their places."""
     for node in program.graph.find_nodes(op="placeholder"):
         shape = getattr(node.meta.get("val"), "shape", ())
-        for environment in (s.node.shape_env for s in shape if isinstance(s, torch.SymInt)):
+        for environment in (size.node.shape_env for size in shape if hasattr(size, "node")):
             # Not public: without them dimensions are named by their axes.
             symbols = getattr(environment, "source_to_var", {})
             given = getattr(environment, "source_name_to_debug_name", {})
