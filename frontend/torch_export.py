@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from ..passes.errors import LoadError
 from .bounds import DIM_BOUNDS
+from .dimension_names import name_dimensions
 from .shapes import infer_missing_shapes, quiet
 from .tidy import fold_transposes, tidy
 
@@ -89,6 +90,7 @@ def from_exported_program(
         raise LoadError(f"conversion to ONNX failed: {_first_line(error)}") from error
     _restore_names(model, program)
     fold_transposes(model)
+    name_dimensions(model, program)
     bounds = _dim_bounds(model, program)
     if bounds:
         model.metadata_props[DIM_BOUNDS] = json.dumps(bounds)
