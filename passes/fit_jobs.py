@@ -57,7 +57,7 @@ class FitJob:
     seed: int
     form: Form
     dtype: ir.DataType
-    corrected: bool
+    corrected: bool = False
     code: Mapping[str, str] = field(default_factory=code_fingerprint)
 
     @staticmethod
