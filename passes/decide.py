@@ -9,11 +9,8 @@ from .errors import SchemeError
 from .plan import Choice
 from .scheme import Scheme, parse_scheme
 from .sites import Site
-from .structures.base import Activations, Structure
+from .structures.base import DENSE_BITS, Activations, Structure
 from .structures.int_codes import IntCodes
-
-DENSE_BITS = 32
-"""Sites are float32 models' weights as they run; narrower storage is widened at load."""
 
 
 def decide(site: Site, scheme: Scheme, activations: Activations) -> Choice:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .decide import DENSE_BITS
 from .plan import Choice
 from .sites import Refusal, Site
+from .structures.base import DENSE_BITS
 
 if TYPE_CHECKING:
     from .fit import FitResult

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 DOMAIN = "undense"
 """The ONNX domain of structured operators; its functions are written to the model itself."""
 
+DENSE_BITS = 32
+"""Sites are float32 models' weights as they run; narrower storage is widened at load."""
+
 Factors = dict[str, NDArray[np.generic]]
 """Logical, unpacked factors by name: floats, or int8 codes with their scales."""
 

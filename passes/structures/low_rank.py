@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 _CANDIDATE_RATIOS = (0.25, 0.375, 0.5, 0.625, 0.75)
+_CANDIDATE_BITS: tuple[Literal[8, 32], ...] = (32, 8)
 _RANK_STEP = 16
 """Tuned kernels are full at multiples of 16."""
 
@@ -66,10 +67,13 @@ class LowRank(Structure):
 
     @classmethod
     def candidates(cls, out_features: int, in_features: int) -> Sequence[Structure]:
-        """Ranks that keep a quarter to three quarters of the parameters, in steps of 16."""
+        """Ranks that keep a quarter to three quarters of the parameters, of 32 and of 8 bits.
+
+        They go in steps of 16.
+        """
         ranks = (_rank_of(ratio, out_features, in_features) for ratio in _CANDIDATE_RATIOS)
-        snapped = {rank // _RANK_STEP * _RANK_STEP or rank for rank in ranks}
-        return [cls(rank=rank) for rank in sorted(snapped)]
+        snapped = sorted({rank // _RANK_STEP * _RANK_STEP or rank for rank in ranks})
+        return [cls(rank=rank, factor_bits=bits) for bits in _CANDIDATE_BITS for rank in snapped]
 
     def resolve(self, out_features: int, in_features: int, *, site: str) -> LowRank:
         """`rank = ⌊ratio · mn / (m + n)⌋`, at least 1."""
