@@ -62,7 +62,7 @@ class Structure(ABC):
 
     @property
     def activations(self) -> Activations | None:
-        """Whether x is rounded to int8; None for a structure that never rounds it.
+        """Whether x is rounded to int8; None for a structure that no engine rounds it for.
 
         `int8` rounds in blocks, as the fastest kernels do; `float` does not. `auto` is decided by
         the backend and counts as `float` until then.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..errors import FitError, SchemeError
 from ..linalg import check_weight, fit_moment, project_low_rank
 from ..stats import Stats
-from .base import Factors, Form, Structure, parse_function
+from .base import Activations, Factors, Form, Structure, parse_function
 from .coded_factors import CodedFactors
 
 if TYPE_CHECKING:
@@ -144,6 +144,11 @@ class LowRank(Structure):
         """Two MatMuls in either form, or two products with codes."""
         coded = self.coded
         return parse_function(_FUNCTION, opset) if coded is None else coded.function(form, opset)
+
+    @property
+    def activations(self) -> Activations | None:
+        """Never rounded for coded factors, which not every engine can promise."""
+        return "float" if self.factor_bits == 8 else None
 
     @property
     def coded(self) -> CodedFactors | None:
