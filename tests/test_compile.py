@@ -85,7 +85,13 @@ def test_an_engine_computes_what_the_reference_says(
     assert (found.approximation_error < 1e-6) == (scheme == "dense")
 
 
-@pytest.mark.parametrize("scheme", ["auto", "int_codes{bits=4,group=32}", "low_rank{ratio=0.5}"])
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        *("auto", "int_codes{bits=4,group=32}", "low_rank{ratio=0.5}"),
+        "int_codes{bits=4,group=32}+residual{rank=8}",
+    ],
+)
 def test_the_portable_form_holds(scheme: str, tmp_path: Path) -> None:
     module = undense.compile(
         _model(),
@@ -188,6 +194,7 @@ def test_onnx_can_be_left_out_for_tvm(tmp_path: Path) -> None:
         ({"target": "abacus"}, TargetError, "llvm"),
         ({"target": "llvm", "portable": True}, TargetError, "portable"),
         ({"scheme": "int_codes{activations=float}", "portable": True}, SchemeError, "float"),
+        ({"scheme": "low_rank{factor_bits=8}", "portable": True}, SchemeError, "factor_bits=8"),
         ({"scheme": "low_rang"}, SchemeError, "low_rank"),
         ({"scheme": "low_rank{rang=3}"}, SchemeError, "rank"),
         ({"scheme": "monarch{blocks=7,rank=1}"}, FitError, "first|second|table"),
