@@ -13,6 +13,9 @@ Batch = int
 SAME_TIME = 1.02
 """Times nearer than this are the same: medians of kernels repeat within one or two percent."""
 
+RESOLUTION_MS = 0.001
+"""What a call with nothing in it varies by; a gather of a few rows can be measured as nothing."""
+
 
 @dataclass(frozen=True)
 class Option:
@@ -73,10 +76,14 @@ class PricedSite:
             return f"would take {option.bytes / self.dense.bytes:.2f}× the bytes"
         if budget.wants_latency:
             for batch, time in option.milliseconds.items():
-                if time > SAME_TIME * self.dense.milliseconds[batch]:
-                    ratio = time / self.dense.milliseconds[batch]
-                    return f"would take {ratio:.2f}× the time at batch {batch}"
+                if time > SAME_TIME * self.dense.milliseconds[batch] + RESOLUTION_MS:
+                    return f"would take {self.times_dense(option, batch)}"
         return ""
+
+    def times_dense(self, option: Option, batch: Batch) -> str:
+        """`1.30× the time at batch 1`."""
+        dense = max(self.dense.milliseconds[batch], RESOLUTION_MS)
+        return f"{option.milliseconds[batch] / dense:.2f}× the time at batch {batch}"
 
 
 @dataclass(frozen=True)
