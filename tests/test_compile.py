@@ -37,7 +37,7 @@ agraph (int64[batch, tokens] ids) => (float[batch, tokens, 40] y) {
 """
 SCHEMES = [
     "dense",
-    "auto",
+    "int_codes",
     "int_codes{bits=4,group=32}",
     "int_codes{bits=3,group=32}",
     "trit_planes{planes=2,group=32}",
@@ -88,7 +88,7 @@ def test_an_engine_computes_what_the_reference_says(
 @pytest.mark.parametrize(
     "scheme",
     [
-        *("auto", "int_codes{bits=4,group=32}", "low_rank{ratio=0.5}"),
+        *("int_codes", "int_codes{bits=4,group=32}", "low_rank{ratio=0.5}"),
         "int_codes{bits=4,group=32}+residual{rank=8}",
     ],
 )
