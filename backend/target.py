@@ -262,7 +262,7 @@ def _bounded(text: str) -> tuple[str, int | None]:
     if name and not equals:
         return name, None
     if not name or not length.isdecimal() or int(length) < 1:
-        raise TargetError(f"CUDA graphs: {text!r} is no dimension; write batch or batch=8")
+        raise TargetError(f"CUDA graphs: {text!r} is no dimension; write tokens or tokens=8")
     return name, int(length)
 
 

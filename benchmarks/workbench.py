@@ -142,9 +142,8 @@ class Workbench:
             prepare(model, job.target, job.form, with_onnx=False)
             captured = Captured(model, model, before, ())
             request = Request.checked(scheme, variant.ignored)
-            return job.build(
-                captured, job.decide(captured, self._example, dataset, request), folder
-            )
+            decided = job.decide(captured, self._example, dataset, request)
+            return job.build(captured, decided, folder)
 
         write_artifact(path, fill)
         return load(path, num_threads=num_threads)

@@ -222,7 +222,7 @@ def test_bad_input_is_one_sentence(
         (["--kernels", "tvm"], "kernels"),
         (["--target", "ort-cpu", "--no-onnx"], "model.onnx"),
         (["--use-cuda-graph", "batch=8"], "CUDA graphs"),
-        (["--target", "cuda", "--use-cuda-graph", ""], "batch=8"),
+        (["--target", "cuda", "--use-cuda-graph", ""], "tokens=8"),
         (["--target", "cuda", "--use-cuda-graph", "batch=8,batch=4"], "'batch' is there twice"),
         (["--output", "/proc/nowhere/out"], "/proc/nowhere"),
     ],
