@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from undense.backend.kernels.attention import Attention
 from undense.backend.kernels.cuda.attention import attention
+from undense.backend.kernels.cuda.attention_arguments import workspace
 from undense.backend.kernels.cuda.norm import norm
 
 from .products import Functions
@@ -61,6 +62,7 @@ def attention_case(
     if causal:
         inputs.append(Tensor("mask", (1, 1, "queries", "keys"), "bool"))
     y = Tensor("y", ("batch", "queries", heads, size), dtype)
+    parts = Tensor("parts", workspace(spec), "float32")
     what = "decode" if queries == 1 else "prefill, causal" if causal else "prefill"
     case = Case(
         name=f"attention {what} {heads}/{shared} heads of {size} {dtype}",
@@ -71,7 +73,7 @@ def attention_case(
         engine="functions",
         weights=(),
         inputs=tuple(inputs),
-        calls=(Call("attention", tuple(tensor.name for tensor in inputs), (y,)),),
+        calls=(Call("attention", tuple(tensor.name for tensor in inputs), (y, parts)),),
         result="y",
         sizes=({"batch": 1, "queries": queries, "keys": keys},),
         facts={"causal": causal, "heads": heads, "size": size},

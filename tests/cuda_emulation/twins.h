@@ -147,3 +147,5 @@ __device__ inline void undense_load_once(unsigned* r, const void* global) {
   emulation::require_aligned(global, "a load of 16 bytes");
   memcpy(r, global, 16);
 }
+
+__device__ inline float undense_exp2(float x) { return exp2f(x); }

@@ -57,6 +57,33 @@ static __device__ __forceinline__ void undense_mma_f32(float* c, const unsigned*
   }
 }
 
+// Four 8 by 8 matrices of halves, whose rows the lanes of each eight in turn give: lane 4 g + t
+// takes of each the entries 2 t and 2 t + 1 of row g: PTX ISA, ldmatrix.
+static __device__ __forceinline__ void undense_ldmatrix_x4(unsigned* r, const void* row) {
+  const unsigned from = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(from)
+               : "memory");
+}
+
+// The same transposed: entries g of rows 2 t and 2 t + 1.
+static __device__ __forceinline__ void undense_ldmatrix_x4_trans(unsigned* r, const void* row) {
+  const unsigned from = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(from)
+               : "memory");
+}
+
+// 2 to the power of x within two units in the last place; powers below float32's normal numbers
+// are 0.
+static __device__ __forceinline__ float undense_exp2(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+}
+
 // Begins to copy 16 bytes to shared memory: the first `bytes`, 0 or 16, and zeros.
 static __device__ __forceinline__ void undense_copy_async(void* shared, const void* global,
                                                           int bytes) {

@@ -27,6 +27,14 @@ static __device__ __forceinline__ void undense_load_16(unsigned* words, const vo
   words[3] = found.w;
 }
 
+static __device__ __forceinline__ void undense_store_4(void* to, const unsigned* words) {
+  *static_cast<unsigned*>(to) = words[0];
+}
+
+static __device__ __forceinline__ void undense_store_8(void* to, const unsigned* words) {
+  *static_cast<uint2*>(to) = make_uint2(words[0], words[1]);
+}
+
 static __device__ __forceinline__ void undense_copy_16(void* to, const void* from) {
   *static_cast<uint4*>(to) = *static_cast<const uint4*>(from);
 }
