@@ -23,6 +23,13 @@ from undense.backend.cuda import nvcc
 from undense.backend.cuda.module import check_device_compiler, cuda_modules, device_code_by
 from undense.backend.kernels.attention import Attention
 from undense.backend.kernels.cuda.attention import attention
+from undense.backend.kernels.cuda.attention_splits import SUM_WARPS
+from undense.backend.kernels.cuda.attention_tiling import (
+    GREATEST,
+    SharedRows,
+    few_rows,
+    many_rows,
+)
 from undense.backend.kernels.cuda.norm import norm_step
 from undense.backend.kernels.cuda.product import Product
 from undense.backend.kernels.cuda.products import Tiling, product_function, tilings
@@ -65,8 +72,22 @@ OTHERS: dict[str, tuple[Callable[[], Any], int]] = {
 }
 """With the blocks that are to fit into a multiprocessor's registers: its 2048 threads."""
 
-HEADS = ((64, "float16", 1), (128, "float16", 4), (128, "bfloat16", 1), (64, "float32", 1))
-"""Size and type of heads, and how many share one of the keys."""
+HEADS = (
+    (64, "float16", 1, None),
+    (64, "float16", 4, "float32"),
+    (80, "bfloat16", 1, "bool"),
+    (96, "float16", 1, None),
+    (128, "float16", 4, None),
+    (128, "bfloat16", 1, "bool"),
+    (160, "float16", 1, None),
+    (192, "float16", 8, None),
+    (256, "float16", 1, "bool"),
+    (64, "float32", 1, None),
+    (128, "float32", 1, None),
+    (256, "float32", 1, "bool"),
+)
+"""Size and type of heads, how many share one of the keys, and the type of a mask."""
+
 
 needs_nvcc = pytest.mark.usefixtures("compiler")
 # The part of TVM that makes CUDA modules comes into a process once: here the emulation's.
@@ -148,21 +169,26 @@ def test_norms_and_gathers_fit_into_registers(name: str) -> None:
             check(item, threads, blocks)
 
 
-@pytest.mark.parametrize("name", PRODUCTS)
-def test_shared_memory_is_what_the_tilings_say(name: str) -> None:
-    product = product_of(name)
-    rules = tilings(product)
+def allocated_shared(function: Any) -> list[int]:
+    """Words of shared memory of each kernel of a function."""
     allocated: list[int] = []
 
     def note(statement: Any) -> None:
         buffer = statement.buffer
         if buffer.scope() == "shared.dyn":
-            allocated.append(4 * int(buffer.shape[0]))
+            allocated.append(int(buffer.shape[0]))
 
-    function = product_function(product, rules)
     tvm_ffi.structural_walk(function.body, (tirx.AllocBuffer, note), order="post")
+    return allocated
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_shared_memory_is_what_the_tilings_say(name: str) -> None:
+    product = product_of(name)
+    rules = tilings(product)
+    allocated = allocated_shared(product_function(product, rules))
     wanted = [shared_bytes(tiling, product.weights) for _, tiling in rules]
-    assert sorted(allocated) == sorted(wanted)
+    assert sorted(4 * words for words in allocated) == sorted(wanted)
     assert max(wanted) <= SHARED
 
 
@@ -299,11 +325,44 @@ def test_an_architecture_that_nvcc_does_not_know_is_refused() -> None:
         nvcc.check_nvcc(["sm_90", "sm_999"])
 
 
+def attention_of(size: int, group: int = 1, mask: str | None = None) -> Attention:
+    layouts: dict[str, Any] = {"query": "heads", "key": "heads", "value": "heads"}
+    if mask is not None:
+        layouts |= {"mask": (True, True, True, True), "mask_dtype": mask}
+    return Attention(size, size, 8, group, 0.125, **layouts, causal=mask is None)
+
+
 @makes_modules
-@pytest.mark.parametrize(("size", "dtype", "group"), HEADS)
-def test_attention_fits_into_registers(size: int, dtype: str, group: int) -> None:
-    layouts = {"query": "heads", "key": "heads", "value": "heads"}
-    spec = Attention(size, size, 8, group, 0.125, **layouts, causal=True)  # type: ignore[arg-type]
-    for items in resources(attention(spec, dtype)).values():
+@pytest.mark.parametrize(
+    ("size", "dtype", "group", "mask"),
+    [
+        pytest.param(*head, marks=[] if head in (HEADS[0], HEADS[4]) else pytest.mark.slow)
+        for head in HEADS
+    ],
+)
+def test_attention_fits_into_registers(size: int, dtype: str, group: int, mask: str | None) -> None:
+    spec, activation = attention_of(size, group, mask), known(dtype)
+    found = resources(attention(spec, dtype))
+    threads = {
+        "main_kernel": 32 * few_rows(spec, activation).warps,
+        "main_kernel_1": 32 * SUM_WARPS,
+        "main_kernel_2": 32 * many_rows(spec, activation).warps,
+    }
+    assert found.keys() == threads.keys()
+    for kernel, items in found.items():
         for item in items:
-            check(item, 256, 1)
+            check(item, threads[kernel], 2)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("mask", [None, "bool"])
+def test_shared_memory_of_attention_is_what_the_tilings_say(dtype: str, mask: str | None) -> None:
+    activation = known(dtype)
+    for size in range(16, GREATEST + 1, 16):
+        spec = attention_of(size, mask=mask)
+        tilings = [make(spec, activation) for make in (few_rows, many_rows)]
+        words = [SharedRows(tiling, spec, activation).words for tiling in tilings]
+        assert max(words) * 4 <= SHARED, size
+        if size % 80 == 0:
+            sums = SUM_WARPS * (size + 1)
+            assert sorted(allocated_shared(attention(spec, dtype))) == sorted([*words, sums])

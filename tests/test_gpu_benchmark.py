@@ -201,7 +201,7 @@ def test_norm_and_attention_are_right(tmp_path: Path, cuda_device: Any) -> None:
     assert checked(tmp_path, norm, {"rows": 3}) < tolerance(norm)
     attention = compiled(
         tmp_path,
-        lambda: other_kernels.attention_case(4, 2, 64, "float16", 5, 9, causal=True),
+        lambda: other_kernels.attention_case(4, 2, 64, "float16", 5, (9,), causal=True),
         "attention.so",
     )
     assert checked(tmp_path, attention, attention.sizes[0]) < tolerance(attention)
@@ -299,7 +299,7 @@ def test_floors_are_counted() -> None:
     with TARGET.tvm():
         dense, _ = products.product_case("dense", (4096, 11008), "float16")
         tied, _ = products.product_case("trit_planes{planes=2}", (4096, 4096), "float16")
-        causal, _ = other_kernels.attention_case(32, 8, 64, "float16", 2048, 2048, causal=True)
+        causal, _ = other_kernels.attention_case(32, 8, 64, "float16", 2048, (2048,), causal=True)
     work = work_of(dense, {"rows": 1})
     assert work.weight_bytes == 2 * 4096 * 11008
     assert work.bytes == work.weight_bytes + 2 * (4096 + 11008)

@@ -30,7 +30,8 @@ SCHEMES = (
 DECODE = ((TIED, "int_codes{bits=8,group=128}"), ("dense", "dense"))
 """Schemes of the layers, and of the embedding that is the head too."""
 
-HEADS, SHARED, LENGTH = 32, 8, 2048
+HEADS, SHARED = 32, 8
+LENGTH, CACHES = 2048, (2048, 4096)
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,12 @@ def _without_weights() -> list[Recipe]:
         for features in (2048, 4096)
     ]
     for size in (64, 128):
-        for what, queries, causal in (
-            ("decode", 1, False),
-            ("prefill", LENGTH, False),
-            ("prefill, causal", LENGTH, True),
+        for what, queries, keys, causal in (
+            ("decode", 1, CACHES, False),
+            ("prefill", LENGTH, (LENGTH,), False),
+            ("prefill, causal", LENGTH, (LENGTH,), True),
         ):
-            given = (HEADS, SHARED, size, "float16", queries, LENGTH)
+            given = (HEADS, SHARED, size, "float16", queries, keys)
             make = partial(attention_case, *given, causal=causal)
             name = f"attention {what} {HEADS}/{SHARED} heads of {size} float16"
             found.append(Recipe(name, partial(compile_functions, make)))

@@ -69,7 +69,6 @@ __attribute__((optimize("O3"))) void multiply_fragments(void* const* lanes) {
 inline float widen_f16(__half value) { return __half2float(value); }
 inline float widen_bf16(__nv_bfloat16 value) { return __bfloat162float(value); }
 inline float widen_f32(float value) { return value; }
-inline int widen_s8(int8_t value) { return value; }
 
 inline void multiply(Collective operation, void* c, const void* a, const void* b, int line) {
   Fragments lane{c, a, b};
@@ -110,12 +109,6 @@ __device__ inline void undense_mma_f32(float* c, const unsigned* a, const unsign
                       line);
 }
 
-__device__ inline void undense_mma_s8(int* c, const unsigned* a, const unsigned* b,
-                                      int line = __builtin_LINE()) {
-  emulation::multiply(emulation::multiply_fragments<int8_t, int, 4, emulation::widen_s8>, c, a, b,
-                      line);
-}
-
 __device__ inline void undense_ldmatrix_x4(unsigned* r, const void* row,
                                            int line = __builtin_LINE()) {
   emulation::require_aligned(row, "ldmatrix");
@@ -141,11 +134,6 @@ __device__ inline void undense_copy_commit() { emulation::commit_copies(); }
 
 __device__ inline void undense_copy_wait(int pending) {
   emulation::make_copies(unsigned(pending));
-}
-
-__device__ inline void undense_load_once(unsigned* r, const void* global) {
-  emulation::require_aligned(global, "a load of 16 bytes");
-  memcpy(r, global, 16);
 }
 
 __device__ inline float undense_exp2(float x) { return exp2f(x); }

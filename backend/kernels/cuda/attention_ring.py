@@ -52,23 +52,27 @@ class Copier:
             units: of a row.
             at: where they come from.
         """
-        total = rows * units
-        even = self.count % units == 0
-        if even:  # a thread has the same unit of every row
-            first, unit = held(self.thread // units), held(self.thread % units)
-        for turn in range(-(-total // self.count)):
-            if even:
-                row = first + turn * (self.count // units)
-            else:
-                item = held(self.thread + turn * self.count)
-                row, unit = held(item // units), held(item % units)
-            spare = (turn + 1) * self.count > total
-            with only_if(row < rows) if spare else nullcontext():
-                source, there = at(row, unit)
-                sizes = (tirx.const(16, "int32"), tirx.const(0, "int32"))
-                amount = sizes[0] if there is None else tirx.if_then_else(there, *sizes)
-                to = address(self.shared, place + row * row_words + unit * UNIT)
-                call("undense_copy_async", to, source, amount)
+        # A thread has the same units of every row, so that places differ by known numbers.
+        across = min(units, self.count)
+        at_once = self.count // across
+        first, unit = held(self.thread // across), held(self.thread % across)
+        idle = self.count % across
+        with only_if(first < at_once) if idle else nullcontext():
+            for turn in range(-(-rows // at_once)):
+                row = first + turn * at_once
+                for start in range(0, units, across):
+                    spare = (turn + 1) * at_once > rows, start + across > units
+                    with (
+                        only_if(row < rows) if spare[0] else nullcontext(),
+                        only_if(unit + start < units) if spare[1] else nullcontext(),
+                    ):
+                        to = place + row * row_words + (unit + start) * UNIT
+                        self._copy(to, *at(row, unit + start))
+
+    def _copy(self, to: Expr, source: Expr, there: Expr | None) -> None:
+        sizes = (tirx.const(16, "int32"), tirx.const(0, "int32"))
+        amount = sizes[0] if there is None else tirx.if_then_else(there, *sizes)
+        call("undense_copy_async", address(self.shared, to), source, amount)
 
 
 class Ring:

@@ -32,7 +32,8 @@ from .words import (
     shuffled,
 )
 
-_WARPS = 16
+SUM_WARPS = 16
+"""Of a block that adds up splits."""
 
 
 class Splits:
@@ -67,7 +68,7 @@ def emit_sum_of_splits(given: Given, splits: Splits) -> None:
     """The kernel for calls whose keys are split."""
     with only_if(splits.count > 1):
         blocks = (splits.heads, given.rows)
-        with grid(blocks, _WARPS) as ((x, y), warp, lane):
+        with grid(blocks, SUM_WARPS) as ((x, y), warp, lane):
             _Row(given, splits, x, y, warp, lane).emit()
 
 
@@ -111,8 +112,8 @@ class _Row:
         base = held(base_of(load(peak, 0)))
         store(total, zero(), 0)
         clear(sums, 0, self.turns * UNIT)
-        with serial(divided(self.count, _WARPS)) as turn:
-            split = held(turn * _WARPS + self.warp)
+        with serial(divided(self.count, SUM_WARPS)) as turn:
+            split = held(turn * SUM_WARPS + self.warp)
             with only_if(split < self.count):
                 factor = held(self.power(self._given(split, size), base))
                 store(total, load(total, 0) + self._given(split, size + 1) * factor, 0)
@@ -139,7 +140,7 @@ class _Row:
 
     def _sum_of_warps(self, sums: Buffer, total: Buffer) -> None:
         size, row = self.spec.value_size, self.spec.value_size + 1
-        shared = shared_words(_WARPS * row)
+        shared = shared_words(SUM_WARPS * row)
 
         def put(value: Expr, column: Expr | int) -> None:
             store(shared, tirx.reinterpret("uint32", value), self.warp * row + column)
@@ -151,7 +152,7 @@ class _Row:
         def sum_of(column: Expr | int) -> Expr:
             found = registers(1, "float32")
             store(found, zero(), 0)
-            for warp in range(_WARPS):
+            for warp in range(SUM_WARPS):
                 part = tirx.reinterpret("float32", load(shared, index(warp * row) + column))
                 store(found, load(found, 0) + part, 0)
             return load(found, 0)

@@ -86,34 +86,42 @@ class SharedRows:
 def few_rows(spec: Attention, activation: Activation) -> AttentionTiling:
     """For up to `FEW` rows: keys go through many rings, as each is read once."""
     row = max(spec.size, spec.value_size) * activation.bytes
-    warps, stages = (4, 3) if row <= 512 else (2, 2)
-    return _kept(
-        AttentionTiling(
-            warps=warps, keys=32 if row <= 128 else TILE, stages=stages, share_keys=True
-        ),
-        spec,
-        activation,
-    )
+    warps, stages = (4, 3) if row <= 448 else (4, 2) if row <= 512 else (2, 2)
+    tiling = AttentionTiling(warps=warps, keys=TILE, stages=stages, share_keys=True)
+    return _fitted(tiling, spec, activation, (32, TILE) if row <= 128 else (TILE,))
 
 
 def many_rows(spec: Attention, activation: Activation) -> AttentionTiling:
     """For more rows: two tiles of a warp read each tile of keys once, where sums leave room."""
     size = max(spec.size, spec.value_size)
     if activation.bytes == 2 and size <= 128:
-        # The scores of as many keys as there are registers; the places of a mask take some too.
-        keys = 64 if size <= 64 else 48 if spec.mask is None else 32
-        return _kept(AttentionTiling(warps=4, keys=keys, stages=2, tiles=2), spec, activation)
-    keys = TILE if size * activation.bytes > 512 else 32
-    return _kept(AttentionTiling(warps=4, keys=keys, stages=2), spec, activation)
+        tiling = AttentionTiling(warps=4, keys=TILE, stages=2, tiles=2)
+        # A mask is read for all keys of a tile at once, into registers.
+        keys = (64, 48, 32) if spec.mask is None else (32,)
+        return _fitted(tiling, spec, activation, keys)
+    tiling = AttentionTiling(warps=4, keys=TILE, stages=2)
+    return _fitted(tiling, spec, activation, (TILE,) if size * activation.bytes > 512 else (32,))
 
 
-_KEPT = 176
+_ROOM = 176
 """Values of a lane that leave enough of 255 registers for everything else."""
 
+_OF_MASK, _OF_FLOATS, _OF_KEPT = 16, 32, 16
+"""Registers that the places of a mask take, float32 values in two parts, and queries at hand."""
 
-def _kept(tiling: AttentionTiling, spec: Attention, activation: Activation) -> AttentionTiling:
-    """The same, with queries in registers if there is room beside sums and scores."""
-    queries = spec.size // TILE * activation.words
+
+def _fitted(
+    tiling: AttentionTiling, spec: Attention, activation: Activation, keys: tuple[int, ...]
+) -> AttentionTiling:
+    """The first of these numbers of keys for which registers suffice, else the last one."""
     sums = spec.value_size // EIGHT * SUMS
-    values = tiling.tiles * (queries + sums + tiling.eights * SUMS)
-    return replace(tiling, keep_queries=values <= _KEPT)
+    room = _ROOM - (_OF_MASK if spec.mask is not None else 0)
+    room -= _OF_FLOATS if activation.bytes == 4 else 0
+    for count in keys:
+        values = tiling.tiles * (sums + count // EIGHT * SUMS)
+        queries = tiling.tiles * spec.size // TILE * activation.words + _OF_KEPT
+        if values + queries <= room:
+            return replace(tiling, keys=count)
+        if values <= room:
+            return replace(tiling, keys=count, keep_queries=False)
+    return replace(tiling, keys=keys[-1], keep_queries=False)

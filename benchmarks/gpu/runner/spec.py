@@ -12,7 +12,7 @@ from typing import Any, Literal
 Sizes = Mapping[str, int]
 """Lengths by symbol: `{"rows": 8}`."""
 
-BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "bool": 1}
+BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4}
 
 
 @dataclass(frozen=True)

@@ -207,22 +207,3 @@ static __device__ __forceinline__ void undense_scores_bf16(unsigned* a, const fl
 static __device__ __forceinline__ void undense_scores_f32(unsigned* a, const float* scores) {
   for (int i = 0; i < 8; ++i) a[i] = __float_as_uint(scores[i]);
 }
-
-// Value `column` of four rows, of which a lane has `words` words each, as a second operand.
-static __device__ __forceinline__ void undense_column_f16(unsigned* b, const unsigned* rows,
-                                                          int words, int column) {
-  const int word = column / 2;
-  const unsigned halves = column % 2 ? 0x7632u : 0x5410u;
-  b[0] = __byte_perm(rows[word], rows[words + word], halves);
-  b[1] = __byte_perm(rows[2 * words + word], rows[3 * words + word], halves);
-}
-
-static __device__ __forceinline__ void undense_column_bf16(unsigned* b, const unsigned* rows,
-                                                           int words, int column) {
-  undense_column_f16(b, rows, words, column);
-}
-
-static __device__ __forceinline__ void undense_column_f32(unsigned* b, const unsigned* rows,
-                                                          int words, int column) {
-  for (int i = 0; i < 4; ++i) b[i] = rows[i * words + column];
-}
