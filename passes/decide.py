@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Literal
 
 from .errors import SchemeError
 from .plan import Choice
 from .scheme import Scheme, parse_scheme
 from .sites import Site
-from .structures.base import Structure
+from .structures.base import DENSE_BITS, Activations, Structure
 from .structures.int_codes import IntCodes
-
-Activations = Literal["float", "int8"]
-
-DENSE_BITS = 32
-"""Sites are float32 models' weights as they run; narrower storage is widened at load."""
 
 
 def decide(site: Site, scheme: Scheme, activations: Activations) -> Choice:
@@ -39,7 +33,7 @@ def decide(site: Site, scheme: Scheme, activations: Activations) -> Choice:
     automatic = scheme == "auto"
     structure = IntCodes(bits_=8) if not isinstance(scheme, Structure) else scheme
     if site.gathered and not structure.gathers:
-        return _keep(site, f"kept dense: an embedding cannot be stored as {structure.kind}")
+        return _keep(site, f"kept dense: an embedding cannot be stored as {structure}")
     structure = structure.resolve(site.out_features, site.in_features, site=site.name)
     structure = with_activations(structure, activations)
     stored = structure.bits(site.out_features, site.in_features)
@@ -62,13 +56,15 @@ def refuse_exact_activations(choices: Iterable[Choice]) -> None:
     """The portable form rounds activations in stock ONNX Runtime, so `float` cannot be promised.
 
     Raises:
-        SchemeError: a choice with `activations=float`; names its site.
+        SchemeError: a choice with `activations=float`, or with coded factors; names its site.
     """
     for choice in choices:
-        if getattr(parse_scheme(choice.scheme), "activations", None) == "float":
+        scheme = parse_scheme(choice.scheme)
+        if isinstance(scheme, Structure) and scheme.activations == "float":
             raise SchemeError(
                 f"{choice.name}: stock ONNX Runtime rounds the activations of the portable form to "
-                "int8; leave activations=float or the portable form out"
+                f"int8, and {scheme} takes them as they are; choose activations=auto where it has "
+                "that, another scheme, or leave the portable form out"
             )
 
 
@@ -79,7 +75,8 @@ def refuse_rounded_activations(choices: Iterable[Choice]) -> None:
         SchemeError: a choice with `activations=int8`; names its site.
     """
     for choice in choices:
-        if getattr(parse_scheme(choice.scheme), "activations", None) == "int8":
+        scheme = parse_scheme(choice.scheme)
+        if isinstance(scheme, Structure) and scheme.activations == "int8":
             raise SchemeError(
                 f"{choice.name}: on GPUs activations are not rounded to int8; leave "
                 "activations=int8 out for the targets cuda and ort-cuda"
@@ -88,9 +85,7 @@ def refuse_rounded_activations(choices: Iterable[Choice]) -> None:
 
 def with_activations(structure: Structure, activations: Activations) -> Structure:
     """The structure with `activations=auto` replaced by what the target runs fastest."""
-    if getattr(structure, "activations", None) != "auto":
-        return structure
-    return dataclasses.replace(structure, activations=activations)  # type: ignore[type-var]
+    return structure.with_activations(activations) if structure.activations == "auto" else structure
 
 
 def _keep(site: Site, reason: str) -> Choice:

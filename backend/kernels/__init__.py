@@ -18,14 +18,17 @@ def kernels() -> dict[str, Kernel[Any]]:
     from .int_codes import IntCodesKernel
     from .low_rank import LowRankKernel
     from .monarch import MonarchKernel
+    from .residual import ResidualKernel
     from .trit_planes import TritPlanesKernel
 
-    return {
-        "int_codes": IntCodesKernel(),
-        "low_rank": LowRankKernel(),
+    codes = IntCodesKernel()
+    parts: dict[str, Kernel[Any]] = {
+        "int_codes": codes,
+        "low_rank": LowRankKernel(codes),
         "monarch": MonarchKernel(),
         "trit_planes": TritPlanesKernel(),
     }
+    return {**parts, "residual": ResidualKernel(parts)}
 
 
 def kernel_for(structure: Structure, dtype: str = "float32") -> Kernel[Any]:
@@ -45,6 +48,6 @@ def kernel_for(structure: Structure, dtype: str = "float32") -> Kernel[Any]:
         return (cuda_kernels(dtype) if on_gpu() else kernels())[structure.kind]
     except KeyError:
         raise LoweringError(
-            f"{structure.kind} has no TVM kernel; choose the target ort-cpu, which runs the ONNX "
-            "function of the structure"
+            f"{structure.kind} has no TVM kernel; compile for target "
+            f"{'ort-cuda' if on_gpu() else 'ort-cpu'}, which runs the structure's ONNX function"
         ) from None
