@@ -281,9 +281,6 @@ class _Block:
                 for warp in range(tiling.warps):
                     part = load(shared, (warp * rows + row) * outputs + position)
                     store(total, load(total, 0) + tirx.reinterpret("float32", part), 0)
-                value = load(total, 0)
-                if self.weights.scaled:
-                    value = value * load(self.source[2], 0)
                 put(
                     self.product,
                     self.finish,
@@ -292,5 +289,12 @@ class _Block:
                     self.block,
                     self.first_tile * TILE + position,
                     1,
-                    lambda _: value,
+                    lambda _: self._result(load(total, 0), position),
                 )
+
+    def _result(self, total: Expr, position: Expr) -> Expr:
+        """A sum times the unit of its output, by the output's position in the block."""
+        if not self.weights.scaled:
+            return total
+        tile = self.first_tile + position // TILE
+        return total * load(self.source[2], self.block, tile, position % TILE)

@@ -334,13 +334,11 @@ class _Block:
     def _finish(self) -> None:
         """Sums, rounded to the type of y, go through shared memory to where rows are contiguous."""
         tiling, activation = self.tiling, self.activation
-        unit = tirx.const(1.0, "float32")
-        if self.weights.scaled:
-            unit = held(load(self.source[2], 0))
         barrier()
         row_words = _row_words(tiling, activation)
         row_values = row_words * 4 // activation.bytes
         for tile in range(tiling.tiles):
+            low, high = (self._unit(tile, side) for side in range(2))
             for eight in range(tiling.eights):
                 row = (self.row_warp * tiling.eights + eight) * EIGHT + self.column * 2
                 output = (self.column_warp * tiling.tiles + tile) * TILE + self.row
@@ -350,7 +348,8 @@ class _Block:
                     tirx.Cast("int32", row * row_values + output),
                     address(self.sums, (tile * tiling.eights + eight) * SUMS),
                     row_values,
-                    unit,
+                    low,
+                    high,
                 )
         barrier()
         units = tiling.width_tiles * TILE // activation.unit
@@ -373,6 +372,15 @@ class _Block:
                     activation.unit,
                     lambda i: load(values, i),
                 )
+
+    def _unit(self, tile: int, side: int) -> Expr:
+        """What sums of output g, or g + 8, of one of the warp's tiles are multiplied by."""
+        if not self.weights.scaled:
+            return tirx.const(1.0, "float32")
+        last = row_tiles(self.product.width) - 1
+        number = self.first_tile + self.column_warp * self.tiling.tiles + tile
+        there = tirx.min(number, index(last))
+        return held(load(self.source[2], self.block, there, self.row + 8 * side))
 
 
 def _groups_of_chunk(group: int) -> int:
