@@ -21,6 +21,7 @@ from ..finish import Finish
 from ..tir import Buffer, Expr, index, load, only_if, serial, store
 from .fragments import CHUNK, EIGHT, SUMS, TILE, TILES, chunks, row_tiles
 from .product import Product, put
+from .tiling_checks import check_counts
 from .weights import Coded, Fragment, Weights
 from .words import (
     UNIT,
@@ -52,6 +53,14 @@ class FewRowsTiling:
     ahead: int
     warps: int = 8
     tiles: int = 2
+
+    def __post_init__(self) -> None:
+        """Refuses what is no tiling, and a ring that has no place beside what is read.
+
+        Raises:
+            ValueError: names the field.
+        """
+        check_counts(self, ahead=2)
 
     def slot_words(self, weights: Weights) -> int:
         """Weights of a chunk."""

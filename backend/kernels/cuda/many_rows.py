@@ -23,6 +23,7 @@ from ..tir import Buffer, Expr, index, load, only_if, serial, store
 from .dtypes import Activation
 from .fragments import CHUNK, EIGHT, SUMS, TILE, TILES, chunks, row_tiles
 from .product import Product, put
+from .tiling_checks import check_counts
 from .weights import Coded, Fragment, Weights
 from .words import (
     UNIT,
@@ -56,6 +57,14 @@ class ManyRowsTiling:
     eights: int
     tiles: int
     stages: int
+
+    def __post_init__(self) -> None:
+        """Refuses what is no tiling, and stages that cannot be copied while one is read.
+
+        Raises:
+            ValueError: names the field.
+        """
+        check_counts(self, stages=2)
 
     @property
     def height(self) -> int:

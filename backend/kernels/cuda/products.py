@@ -13,6 +13,7 @@ from ..tir import Argument, Buffer, Expr, PrimFunc, by_rows, prim_func
 from .few_rows import FewRowsTiling, emit_few_rows
 from .many_rows import ManyRowsTiling, emit_many_rows
 from .product import Product
+from .tiling_checks import check_launch
 from .words import WARP
 
 Tiling = FewRowsTiling | ManyRowsTiling
@@ -76,10 +77,15 @@ def tilings(product: Product) -> Rules:
 
 
 def chosen(product: Product) -> Rules:
-    """The rules' tilings with the fields of the product's records; `asked` is told of it."""
+    """The rules' tilings with the fields of the product's records; `asked` is told of it.
+
+    Raises:
+        LoweringError: a record is of no tiling, or of one that the target does not launch.
+    """
     tell(product.workload, Ruled(product))
+    launched = partial(check_launch, weights=product.weights)
     return tuple(
-        (most, recorded(tiling, (*product.workload, most or MANY)))
+        (most, recorded(tiling, (*product.workload, most or MANY), launched))
         for most, tiling in tilings(product)
     )
 
