@@ -95,7 +95,7 @@ class _Stage:
         self.tile = weights.planes * weights.words * WARP
         self.weights = tiling.height * self.x_row
         self.scales = self.weights + tiling.width_tiles * self.tile
-        self.groups = _groups_of_chunk(weights.group) if isinstance(weights, Coded) else 0
+        self.groups = weights.groups_of_chunk
         self.scale_tile = weights.planes * self.groups * TILE
         self.words = self.scales + tiling.width_tiles * self.scale_tile
 
@@ -320,7 +320,7 @@ class _Block:
     def _read_scales(self, start: Expr, chunk: Expr) -> None:
         weights = self.weights
         assert isinstance(weights, Coded)
-        within = self._group_within(chunk, weights.group)
+        within = weights.group_within(chunk, self.column)
         for tile in range(self.tiling.tiles):
             first = (self.column_warp * self.tiling.tiles + tile) * self.stage.scale_tile
             for plane in range(weights.planes):
@@ -330,15 +330,6 @@ class _Block:
                     found = load(self.shared, place + self.row + 8 * side)
                     at = tile * 2 * weights.planes + 2 * plane + side
                     store(self.scales, tirx.reinterpret("float32", found), at)
-
-    def _group_within(self, chunk: Expr, group: int) -> Expr:
-        """Which of a chunk's groups a lane's inputs belong to."""
-        if group % CHUNK == 0:
-            return index(0)
-        if CHUNK % group == 0:
-            return self.column * 16 // group
-        first = chunk * CHUNK
-        return held((first + self.column * 16) // group - first // group)
 
     def _finish(self) -> None:
         """Sums, rounded to the type of y, go through shared memory to where rows are contiguous."""
@@ -390,12 +381,6 @@ class _Block:
         number = self.first_tile + self.column_warp * self.tiling.tiles + tile
         there = tirx.min(number, index(last))
         return held(load(self.source[2], self.block, there, self.row + 8 * side))
-
-
-def _groups_of_chunk(group: int) -> int:
-    """How many groups the inputs of a chunk belong to at most, wherever the groups begin."""
-    firsts = range(0, CHUNK * group, CHUNK)
-    return max((first + CHUNK - 1) // group - first // group + 1 for first in firsts)
 
 
 def _row_words(tiling: ManyRowsTiling, activation: Activation) -> int:

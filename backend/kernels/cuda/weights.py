@@ -13,7 +13,7 @@ from tvm import tirx
 from ..tir import Argument, Buffer, Expr, index, load
 from .dtypes import Activation
 from .fragments import CHUNK, TILE, TILES, chunks, fragments, padded, row_tiles
-from .words import WARP, address, call, clear
+from .words import WARP, address, call, clear, held
 
 BITS = (2, 3, 4, 5, 8)
 """Of a stored code; odd ones keep the highest bit apart."""
@@ -51,6 +51,11 @@ class Weights(ABC):
     def words(self) -> int:
         """Words of a lane in a chunk of one plane."""
         return sum(self.sections)
+
+    @property
+    def groups_of_chunk(self) -> int:
+        """Groups that the inputs of a chunk belong to at most, wherever the groups begin."""
+        return 0
 
     @abstractmethod
     def arguments(self, blocks: int, width: int, depth: int) -> tuple[Argument, ...]:
@@ -190,6 +195,22 @@ class Coded(Weights):
     def scaled(self) -> bool:
         """Yes."""
         return True
+
+    @property
+    def groups_of_chunk(self) -> int:
+        """One, unless groups end within chunks."""
+        firsts = range(0, CHUNK * self.group, CHUNK)
+        last = CHUNK - 1
+        return max((k + last) // self.group - k // self.group + 1 for k in firsts)
+
+    def group_within(self, chunk: Expr, column: Expr) -> Expr:
+        """Which of a chunk's groups the inputs of the lanes of a column belong to."""
+        if self.group % CHUNK == 0:
+            return index(0)
+        if CHUNK % self.group == 0:
+            return column * 16 // self.group
+        first = chunk * CHUNK
+        return held((first + column * 16) // self.group - first // self.group)
 
     def pack(
         self, codes: NDArray[np.int8], scales: NDArray[np.float32]
