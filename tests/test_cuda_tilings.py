@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
+from test_tuning_database import RECORD
+from undense.backend.cuda.limits import shared_limit
 from undense.backend.cuda.nvcc import Resources
 from undense.backend.kernels.cuda.dtypes import activation
 from undense.backend.kernels.cuda.few_rows import FewRowsTiling
@@ -19,7 +22,7 @@ from undense.backend.target import Target
 from undense.backend.tuning import choose
 from undense.backend.tuning.choose import choose_records
 from undense.backend.tuning.cuda.candidates import sources
-from undense.backend.tuning.cuda.limits import fits, shared_limit
+from undense.backend.tuning.cuda.limits import fits
 from undense.backend.tuning.database import add_records
 from undense.passes.errors import LoweringError
 
@@ -46,7 +49,9 @@ def test_rules_take_their_records() -> None:
     assert (rules[1][1].warps, rules[1][1].tiles) == (4, 1)
     with (
         tuned({(*CODES.workload, MANY): {"ahead": 1}}),
-        pytest.raises(LoweringError, match=r"64x128 does not fit .* 'ahead'.*without tuned"),
+        pytest.raises(
+            LoweringError, match=r"64x128 for 2048 rows does not fit .* 'ahead'.*without tuned"
+        ),
     ):
         chosen(CODES)
 
@@ -59,6 +64,48 @@ def test_kinds_name_what_speed_depends_on() -> None:
     assert blocks.workload[0] == "cuda dense float16 blocks4 permuted"
     two = Product.plain(HALF, Coded(HALF, 2, 1, 32, 2), 32, 64)
     assert two.workload[0] == "cuda codes2 group32 planes2 float16"
+
+
+@pytest.mark.parametrize(
+    ("rows", "fields", "cause"),
+    [
+        (8, {"warps": 0}, "warps is 0 and no whole number from 1 on"),
+        (8, {"ahead": 1}, "ahead is 1 and no whole number from 2 on"),
+        (8, {"tiles": -1}, "tiles is -1 and"),
+        (8, {"eights": 1.5}, r"eights is 1\.5 and"),
+        (8, {"warps": True}, "warps is True and"),
+        (8, {"warps": 33}, "a block has 33 warps, and 32 at most"),
+        (8, {"warps": 32, "tiles": 4}, r"589824 bytes of shared memory, and 232448 at most"),
+        (64, {"stages": 1}, "stages is 1 and no whole number from 2 on"),
+        (64, {"row_warps": "2"}, "row_warps is '2' and"),
+        (64, {"column_warps": 40}, "a block has 40 warps, and 32 at most"),
+        (MANY, {"stages": 40}, "bytes of shared memory, and 232448 at most"),
+    ],
+)
+def test_a_record_of_no_tiling_is_refused(rows: int, fields: dict[str, Any], cause: str) -> None:
+    kind, outputs, inputs = CODES.workload
+    found = dataclasses.replace(
+        RECORD, processor="sm_90", kind=kind, out_features=outputs, in_features=inputs,
+        rows=rows, fields=fields,
+    )  # fmt: skip
+    add_records([found])
+    target = Target.parse(TARGET)
+    message = f"of {kind} 64x128 for {rows} rows does not fit its tiling .*{cause}.*without tuned"
+    with (
+        target.tvm(),
+        tuned(choose_records(target).fields),
+        pytest.raises(LoweringError, match=message),
+    ):
+        chosen(CODES)
+
+
+def test_a_block_has_the_shared_memory_that_all_architectures_have() -> None:
+    large = {(*CODES.workload, 8): {"warps": 8, "tiles": 4, "ahead": 8}}
+    one, both = (Target.parse(f"cuda -arch={names}") for names in ("sm_80", "sm_80,sm_86"))
+    with one.tvm(), tuned(large):
+        assert chosen(CODES)[0][1].shared_bytes(CODES.weights) == 144 * 1024
+    with both.tvm(), tuned(large), pytest.raises(LoweringError, match=r"147456 .* 101376 at most"):
+        chosen(CODES)
 
 
 @pytest.mark.parametrize("rows", Ruled(CODES).rows)
@@ -92,8 +139,6 @@ def test_what_a_multiprocessor_has_no_place_for() -> None:
 
 
 def test_shipped_records_are_for_the_very_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
-    from test_tuning_database import RECORD
-
     shipped = dataclasses.replace(RECORD, processor="sm_90", kind="cuda dense float16")
     family = choose.Family("sm_90", frozenset({"sm_90"}), True, "a GPU", (shipped,))
     monkeypatch.setattr(choose, "families", lambda: (family,))

@@ -82,7 +82,7 @@ def _(tiling: CodeTiling, kind: str, rows: int) -> Grid:
 @grid.register
 def _(tiling: FewRowsTiling, kind: str, rows: int) -> Grid:
     # Its rows are those of the rule: more of them would be left idle.
-    return {"warps": (4, 8, 16), "tiles": (1, 2, 4), "ahead": (1, 2, 4, 8)}
+    return {"warps": (4, 8, 16), "tiles": (1, 2, 4), "ahead": (2, 4, 8)}
 
 
 @grid.register

@@ -23,6 +23,7 @@ from ..tir import Buffer, Expr, index, load, only_if, serial, store
 from .dtypes import Activation
 from .fragments import CHUNK, EIGHT, SUMS, TILE, TILES, chunks, row_tiles
 from .product import Product, put
+from .tiling_checks import check_counts
 from .weights import Coded, Fragment, Weights
 from .words import (
     UNIT,
@@ -57,6 +58,14 @@ class ManyRowsTiling:
     tiles: int
     stages: int
 
+    def __post_init__(self) -> None:
+        """Refuses what is no tiling, and stages that cannot be copied while one is read.
+
+        Raises:
+            ValueError: names the field.
+        """
+        check_counts(self, stages=2)
+
     @property
     def height(self) -> int:
         """Rows of a block."""
@@ -86,7 +95,7 @@ class _Stage:
         self.tile = weights.planes * weights.words * WARP
         self.weights = tiling.height * self.x_row
         self.scales = self.weights + tiling.width_tiles * self.tile
-        self.groups = _groups_of_chunk(weights.group) if isinstance(weights, Coded) else 0
+        self.groups = weights.groups_of_chunk
         self.scale_tile = weights.planes * self.groups * TILE
         self.words = self.scales + tiling.width_tiles * self.scale_tile
 
@@ -311,7 +320,7 @@ class _Block:
     def _read_scales(self, start: Expr, chunk: Expr) -> None:
         weights = self.weights
         assert isinstance(weights, Coded)
-        within = self._group_within(chunk, weights.group)
+        within = weights.group_within(chunk, self.column)
         for tile in range(self.tiling.tiles):
             first = (self.column_warp * self.tiling.tiles + tile) * self.stage.scale_tile
             for plane in range(weights.planes):
@@ -322,25 +331,14 @@ class _Block:
                     at = tile * 2 * weights.planes + 2 * plane + side
                     store(self.scales, tirx.reinterpret("float32", found), at)
 
-    def _group_within(self, chunk: Expr, group: int) -> Expr:
-        """Which of a chunk's groups a lane's inputs belong to."""
-        if group % CHUNK == 0:
-            return index(0)
-        if CHUNK % group == 0:
-            return self.column * 16 // group
-        first = chunk * CHUNK
-        return held((first + self.column * 16) // group - first // group)
-
     def _finish(self) -> None:
         """Sums, rounded to the type of y, go through shared memory to where rows are contiguous."""
         tiling, activation = self.tiling, self.activation
-        unit = tirx.const(1.0, "float32")
-        if self.weights.scaled:
-            unit = held(load(self.source[2], 0))
         barrier()
         row_words = _row_words(tiling, activation)
         row_values = row_words * 4 // activation.bytes
         for tile in range(tiling.tiles):
+            low, high = (self._unit(tile, side) for side in range(2))
             for eight in range(tiling.eights):
                 row = (self.row_warp * tiling.eights + eight) * EIGHT + self.column * 2
                 output = (self.column_warp * tiling.tiles + tile) * TILE + self.row
@@ -350,7 +348,8 @@ class _Block:
                     tirx.Cast("int32", row * row_values + output),
                     address(self.sums, (tile * tiling.eights + eight) * SUMS),
                     row_values,
-                    unit,
+                    low,
+                    high,
                 )
         barrier()
         units = tiling.width_tiles * TILE // activation.unit
@@ -374,11 +373,14 @@ class _Block:
                     lambda i: load(values, i),
                 )
 
-
-def _groups_of_chunk(group: int) -> int:
-    """How many groups the inputs of a chunk belong to at most, wherever the groups begin."""
-    firsts = range(0, CHUNK * group, CHUNK)
-    return max((first + CHUNK - 1) // group - first // group + 1 for first in firsts)
+    def _unit(self, tile: int, side: int) -> Expr:
+        """What sums of output g, or g + 8, of one of the warp's tiles are multiplied by."""
+        if not self.weights.scaled:
+            return tirx.const(1.0, "float32")
+        last = row_tiles(self.product.width) - 1
+        number = self.first_tile + self.column_warp * self.tiling.tiles + tile
+        there = tirx.min(number, index(last))
+        return held(load(self.source[2], self.block, there, self.row + 8 * side))
 
 
 def _row_words(tiling: ManyRowsTiling, activation: Activation) -> int:

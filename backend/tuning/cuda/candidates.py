@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ...cuda.limits import WARPS, shared_limit
 from ...kernels.cuda.few_rows import FewRowsTiling
 from ...kernels.cuda.product import Product
 from ...kernels.cuda.products import MANY, Ruled, Tiling, product_function
@@ -14,7 +15,6 @@ from ...kernels.targets import with_fields
 from ...target import Target
 from ..spaces import candidates
 from .launch import Launch, lowered
-from .limits import WARPS, shared_limit
 
 _SUMS = 128
 """Registers of a thread for sums at most; with more nothing is left to multiply with."""

@@ -30,7 +30,8 @@ def random_weight(weight: Weight, generator: torch.Generator) -> list[torch.Tens
     return [
         _words(codes, weight, generator),
         0.5 + 0.5 * relative,
-        torch.full(unit.lengths({}), largest, device=device),
+        # Different ones, so that an output that is given another's is seen.
+        largest * 2.0 ** torch.randint(-1, 2, unit.lengths({}), generator=generator, device=device),
     ]
 
 

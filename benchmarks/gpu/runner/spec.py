@@ -40,7 +40,7 @@ class Weight:
         name: of the matrix.
         form: `plain`, as it is; `dense`, values in the order of fragments; `coded`, codes in that
             order with scales.
-        tensors: that hold it: one, or codes, scales and their unit.
+        tensors: that hold it: one, or codes, scales and their units.
         blocks, width, depth: of the matrix.
         bits: of a stored code.
         offset: that stored codes are above what they mean.

@@ -167,28 +167,33 @@ static __device__ __forceinline__ void undense_scaled_f32(unsigned* sum, const u
   }
 }
 
-// What one instruction leaves for two outputs and two rows, stored with outputs side by side.
+// What one instruction leaves for two outputs and two rows, times a unit of output g and one of
+// output g + 8, stored with outputs side by side.
 static __device__ __forceinline__ void undense_store_sums_f16(void* to, int first,
                                                               const float* sums, int row_values,
-                                                              float unit) {
+                                                              float low, float high) {
   __half* values = static_cast<__half*>(to) + first;
-  for (int i = 0; i < 4; ++i) values[i % 2 * row_values + i / 2 * 8] = __float2half(sums[i] * unit);
+  for (int i = 0; i < 4; ++i) {
+    values[i % 2 * row_values + i / 2 * 8] = __float2half(sums[i] * (i / 2 ? high : low));
+  }
 }
 
 static __device__ __forceinline__ void undense_store_sums_bf16(void* to, int first,
                                                                const float* sums, int row_values,
-                                                               float unit) {
+                                                               float low, float high) {
   __nv_bfloat16* values = static_cast<__nv_bfloat16*>(to) + first;
   for (int i = 0; i < 4; ++i) {
-    values[i % 2 * row_values + i / 2 * 8] = __float2bfloat16(sums[i] * unit);
+    values[i % 2 * row_values + i / 2 * 8] = __float2bfloat16(sums[i] * (i / 2 ? high : low));
   }
 }
 
 static __device__ __forceinline__ void undense_store_sums_f32(void* to, int first,
                                                               const float* sums, int row_values,
-                                                              float unit) {
+                                                              float low, float high) {
   float* values = static_cast<float*>(to) + first;
-  for (int i = 0; i < 4; ++i) values[i % 2 * row_values + i / 2 * 8] = sums[i] * unit;
+  for (int i = 0; i < 4; ++i) {
+    values[i % 2 * row_values + i / 2 * 8] = sums[i] * (i / 2 ? high : low);
+  }
 }
 
 // The scores of 16 rows and 16 keys, which two instructions have left, as a first operand.
