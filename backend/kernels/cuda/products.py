@@ -13,9 +13,10 @@ from ..tir import Argument, Buffer, Expr, PrimFunc, by_rows, prim_func
 from .few_rows import FewRowsTiling, emit_few_rows
 from .many_rows import ManyRowsTiling, emit_many_rows
 from .product import Product
+from .warpgroup_rows import WarpgroupRowsTiling, emit_warpgroup_rows
 from .words import WARP
 
-Tiling = FewRowsTiling | ManyRowsTiling
+Tiling = FewRowsTiling | ManyRowsTiling | WarpgroupRowsTiling
 
 Rules = tuple[tuple[int | None, Tiling], ...]
 """Tilings, each with the greatest number of rows that it serves; the last one all."""
@@ -95,8 +96,10 @@ def product_function(product: Product, rules: Rules, finish: Finish | None = Non
         def emit(tiling: Tiling, least: int, most: int | None) -> None:
             if isinstance(tiling, FewRowsTiling):
                 emit_few_rows(product, tiling, finish, rows, buffers)
-            else:
+            elif isinstance(tiling, ManyRowsTiling):
                 emit_many_rows(product, tiling, finish, rows, buffers)
+            else:
+                emit_warpgroup_rows(product, tiling, finish, rows, buffers)
 
         by_rows(rows, rules, emit)
 

@@ -218,3 +218,26 @@ static __device__ __forceinline__ void undense_column_f32(unsigned* b, const uns
                                                           int words, int column) {
   for (int i = 0; i < 4; ++i) b[i] = rows[i * words + column];
 }
+
+// What lies from here to the next multiple of 1024 in shared memory, in words.
+static __device__ __forceinline__ int undense_words_to_kilobyte(const void* shared) {
+  return static_cast<int>(-undense_shared_offset(shared) % 1024u / 4u);
+}
+
+// The descriptor of rows of 128 bytes as wgmma's second operand (PTX ISA, matrix descriptor):
+// 16-byte units exchanged by the row, eight rows 1024 bytes from the next eight.
+static __device__ __forceinline__ unsigned long long undense_descriptor(const void* rows) {
+  const unsigned long long swizzled_by_128_bytes = 1, stride = 1024 >> 4;
+  return (undense_shared_offset(rows) & 0x3ffffu) >> 4 | stride << 32 | swizzled_by_128_bytes << 62;
+}
+
+// sums += A B for 64 outputs, 128 rows of x in shared memory, and 16 inputs.
+static __device__ __forceinline__ void undense_multiply_rows_f16(float* sums, const unsigned* a,
+                                                                 const void* rows) {
+  undense_wgmma_f16(sums, a, undense_descriptor(rows));
+}
+
+static __device__ __forceinline__ void undense_multiply_rows_bf16(float* sums, const unsigned* a,
+                                                                  const void* rows) {
+  undense_wgmma_bf16(sums, a, undense_descriptor(rows));
+}
