@@ -180,8 +180,12 @@ __device__ inline void undense_wgmma_commit(int line = __builtin_LINE()) {
   emulation::commit_products(line);
 }
 
-__device__ inline void undense_wgmma_wait(int pending, int line = __builtin_LINE()) {
-  emulation::finish_products(unsigned(pending), line);
+__device__ inline void undense_wgmma_wait_3(int line = __builtin_LINE()) {
+  emulation::finish_products(3, line);
+}
+
+__device__ inline void undense_wgmma_finish(float*, int, int line = __builtin_LINE()) {
+  emulation::finish_products(0, line);
 }
 
 __device__ inline void undense_wgmma_f16(float* sums, const unsigned* a,

@@ -123,7 +123,8 @@ class _Block(StagedBlock):
             barrier()
             self.copy_later(chunk, ahead)
             self.multiply(self.start(chunk % self.tiling.stages), chunk)
-        call("undense_wgmma_wait", 0)
+        count = self.tiling.tiles * self.tiling.eights * SUMS
+        call("undense_wgmma_finish", address(self.sums, 0), count)
         self.store_outputs()
 
     @property
@@ -173,7 +174,7 @@ class _Block(StagedBlock):
         self.read_codes(start, chunk)
         for j in range(TILES):
             # Those of the same fragment of the chunk before, whose registers are wanted now.
-            call("undense_wgmma_wait", TILES - 1)
+            call(f"undense_wgmma_wait_{TILES - 1}")
             fragments = [self._operand(start, tile, j) for tile in range(tiling.tiles)]
             call("undense_wgmma_fence")
             for tile, fragment in enumerate(fragments):

@@ -125,22 +125,21 @@ static __device__ __forceinline__ void undense_wgmma_commit() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
 
-// Waits until no more than `pending` of the last groups of products are under way; a constant.
-static __device__ __forceinline__ void undense_wgmma_wait(int pending) {
-  switch (pending) {
-    case 1:
-      asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
-      break;
-    case 3:
-      asm volatile("wgmma.wait_group.sync.aligned 3;" ::: "memory");
-      break;
-    default:
-      asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-  }
+// Waits until no more than three of the last groups of products are under way.
+static __device__ __forceinline__ void undense_wgmma_wait_3() {
+  asm volatile("wgmma.wait_group.sync.aligned 3;" ::: "memory");
+}
+
+// Waits for all products. To the compiler these sums come from here: it would move what is done
+// with them before the wait, and ptxas would then let one product wait for the other.
+static __device__ __forceinline__ void undense_wgmma_finish(float* sums, int count) {
+  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#pragma unroll
+  for (int i = 0; i < count; ++i) asm volatile("" : "+f"(sums[i])::"memory");
 }
 
 // c += A B for a warpgroup: 64 rows of A in registers, 128 columns of B by the descriptor of shared
-// memory, and 16 inputs: PTX ISA, wgmma.mma_async.m64n128k16. It runs until undense_wgmma_wait.
+// memory, and 16 inputs: PTX ISA, wgmma.mma_async.m64n128k16. It runs until a wait.
 #define UNDENSE_WGMMA(type, c, a, descriptor)                                                     \
   asm volatile(                                                                                   \
       "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {"                           \

@@ -159,20 +159,27 @@ static __device__ __forceinline__ void undense_scaled_f32(unsigned* sum, const u
   }
 }
 
-// What one instruction leaves for two outputs and two rows, stored with outputs side by side.
+// What one instruction leaves for two outputs and two rows, stored with outputs side by side. Two
+// sums are rounded at once; where each was alone, ptxas let the products of wgmma wait in turn.
 static __device__ __forceinline__ void undense_store_sums_f16(void* to, int first,
                                                               const float* sums, int row_values,
                                                               float unit) {
   __half* values = static_cast<__half*>(to) + first;
-  for (int i = 0; i < 4; ++i) values[i % 2 * row_values + i / 2 * 8] = __float2half(sums[i] * unit);
+  for (int i = 0; i < 2; ++i) {
+    const __half2 both = __floats2half2_rn(sums[i] * unit, sums[i + 2] * unit);
+    values[i * row_values] = __low2half(both);
+    values[i * row_values + 8] = __high2half(both);
+  }
 }
 
 static __device__ __forceinline__ void undense_store_sums_bf16(void* to, int first,
                                                                const float* sums, int row_values,
                                                                float unit) {
   __nv_bfloat16* values = static_cast<__nv_bfloat16*>(to) + first;
-  for (int i = 0; i < 4; ++i) {
-    values[i % 2 * row_values + i / 2 * 8] = __float2bfloat16(sums[i] * unit);
+  for (int i = 0; i < 2; ++i) {
+    const __nv_bfloat162 both = __floats2bfloat162_rn(sums[i] * unit, sums[i + 2] * unit);
+    values[i * row_values] = __low2bfloat16(both);
+    values[i * row_values + 8] = __high2bfloat16(both);
   }
 }
 
