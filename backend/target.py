@@ -187,7 +187,10 @@ class Target:
 
         if self.device == "cuda":
             host = {"kind": "llvm", "mcpu": _HOST}
-            form = {"kind": "cuda", "arch": self.architectures[0], "host": host}
+            # What only one of several architectures has is no choice for their common kernels.
+            alone = len(self.architectures) == 1
+            least = self.architectures[0] if alone else self.architectures[0].removesuffix("a")
+            form = {"kind": "cuda", "arch": least, "host": host}
             if self.libraries:
                 form["libs"] = list(self.libraries)
             return TvmTarget(form)

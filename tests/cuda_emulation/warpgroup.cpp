@@ -51,9 +51,10 @@ unsigned decoded(uint64_t descriptor, unsigned lowest) {
   return unsigned(descriptor >> lowest & 0x3FFF) << 4;
 }
 
-// The element (column, k) of B, stored K-major: "128-byte swizzle" has rows of 128 bytes, eight of
-// them 1024 bytes apart by the stride, and exchanges 16-byte units by the row within a kilobyte.
-uint16_t element(uint64_t descriptor, unsigned column, unsigned k) {
+// Where the element (column, k) of B lies in dynamic memory, stored K-major: with the "128-byte
+// swizzle" rows have 128 bytes, eight of them are the stride apart from the next eight, and 16-byte
+// units are exchanged by the row within a kilobyte.
+unsigned place(uint64_t descriptor, unsigned column, unsigned k) {
   unsigned start = decoded(descriptor, 0), stride = decoded(descriptor, 32);
   unsigned offset = start + column / 8 * stride + column % 8 * 128 + k * 2;
   offset ^= (offset >> 7 & 7) << 4;
@@ -62,16 +63,17 @@ uint16_t element(uint64_t descriptor, unsigned column, unsigned k) {
     fail(CUDA_ERROR_ILLEGAL_ADDRESS, "wgmma reads beyond the shared memory, at byte %u of %zu",
          offset, dynamic_size);
   }
-  uint16_t given, seen;
-  memcpy(&given, dynamic_shared + offset, sizeof given);
-  memcpy(&seen, reinterpret_cast<char*>(published.data()) + offset, sizeof seen);
-  if (given != seen || writer[offset / 4]) {
+  return offset;
+}
+
+void require_published(unsigned offset) {
+  if (writer[offset / 4] ||
+      memcmp(dynamic_shared + offset, reinterpret_cast<char*>(published.data()) + offset, 2)) {
     fail(CUDA_ERROR_LAUNCH_FAILED,
          "wgmma reads byte %u of shared memory, which was stored without a fence.proxy.async of "
          "its thread behind it",
          offset);
   }
-  return given;
 }
 
 void require_known_layout(uint64_t descriptor) {
@@ -84,8 +86,8 @@ void require_known_layout(uint64_t descriptor) {
 
 Tile read_tile(uint64_t descriptor) {
   Tile tile(product_columns * depth);
-  for (unsigned column = 0; column < product_columns; ++column) {
-    for (unsigned k = 0; k < depth; ++k) tile[column * depth + k] = element(descriptor, column, k);
+  for (unsigned i = 0; i < tile.size(); ++i) {
+    memcpy(&tile[i], dynamic_shared + place(descriptor, i / depth, i % depth), sizeof tile[i]);
   }
   return tile;
 }
@@ -106,6 +108,9 @@ __attribute__((optimize("O3"))) void multiply_warpgroup(void* const* lanes) {
   require_known_layout(descriptor);
   Widen widen = part(0)->widen;
   static float a[64][depth], b[depth][product_columns];
+  for (unsigned i = 0; i < product_columns * depth; ++i) {
+    require_published(place(descriptor, i / depth, i % depth));
+  }
   Tile tile = read_tile(descriptor);
   for (unsigned i = 0; i < tile.size(); ++i) b[i % depth][i / depth] = widen(tile[i]);
   for (unsigned thread = 0; thread < warpgroup_size; ++thread) {

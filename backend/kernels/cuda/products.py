@@ -8,6 +8,7 @@ from functools import cache, partial
 
 from ..base import Output, Step
 from ..finish import Finish
+from ..gpu import has_warpgroups
 from ..targets import recorded, tell
 from ..tir import Argument, Buffer, Expr, PrimFunc, by_rows, prim_func
 from .few_rows import FewRowsTiling, emit_few_rows
@@ -27,18 +28,25 @@ MANY = 2048
 
 @dataclass(frozen=True)
 class Ruled:
-    """A product whose tilings can be measured."""
+    """A product whose tilings can be measured.
+
+    Attributes:
+        product: to cut up.
+        warpgroups: whether it may use instructions of a warpgroup.
+    """
 
     product: Product
+    warpgroups: bool = False
 
     @property
     def rows(self) -> tuple[int, ...]:
         """Numbers of rows that a tiling is chosen for."""
-        return tuple(most or MANY for most, _ in tilings(self.product))
+        return tuple(most or MANY for most, _ in tilings(self.product, self.warpgroups))
 
     def serving(self, rows: int) -> Tiling:
         """The rules' own tiling for one of these numbers."""
-        return dict(zip(self.rows, tilings(self.product), strict=True))[rows][1]
+        rules = tilings(self.product, self.warpgroups)
+        return dict(zip(self.rows, rules, strict=True))[rows][1]
 
 
 _WIDE = 8192
@@ -48,11 +56,23 @@ _AHEAD_BYTES = 8192
 """Of weights that a warp has under way: 64 KB a block, of which two or three fit."""
 
 
-def tilings(product: Product) -> Rules:
+_SQUARE = WarpgroupRowsTiling(warpgroups=2, height=128, tiles=1, stages=6)
+_TALL = WarpgroupRowsTiling(warpgroups=2, height=256, tiles=1, stages=4)
+"""Twice the products for each decoded weight, in blocks of which there are half as many."""
+
+_FEW_TALL = 512
+"""Rows up to which there are too few tall blocks for all multiprocessors, at 4096 outputs."""
+
+
+def tilings(product: Product, warpgroups: bool = False) -> Rules:
     """How a product is cut up for each number of rows: what fits into registers without spilling.
 
     Of float32 every value is a register, so warps have smaller shares of the result there; codes
     take registers to decode.
+
+    Args:
+        product: to cut up.
+        warpgroups: whether it may use instructions of a warpgroup, of which float32 has none.
     """
     outputs = product.blocks * product.width
     tiles = 1 if product.activation.bytes == 4 or outputs < _WIDE else 2
@@ -68,20 +88,19 @@ def tilings(product: Product) -> Rules:
         many = ManyRowsTiling(row_warps=2, column_warps=2, eights=8, tiles=4, stages=3)
         if product.weights.scaled:
             many = ManyRowsTiling(row_warps=2, column_warps=4, eights=8, tiles=2, stages=3)
-    return (
-        (8, few(eights=1)),
-        (16, few(eights=2)),
-        (64, low),
-        (None, many),
-    )
+    common = ((8, few(eights=1)), (16, few(eights=2)), (64, low))
+    if warpgroups and product.activation.bytes == 2:
+        return (*common, (_FEW_TALL, _SQUARE), (None, _TALL))
+    return (*common, (None, many))
 
 
 def chosen(product: Product) -> Rules:
     """The rules' tilings with the fields of the product's records; `asked` is told of it."""
-    tell(product.workload, Ruled(product))
+    warpgroups = has_warpgroups()
+    tell(product.workload, Ruled(product, warpgroups))
     return tuple(
         (most, recorded(tiling, (*product.workload, most or MANY)))
-        for most, tiling in tilings(product)
+        for most, tiling in tilings(product, warpgroups)
     )
 
 

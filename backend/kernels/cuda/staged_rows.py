@@ -93,7 +93,7 @@ class Stage:
         self.groups = _groups_of_chunk(weights.group) if isinstance(weights, Coded) else 0
         self.scale_tile = weights.planes * self.groups * TILE
         used = self.scales + tiling.width_tiles * self.scale_tile
-        self.words = divided(used, multiple) * multiple
+        self.words: int = divided(used, multiple) * multiple
 
 
 class StagedBlock(ABC):
