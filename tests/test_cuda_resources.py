@@ -175,14 +175,17 @@ def test_products_of_warpgroups_stay_under_way(name: str) -> None:
 
 
 SERIALIZED = """
-extern "C" __global__ void late(const unsigned* a, float* y) {
+extern "C" __global__ void stored_to_early(const unsigned* a, float* y) {
   extern __shared__ __align__(1024) unsigned x[];
   float sums[64] = {};
-  undense_wgmma_fence();
-  undense_multiply_rows_f16(sums, a, x);
-  undense_wgmma_commit();
-  for (int i = 0; i < 64; ++i) y[threadIdx.x * 64 + i] = sums[i];
+  for (int i = 0; i < 4; ++i) {
+    undense_wgmma_fence();
+    undense_multiply_rows_f16(sums, a, x);
+    undense_wgmma_commit();
+    sums[i] += 1;
+  }
   undense_wgmma_finish(sums, 64);
+  for (int i = 0; i < 64; ++i) y[threadIdx.x * 64 + i] = sums[i];
 }
 """
 
@@ -195,7 +198,7 @@ def test_products_that_wait_for_each_other_are_told() -> None:
 
 @needs_nvcc
 def test_no_other_architecture_has_products_of_warpgroups() -> None:
-    with pytest.raises(LoweringError, match="wgmma.* not supported on .target 'sm_90'"):
+    with pytest.raises(LoweringError, match=r"wgmma.* not supported on .target 'sm_90'"):
         nvcc.resources(SERIALIZED, ["sm_90"])
 
 
