@@ -13,6 +13,7 @@ from undense.backend.kernels.cuda.fragments import row_tiles
 from undense.backend.kernels.cuda.many_rows import ManyRowsTiling
 from undense.backend.kernels.cuda.product import Product, Scatter
 from undense.backend.kernels.cuda.products import MANY, Ruled, chosen
+from undense.backend.kernels.cuda.warpgroup_rows import WarpgroupRowsTiling
 from undense.backend.kernels.cuda.weights import Coded, Dense
 from undense.backend.kernels.targets import asked, tuned
 from undense.backend.target import Target
@@ -27,6 +28,9 @@ TARGET = "cuda -arch=sm_90"
 HALF = activation("float16")
 assert HALF is not None
 CODES = Product.plain(HALF, Coded(HALF, 4, 8, 64), 64, 128)
+
+# The part of TVM that makes CUDA modules comes into a process once: here the emulation's.
+makes_modules = pytest.mark.usefixtures("cuda_device")
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +65,7 @@ def test_kinds_name_what_speed_depends_on() -> None:
     assert two.workload[0] == "cuda codes2 group32 planes2 float16"
 
 
+@makes_modules
 @pytest.mark.parametrize("rows", Ruled(CODES).rows)
 def test_candidates_differ_and_have_a_place_in_shared_memory(rows: int) -> None:
     target = Target.parse("cuda -arch=sm_80,sm_90")
@@ -79,6 +84,19 @@ def test_candidates_differ_and_have_a_place_in_shared_memory(rows: int) -> None:
         assert isinstance(tiling, ManyRowsTiling)
         assert blocks[0] == -(-rows // tiling.height)
         assert found[0].launch.shared_bytes == tiling.shared_bytes(CODES.weights)
+
+
+@makes_modules
+@pytest.mark.parametrize("rows", Ruled(CODES, warpgroups=True).rows[3:])
+def test_candidates_of_warpgroups_have_a_place_on_hopper(rows: int) -> None:
+    ruled, target = Ruled(CODES, warpgroups=True), Target.parse("cuda -arch=sm_90a")
+    found = sources(ruled, rows, target, trials=4, seed=0)
+    tiling = ruled.serving(rows)
+    assert isinstance(tiling, WarpgroupRowsTiling)
+    assert found[0].launch.grid[0] == -(-rows // tiling.height)
+    assert found[0].launch.shared_bytes == tiling.shared_bytes(CODES.weights)
+    assert len({source.text for source in found}) == 5
+    assert all(source.launch.shared_bytes <= 227 * 1024 for source in found)
 
 
 def test_what_a_multiprocessor_has_no_place_for() -> None:

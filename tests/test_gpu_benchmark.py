@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,23 @@ def test_random_words_are_valid_codes(bits: int, offset: int, levels: int) -> No
 def test_products_are_right(tmp_path: Path, cuda_device: Any, scheme: str, dtype: str) -> None:
     case = compiled(tmp_path, lambda: products.product_case(scheme, (96, 128), dtype))
     assert checked(tmp_path, case, {"rows": 3}) < tolerance(case)
+
+
+def test_products_for_one_architecture_are_compiled_for_it(
+    tmp_path: Path, cuda_device: Any
+) -> None:
+    asked = []
+
+    def code(source: str, architectures: Sequence[str]) -> bytes:
+        asked.append((*architectures, "undense_multiply_rows_f16" in source))
+        return emulated_code(source, architectures)
+
+    given = ("trit_planes{planes=2}", (96, 128), "float16", (70,), cases.HOPPER)
+    with emulated(), device_code_by(code):
+        make = partial(products.product_case, *given)
+        case = cases.compile_for(cases.HOPPER, make, TARGET, tmp_path, "case.so")
+    assert asked == [("sm_90a", True)]
+    assert checked(tmp_path, case, {"rows": 70}) < tolerance(case)
 
 
 def test_a_wrong_product_is_seen(tmp_path: Path, cuda_device: Any) -> None:
