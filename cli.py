@@ -1,4 +1,4 @@
-"""`undense`: compile, inspect, run, verify, bench, tune and doctor on the command line."""
+"""`undense`: compile, inspect, run, verify, bench, tune, cache and doctor on the command line."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ import json
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
+from .cache_command import (
+    add_cache_arguments,
+    add_cache_options,
+    cache_arguments,
+    cache_contents,
+)
+from .dense_model import dense_model
 from .passes.errors import InputError, UndenseError, cause_of
 
 if TYPE_CHECKING:
@@ -116,6 +121,8 @@ def _parser() -> argparse.ArgumentParser:
         "(batch=8,tokens=1), or on any with an upper bound",
     )  # fmt: skip
 
+    add_cache_options(compiling)
+
     inspecting = verb("inspect", _inspect, "list the linears of a model or artifact, and why")
     inspecting.add_argument("source", metavar="OUT|MODEL")
     inspecting.add_argument("--graph", action="store_true", help="print the graph as text")
@@ -173,6 +180,9 @@ def _parser() -> argparse.ArgumentParser:
         help="for cuda: build with what that script measured, which lies in its folder",
     )  # fmt: skip
 
+    caching = verb("cache", _cache, "what is kept of earlier runs, how large it is, and where")
+    add_cache_arguments(caching)
+
     checking = verb("doctor", _doctor, "what is installed and usable, and the traps of a model")
     checking.add_argument("model", metavar="MODEL.onnx", nargs="?")
     return parser
@@ -213,6 +223,7 @@ def _compile(options: argparse.Namespace) -> int:
             with_onnx=not options.no_onnx,
             tuned=not options.no_tuned,
             use_cuda_graph=options.use_cuda_graph,
+            **cache_arguments(options),
             output=options.output,
             progress=progress,
         )
@@ -261,7 +272,7 @@ def _verify(options: argparse.Namespace) -> int:
     fresh = None
     if options.against:
         inputs = _samples(session, options.input)
-        with _dense(options.against) as dense:
+        with dense_model(options.against) as dense:
             fresh = [(sample, dense.run(dense.typed(sample))) for sample in inputs]
     found = verify(session, fresh)
     _print(options, found.to_json(), print_verification)
@@ -286,7 +297,7 @@ def _bench(options: argparse.Namespace) -> int:
     if options.profile:
         _print(options, profile(session, inputs, repeats=options.repeats), print_profile)
         return EXIT_OK
-    with _dense(options.against, session.num_threads) as dense:
+    with dense_model(options.against, session.num_threads) as dense:
         against = None
         if dense is not None:
             given = dense.typed(inputs)  # beforehand, so that it takes no part in the time
@@ -350,6 +361,13 @@ def _doctor(options: argparse.Namespace) -> int:
     return EXIT_OK if found["usable"] else EXIT_DOES_NOT_HOLD
 
 
+def _cache(options: argparse.Namespace) -> int:
+    from .runtime.report import print_fields
+
+    _print(options, cache_contents(options), print_fields)
+    return EXIT_OK
+
+
 def _samples(session: Session, path: str | None) -> list[dict[str, Any]]:
     """One sample of a file, or the samples that were stored with the artifact."""
     from .runtime.arrays import as_declared, read_npz
@@ -358,34 +376,6 @@ def _samples(session: Session, path: str | None) -> list[dict[str, Any]]:
     if path is None:
         return stored_inputs(session.artifact)
     return [as_declared(read_npz(path), session.inputs)]
-
-
-@dataclass(frozen=True)
-class _Dense:
-    """A dense model in ONNX Runtime.
-
-    Attributes:
-        run: gives its outputs for inputs by name.
-        typed: gives those inputs with floats of the types that the dense model takes.
-    """
-
-    run: Callable[[Mapping[str, Any]], dict[str, Any]]
-    typed: Callable[[dict[str, Any]], dict[str, Any]]
-
-
-@contextmanager
-def _dense(model: str | None, threads: int | None = None) -> Iterator[Any]:
-    """A `_Dense`, or None without model."""
-    if model is None:
-        yield None
-        return
-    from .frontend.dense import dense_session
-    from .frontend.load import load
-    from .frontend.samples import typed
-
-    loaded = load(model)
-    with dense_session(loaded, threads=threads) as run:
-        yield _Dense(run, lambda sample: typed(sample, loaded))
 
 
 def _print(options: argparse.Namespace, found: dict[str, Any], show: Callable[..., None]) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .backend.target import Target
     from .frontend.sample_check import Sample
     from .frontend.samples import Samples
+    from .passes.cache import Cache
     from .passes.fit import FitResult
     from .passes.plan import Plan
     from .passes.sites import Refusal, Site
@@ -53,6 +54,8 @@ def compile(
     with_onnx: bool = True,
     tuned: bool = True,
     use_cuda_graph: bool | Sequence[str] = False,
+    cache: Cache | str | Path | bool = True,
+    scheduler: str | None = None,
     output: str | Path | None = None,
     progress: Progress = silent,
 ) -> Session:
@@ -86,6 +89,10 @@ def compile(
             again (for decoding the batch and the tokens, not the cache, which grows). What depends
             on no others is launched as CUDA graphs, its memory planned once for their upper
             bounds, which may be given ("batch=8"). True is all dimensions with an upper bound.
+        cache: statistics and fits that were computed before are looked up, and new ones kept: in
+            the folder `undense` of the user's cache, in the folder that is named, or not (False).
+        scheduler: address of a dask scheduler whose workers do the fits; this machine's processors
+            do if None.
         output: folder of the artifact; without it the artifact is temporary until `save`.
         progress: is told what is done; see `passes.progress`.
 
@@ -117,7 +124,8 @@ def compile(
     if wanted is not None:
         parsed.check_dtype(wanted)
     check_toolchain(parsed)
-    job = _Job(parsed, wanted, form, with_onnx, tuned, seed, progress)
+    stored = _cache(cache)
+    job = _Job(parsed, wanted, form, with_onnx, tuned, seed, progress, stored, scheduler)
 
     def fill(folder: Path) -> Manifest:
         progress(0, 1, "capture")
@@ -131,6 +139,14 @@ def compile(
         write_artifact(folder, fill)
         gc.collect()  # graphs are cyclic: the dense weights would stay beside the new ones
         return load_if_possible(folder)
+
+
+def _cache(named: Cache | str | Path | bool) -> Cache | None:
+    from .passes.cache import Cache
+
+    if isinstance(named, bool):
+        return Cache() if named else None
+    return named if isinstance(named, Cache) else Cache(named)
 
 
 @contextmanager
@@ -169,6 +185,8 @@ class _Job:
     tuned: bool
     seed: int
     progress: Progress
+    cache: Cache | None = None
+    scheduler: str | None = None
 
     def prepare(self, captured: ir.Model) -> ir.Model:
         """What will be rewritten: the captured model, or a copy of it in the wanted type.
@@ -243,27 +261,31 @@ class _Job:
         return _Decided(sites, refusals, made, samples, checked, notes)
 
     def fit(self, model: ir.Model, decided: _Decided) -> dict[str, FitResult]:
-        """Fits every site that does not stay dense, a group at a time."""
+        """Fits every site that does not stay dense, and that no earlier compile fitted alike."""
         from .frontend.calibrate import calibrate
-        from .passes.fit import fit_site
+        from .passes.fit_sites import fit_sites
         from .passes.scheme import parse_scheme
         from .passes.structures.base import Structure
 
-        structures = {choice.name: parse_scheme(choice.scheme) for choice in decided.plan.sites}
-        sites = [site for site in decided.sites if isinstance(structures[site.name], Structure)]
+        chosen = {choice.name: parse_scheme(choice.scheme) for choice in decided.plan.sites}
+        structures = {name: found for name, found in chosen.items() if isinstance(found, Structure)}
+        sites = [site for site in decided.sites if site.name in structures]
         groups: Iterable[tuple[list[Site], dict[str, Stats]]] = [(sites, {})]
         if decided.samples is not None:
-            groups = calibrate(model, sites, decided.samples, progress=self.progress)
-        results: dict[str, FitResult] = {}
-        for group, stats in groups:
-            for site in group:
-                structure, found = structures[site.name], stats.get(site.name)
-                if isinstance(structure, Structure):
-                    results[site.name] = fit_site(
-                        site, structure, found, seed=self.seed, form=self.form
-                    )
-                self.progress(len(results), len(sites), "fit")
-        return results
+            groups = calibrate(
+                model, sites, decided.samples, cache=self.cache, progress=self.progress
+            )
+        return fit_sites(
+            sites,
+            structures,
+            groups,
+            calibrated=decided.samples is not None,
+            seed=self.seed,
+            form=self.form,
+            cache=self.cache,
+            scheduler=self.scheduler,
+            progress=self.progress,
+        )
 
     def build(
         self, captured: ir.Model, model: ir.Model, decided: _Decided, folder: Path

@@ -82,7 +82,7 @@ class Expected:
 def expected_outputs(model: ir.Model, samples: Sequence[Arrays]) -> Expected:
     """Runs the numpy reference of the rewritten `model` on every sample."""
     rounds = any(
-        getattr(node.structure, "activations", None) == "int8" and not node.gathers
+        node.structure.activations == "int8" and not node.gathers
         for node in structured_nodes(model)
     )
     coarsest = _coarsest_type(model)

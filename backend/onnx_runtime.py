@@ -14,9 +14,12 @@ import onnx_ir as ir
 from ..passes.errors import LoweringError
 from ..passes.nodes import StructuredNode, structured_nodes
 from ..passes.structures.base import Form
-from ..passes.structures.block_quantized import CUDA_OPSET, GROUPS, PORTABLE_OPSET
+from ..passes.structures.block_quantized import CUDA_OPSET, GROUPS, PORTABLE_OPSET, BlockQuantized
+from ..passes.structures.coded_factors import CodedFactors
 from ..passes.structures.int_codes import IntCodes
+from ..passes.structures.low_rank import LowRank
 from ..passes.structures.monarch import Monarch
+from ..passes.structures.residual import Residual
 from ..passes.structures.trit_planes import TritPlanes
 
 MAX_OPSET = 26
@@ -97,8 +100,13 @@ def _slow(node: StructuredNode, form: Form, own_kernels: bool) -> Iterator[str]:
     if own_kernels:
         return
     match node.structure:
-        case IntCodes() | TritPlanes() as codes:
+        case (IntCodes() | TritPlanes() as codes) | Residual(codes=codes):
             yield from _slow_codes(codes, form)
+        case LowRank(factor_bits=8) if form == "fast":
+            yield (
+                "8-bit factors of low rank are dequantised whole at each call and run slower than "
+                "dense in ONNX Runtime; factor_bits=32 and kernels=tvm are the fast forms"
+            )
         case Monarch() as monarch:
             dense = node.out_features * node.in_features
             if monarch.macs(node.out_features, node.in_features) > _MONARCH_SHARE * dense:
@@ -110,16 +118,27 @@ def _slow(node: StructuredNode, form: Form, own_kernels: bool) -> Iterator[str]:
 
 
 def _slow_on_cuda(node: StructuredNode) -> Iterator[str]:
+    for codes, out_features, in_features in _code_products(node):
+        partial = in_features % codes.block_in("cuda", in_features)
+        if out_features % _CUDA_COLUMNS or partial:
+            yield (
+                "ONNX Runtime's CUDA provider, by its sources, multiplies codes as they are "
+                f"only where {_CUDA_COLUMNS} divides out_features and {GROUPS[0]} in_features, "
+                "and else dequantises the weight whole at each call; keep it dense where time "
+                "matters more than size"
+            )
+            return
+
+
+def _code_products(node: StructuredNode) -> Iterator[tuple[BlockQuantized, int, int]]:
+    """The codes that a node multiplies by, with their outputs and inputs."""
+    shape = (node.out_features, node.in_features)
     match node.structure:
-        case IntCodes() | TritPlanes() as codes:
-            partial = node.in_features % codes.block_in("cuda", node.in_features)
-            if node.out_features % _CUDA_COLUMNS or partial:
-                yield (
-                    "ONNX Runtime's CUDA provider, by its sources, multiplies codes as they are "
-                    f"only where {_CUDA_COLUMNS} divides out_features and {GROUPS[0]} in_features, "
-                    "and else dequantises the weight whole at each call; keep it dense where time "
-                    "matters more than size"
-                )
+        case (IntCodes() | TritPlanes() as codes) | Residual(codes=codes):
+            yield codes, *shape
+        case LowRank(coded=CodedFactors() as coded):
+            parts, shapes = coded.parts(node.in_features), coded.shapes(*shape)
+            yield from ((part, *shapes[name]) for name, part in parts.items())
 
 
 def _slow_codes(codes: IntCodes | TritPlanes, form: Form) -> Iterator[str]:

@@ -8,7 +8,6 @@ do. The result has no error but that of the structures themselves.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -138,8 +137,8 @@ def _run_structured(
 ) -> NDArray[Any]:
     structured = read_node(node)
     structure = structured.structure
-    if not round_activations and getattr(structure, "activations", None) == "int8":
-        structure = dataclasses.replace(structure, activations="float")  # type: ignore[type-var]
+    if not round_activations:
+        structure = structure.with_activations("float")
     x = _read(graph, values, next(_reads(node)), dtype)
     if structured.gathers:
         return structure.reference_rows(structured.factors(), x, dtype)

@@ -10,9 +10,8 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 
-from ..passes.decide import Activations
 from ..passes.errors import MissingDependencyError, TargetError
-from ..passes.structures.base import Form
+from ..passes.structures.base import Activations, Form
 from ..runtime.artifact import Device, Kernels
 
 _KNOWN = (

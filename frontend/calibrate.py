@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from ..passes.cache import Cache
 from ..passes.errors import CalibrationError
 from ..passes.progress import Progress, silent
 from ..passes.sites import Site
@@ -18,12 +20,10 @@ from .bounds import dim_size
 from .dense import on_disk, open_session, ort_message
 from .sample_check import Sample
 from .samples import Samples
+from .stats_cache import Entry, StatsCache
 
 _ROWS = 512
 """Rows that are gathered before they are multiplied: short samples would waste the product."""
-
-Entry = tuple[str, int]
-"""What is measured: the name of a value and the axis of it that holds the features, from behind."""
 
 
 @dataclass
@@ -42,6 +42,7 @@ def calibrate(
     samples: Samples,
     *,
     memory_limit_bytes: int | None = None,
+    cache: Cache | None = None,
     progress: Progress = silent,
 ) -> Iterator[tuple[list[Site], dict[str, Stats]]]:
     """Yields the sites group by group, with the statistic of what enters each, by its name.
@@ -57,7 +58,8 @@ def calibrate(
         samples: as `read_samples` gives them.
         memory_limit_bytes: for the statistics of one group and the activations of one sample; a
             single site may exceed it. A third of the weights' bytes and 192 MiB at least if None.
-        progress: told of samples done, over all groups.
+        cache: where statistics of the same model, samples and values are looked up and kept.
+        progress: told of samples done, over all groups but those that the cache has.
 
     Raises:
         CalibrationError: no samples; one that the model cannot run; an activation that is not
@@ -69,19 +71,26 @@ def calibrate(
     if limit is None:
         limit = max(192 * 2**20, _weight_bytes(model) // 3)
     groups = _grouped(model, sites, samples, limit)
+    known = None if cache is None else StatsCache(cache, model, samples)
     total = sum(1 for group in groups if group.entries) * len(samples)
     done = 0
 
     def tell(samples_done: int) -> None:
         progress(done + samples_done, total, "calibrate")
 
-    with on_disk(model) as stored:
+    with ExitStack() as stack:
+        stored: ir.Model | None = None
         for group in groups:
-            found: dict[Entry, Stats] = {}
-            if group.entries:
+            found = known and group.entries and known.get(group.entries)
+            if found:
+                total -= len(samples)
+            elif group.entries:
+                stored = stored or stack.enter_context(on_disk(model))
                 found = _measure(stored, group, samples, tell)
                 done += len(samples)
-            yield group.sites, _by_site(group, found)
+                if known is not None:
+                    known.put(group.entries, found)
+            yield group.sites, _by_site(group, found or {})
 
 
 def _measure(

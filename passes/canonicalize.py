@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from .errors import PlanError
 from .sites import Site, Use, find_sites
 from .structures.base import DOMAIN
+from .uses import float_attribute
 
 DENSE = "Dense"
 
@@ -174,8 +175,8 @@ def _gemm(emit: _Emitter) -> ir.Value:
     result = emit.dense(x, weight)
     if emit.use.weight_input == 0:
         result = emit.transpose(result, (1, 0))
-    result = emit.scaled(result, _float(emit.node, "alpha"))
-    bias, beta = _bias(emit.node), _float(emit.node, "beta")
+    result = emit.scaled(result, float_attribute(emit.node, "alpha"))
+    bias, beta = _bias(emit.node), float_attribute(emit.node, "beta")
     if bias is None or beta == 0:
         return result
     return emit.op("Add", [result, emit.scaled(bias, beta)], result.shape)
@@ -203,8 +204,3 @@ _FORMS: dict[str, Callable[[_Emitter], ir.Value]] = {
 
 def _bias(node: ir.Node) -> ir.Value | None:
     return node.inputs[2] if len(node.inputs) > 2 else None
-
-
-def _float(node: ir.Node, name: str) -> float:
-    attribute = node.attributes.get(name)
-    return 1.0 if attribute is None else attribute.as_float()

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Literal
 
 from .errors import SchemeError
 from .plan import Choice
 from .scheme import Scheme, parse_scheme
 from .sites import Site
-from .structures.base import Structure
+from .structures.base import Activations, Structure
 from .structures.int_codes import IntCodes
-
-Activations = Literal["float", "int8"]
 
 DENSE_BITS = 32
 """Sites are float32 models' weights as they run; narrower storage is widened at load."""
@@ -39,7 +36,7 @@ def decide(site: Site, scheme: Scheme, activations: Activations) -> Choice:
     automatic = scheme == "auto"
     structure = IntCodes(bits_=8) if not isinstance(scheme, Structure) else scheme
     if site.gathered and not structure.gathers:
-        return _keep(site, f"kept dense: an embedding cannot be stored as {structure.kind}")
+        return _keep(site, f"kept dense: an embedding cannot be stored as {structure}")
     structure = structure.resolve(site.out_features, site.in_features, site=site.name)
     structure = with_activations(structure, activations)
     stored = structure.bits(site.out_features, site.in_features)
@@ -65,7 +62,8 @@ def refuse_exact_activations(choices: Iterable[Choice]) -> None:
         SchemeError: a choice with `activations=float`; names its site.
     """
     for choice in choices:
-        if getattr(parse_scheme(choice.scheme), "activations", None) == "float":
+        scheme = parse_scheme(choice.scheme)
+        if isinstance(scheme, Structure) and scheme.activations == "float":
             raise SchemeError(
                 f"{choice.name}: stock ONNX Runtime rounds the activations of the portable form to "
                 "int8; leave activations=float or the portable form out"
@@ -79,7 +77,8 @@ def refuse_rounded_activations(choices: Iterable[Choice]) -> None:
         SchemeError: a choice with `activations=int8`; names its site.
     """
     for choice in choices:
-        if getattr(parse_scheme(choice.scheme), "activations", None) == "int8":
+        scheme = parse_scheme(choice.scheme)
+        if isinstance(scheme, Structure) and scheme.activations == "int8":
             raise SchemeError(
                 f"{choice.name}: on GPUs activations are not rounded to int8; leave "
                 "activations=int8 out for the targets cuda and ort-cuda"
@@ -88,9 +87,7 @@ def refuse_rounded_activations(choices: Iterable[Choice]) -> None:
 
 def with_activations(structure: Structure, activations: Activations) -> Structure:
     """The structure with `activations=auto` replaced by what the target runs fastest."""
-    if getattr(structure, "activations", None) != "auto":
-        return structure
-    return dataclasses.replace(structure, activations=activations)  # type: ignore[type-var]
+    return structure.with_activations(activations) if structure.activations == "auto" else structure
 
 
 def _keep(site: Site, reason: str) -> Choice:

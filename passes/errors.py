@@ -32,6 +32,14 @@ class FitError(UndenseError):
         self.cause = cause
         self.remedy = remedy
 
+    def __reduce__(self) -> tuple[type[FitError], tuple[str, str, str]]:
+        """Its three parts: a process that fits sends its error to the one that waits for it."""
+        return FitError, (self.site, self.cause, self.remedy)
+
+
+class SchedulerError(UndenseError):
+    """A scheduler of a cluster that does not answer, or has no workers."""
+
 
 class CheckError(UndenseError):
     """A model that is not well-formed."""

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from .errors import FitError
 from .linalg import relative_error
 from .replace import Fitted
 from .sites import Site
 from .stats import Stats
-from .structures.base import Form, Structure
+from .structures.base import Factors, Form, Structure
 
 _HALF_TYPES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
@@ -42,20 +43,59 @@ def fit_site(
     Raises:
         FitError: the weight has NaN or infinite entries, or the structure does not admit it.
     """
-    weight = site.weight()
-    factors = structure.fit(weight, stats, seed=seed, site=site.name)
-    tensors = structure.pack(factors, form)
-    dtype = _factor_type(site, form)
-    if dtype != ir.DataType.FLOAT:
-        tensors = _narrowed(tensors, dtype, site.name)
-        factors = structure.unpack(tensors, site.out_features, site.in_features)
+    dtype = factor_type(site, form)
+    return fit_weight(
+        site.weight(), structure, stats, seed=seed, form=form, dtype=dtype, site=site.name
+    )
+
+
+def fit_weight(
+    weight: NDArray[np.float32],
+    structure: Structure,
+    stats: Stats | None,
+    *,
+    seed: int,
+    form: Form,
+    dtype: ir.DataType,
+    site: str,
+) -> FitResult:
+    """Fits a resolved structure to W, `[out_features, in_features]`.
+
+    Args:
+        weight: W; it is not changed.
+        structure: resolved for the shape of W.
+        stats: of the inputs, or None for a data-free fit.
+        seed: of what is drawn at random.
+        form: what the tensors are packed for.
+        dtype: of the floating tensors; see `factor_type`.
+        site: what errors name.
+
+    Raises:
+        FitError: the weight has NaN or infinite entries, or the structure does not admit it.
+    """
+    factors = structure.fit(weight, stats, seed=seed, site=site)
+    tensors = packed(structure, factors, form, dtype, site)
+    if Fitted(structure, tensors).dtype != ir.DataType.FLOAT:
+        factors = structure.unpack(tensors, *weight.shape)
     moment = None if stats is None else stats.second_moment
     error = relative_error(weight, structure.dense(factors), moment)
     stored = 8 * sum(tensor.nbytes for tensor in tensors.values())
     return FitResult(Fitted(structure, tensors), error, stored / weight.size)
 
 
-def _factor_type(site: Site, form: Form) -> ir.DataType:
+def packed(
+    structure: Structure, factors: Factors, form: Form, dtype: ir.DataType, site: str
+) -> dict[str, ir.TensorProtocol]:
+    """The tensors of a site's factors, floating ones rounded to `dtype`; see `factor_type`.
+
+    Raises:
+        FitError: factors too large for that type.
+    """
+    tensors = structure.pack(factors, form)
+    return tensors if dtype == ir.DataType.FLOAT else _narrowed(tensors, dtype, site)
+
+
+def factor_type(site: Site, form: Form) -> ir.DataType:
     """The type of a site's floating factors: on CUDA the 16 bits that all its uses compute in.
 
     CPUs compute those in float32 anyway, and their kernels want float32 factors.

@@ -1,4 +1,7 @@
-"""`trit_planes{planes=2,group=128}` <-> `TritPlanes(planes=2, group=128)`."""
+"""`trit_planes{planes=2,group=128}` <-> `TritPlanes(planes=2, group=128)`.
+
+`+residual{rank=16}` behind codes makes them the first part of a `Residual`.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,12 @@ from typing import Any, Literal
 from .errors import SchemeError
 from .structures import structures
 from .structures.base import Structure
+from .structures.residual import Residual
 
 Scheme = Structure | Literal["dense", "auto"]
 
-_TEXT = re.compile(r"\s*(?P<kind>\w+)\s*(?:\{(?P<fields>[^{}]*)\})?\s*")
+_TERM = r"\s*(\w+)\s*(?:\{([^{}]*)\})?\s*"
+_TEXT = re.compile(rf"{_TERM}(?:\+{_TERM})?")
 
 
 def parse_scheme(text: str) -> Scheme:
@@ -25,25 +30,38 @@ def parse_scheme(text: str) -> Scheme:
     """
     match = _TEXT.fullmatch(text)
     if match is None:
-        raise SchemeError(f"scheme {text!r} is not of the form name{{field=value,...}}")
-    kind, fields = match["kind"], match["fields"]
+        raise SchemeError(
+            f"scheme {text!r} is not of the form name{{field=value,...}}, nor two of it with a +"
+        )
+    kind, fields, second, second_fields = match.groups()
     if kind in ("dense", "auto"):
-        if fields:
-            raise SchemeError(f"scheme {text!r}: {kind} takes no fields")
+        if fields or second:
+            raise SchemeError(f"scheme {text!r}: {kind} takes no fields and no residual")
         return typing.cast(Scheme, kind)
+    if kind == Residual.kind:
+        raise SchemeError(
+            f"scheme {text!r}: a residual stands behind codes: int_codes{{bits=4}}+{text.strip()}"
+        )
     known = structures()
     if kind not in known:
-        names = ", ".join(["auto", "dense", *sorted(known)])
+        names = ", ".join(["auto", "dense", *sorted(known.keys() - {Residual.kind})])
         raise SchemeError(f"scheme {text!r}: unknown name {kind!r}; known are {names}")
-    return _build(known[kind], fields or "", text)
+    first = _build(known[kind], fields, text)
+    if second is None:
+        return first
+    if second != Residual.kind:
+        raise SchemeError(f"scheme {text!r}: behind a + stands {Residual.kind}, not {second!r}")
+    return _build(Residual, second_fields, text, codes=first)
 
 
-def _build(cls: type[Structure], fields: str, text: str) -> Structure:
+def _build(cls: type[Structure], fields: str | None, text: str, **given: Structure) -> Structure:
+    """The structure of the fields of a text, besides those that are `given`."""
     types_of = typing.get_type_hints(cls)
-    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    every = dataclasses.fields(cls)  # type: ignore[arg-type]
+    names = [field.name for field in every if field.name not in given]
     known = {name.rstrip("_"): name for name in names}
     values: dict[str, Any] = {}
-    for item in filter(None, (part.strip() for part in fields.split(","))):
+    for item in filter(None, (part.strip() for part in (fields or "").split(","))):
         name, equals, value = (part.strip() for part in item.partition("="))
         if not equals:
             raise SchemeError(f"scheme {text!r}: {item!r} is not of the form field=value")
@@ -55,7 +73,7 @@ def _build(cls: type[Structure], fields: str, text: str) -> Structure:
             raise SchemeError(f"scheme {text!r}: field {name!r} is given twice")
         values[known[name]] = _value(value, types_of[known[name]], f"scheme {text!r}: {name}")
     try:
-        return cls(**values)
+        return cls(**given, **values)
     except SchemeError as error:
         raise SchemeError(f"scheme {text!r}: {error}") from None
 

@@ -189,6 +189,12 @@ def int_attribute(node: ir.Node, name: str, default: int) -> int:
     return default if attribute is None or attribute.is_ref() else attribute.as_int()
 
 
+def float_attribute(node: ir.Node, name: str, default: float = 1.0) -> float:
+    """The number that the attribute `name` holds, or what ONNX takes where it is absent."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None or attribute.is_ref() else attribute.as_float()
+
+
 def _ints(node: ir.Node, name: str) -> tuple[int, ...]:
     attribute = node.attributes.get(name)
     return () if attribute is None or attribute.is_ref() else tuple(attribute.as_ints())

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 _CPUINFO = Path("/proc/cpuinfo")
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+_USUAL_CACHE = 32 * 2**20
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 _TOLD = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "amx_int8")
 
 
@@ -20,6 +23,12 @@ def usable_cores() -> int:
         if number in allowed:
             cores.add((record.get("physical id"), record.get("core id", number)))
     return len(cores) or len(allowed)
+
+
+def last_cache_bytes() -> int:
+    """Bytes of the largest cache that a core uses; 32 MiB where it cannot be told."""
+    sizes = [_bytes(path) for path in _CACHES.glob("index*/size")]
+    return max(sizes, default=0) or _USUAL_CACHE
 
 
 def cpu_flags() -> frozenset[str] | None:
@@ -42,6 +51,16 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }
+
+
+def _bytes(path: Path) -> int:
+    """Of a file such as `32768K`; 0 where it is another."""
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return 0
+    number, unit = text[:-1], _UNITS.get(text[-1:])
+    return int(number) * unit if number.isdecimal() and unit else 0
 
 
 def _processors() -> list[dict[str, str]]:

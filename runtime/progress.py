@@ -15,19 +15,20 @@ def progress_bar(*, quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
-        MofNCompleteColumn,
         Progress,
+        TaskProgressColumn,
         TextColumn,
         TimeElapsedColumn,
-        TimeRemainingColumn,
     )
+
+    from .time_left import TimeLeftColumn
 
     columns = (
         TextColumn("{task.description:<12}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TaskProgressColumn(),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TimeLeftColumn(),
     )
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
@@ -36,6 +37,7 @@ def progress_bar(*, quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
         def report(done: int, total: int, text: str) -> None:
             if text not in tasks:
                 tasks[text] = bars.add_task(text, total=total)
-            bars.update(tasks[text], completed=done, total=total)
+            at = bars.tasks[tasks[text]].elapsed
+            bars.update(tasks[text], completed=done, total=total, at=at)
 
         yield report

@@ -18,14 +18,24 @@ from undense.passes.errors import FitError, SchemeError
 from undense.passes.stats import Stats, StatsAccumulator
 from undense.passes.structures import structures
 from undense.passes.structures.base import Factors, Structure
+from undense.passes.structures.int_codes import IntCodes
 from undense.passes.structures.low_rank import LowRank
 from undense.passes.structures.monarch import Monarch
+from undense.passes.structures.residual import Residual
+from undense.passes.structures.trit_planes import TritPlanes
 
 SHAPES = ((48, 128), (7, 200), (60, 36), (1, 64))
 EXTRA: tuple[Structure, ...] = (
     LowRank(rank=3),
+    LowRank(rank=3, factor_bits=8),
+    LowRank(rank=6, factor_bits=8),
     Monarch(in_blocks=8, out_blocks=3, rank=2),
     Monarch(in_blocks=2, out_blocks=4, ratio=0.3),
+    Residual(IntCodes(bits_=3), rank=1),
+    Residual(IntCodes(bits_=4, group=32, activations="int8"), rank=5),
+    Residual(IntCodes(bits_=8, activations="int8"), rank=3),
+    Residual(TritPlanes(planes=2, tied=False), rank=5),
+    Residual(TritPlanes(planes=3, activations="int8"), rank=3),
 )
 """What neither candidates nor choices reach; tried where the shape admits it."""
 SITE = "block.3.weight"

@@ -42,7 +42,9 @@ SCHEMES = [
     "trit_planes{planes=2,group=32}",
     "trit_planes{planes=3,group=32,tied=false}",
     "low_rank{ratio=0.5}",
+    "low_rank{ratio=0.5,factor_bits=8}",
     "monarch{ratio=0.5}",
+    "int_codes{bits=3,group=32}+residual{rank=8}",
 ]
 
 
@@ -103,7 +105,7 @@ def test_replaying_a_plan_gives_the_same_bytes(tmp_path: Path) -> None:
     def build(name: str, **options: Any) -> undense.runtime.session.Session:  # type: ignore[name-defined]
         return undense.compile(
             _model(), target="ort-cpu", calibration_dataset=_samples(), output=tmp_path / name,
-            **options,
+            cache=False, **options,
         )  # fmt: skip
 
     build("first", scheme="int_codes{bits=4,group=32}")
@@ -226,7 +228,7 @@ def test_an_operator_that_tvm_lacks_is_named_before_the_work() -> None:
 
 def test_a_stop_leaves_nothing_behind(tmp_path: Path) -> None:
     def interrupt(done: int, total: int, text: str) -> None:
-        if text == "fit" and done == 2:
+        if text == "fit" and 0 < done < total:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

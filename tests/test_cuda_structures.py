@@ -25,7 +25,7 @@ ROWS = (0, 1, 9, 33, 65)
 ROUNDINGS = 4
 """Of what is summed: of both factors and between them, or of a scale and after each plane."""
 
-FLOAT = [item for item in ALL if getattr(item, "activations", "float") != "int8"]
+FLOAT = [item for item in ALL if item.activations != "int8"]
 """A plan that promises to round activations is refused for GPUs."""
 
 CASES = [
@@ -42,6 +42,8 @@ CASES = [
 SCHEMES = [
     *("low_rank{rank=7}", "monarch{in_blocks=4,out_blocks=5,rank=2}"),
     *("int_codes{bits=4,group=32,activations=float}", "trit_planes{tied=false,activations=float}"),
+    "low_rank{rank=17,factor_bits=8}",
+    "trit_planes{planes=2,group=64,activations=float}+residual{rank=9}",
 ]
 
 

@@ -35,12 +35,14 @@ SMALL = (40, 300)
 REAL_SHAPES = [(576, 576), (192, 576), (1536, 576), (100, 36), (1, 64)]
 REAL_SCHEMES = [
     "low_rank{ratio=0.5}",
+    "low_rank{ratio=0.5,factor_bits=8}",
     "monarch{ratio=0.5,in_blocks=2,out_blocks=1}",
     "int_codes{bits=8}",
     "int_codes{bits=4,group=32,activations=int8}",
     "int_codes{bits=3,group=256}",
     "trit_planes{planes=2}",
     "trit_planes{planes=3,pack=base3,activations=int8}",
+    "int_codes{bits=4,group=32,activations=int8}+residual{rank=1}",
 ]
 
 

@@ -6,8 +6,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+from structure_cases import stats_of, weight_of
 from undense.passes.errors import FitError, SchemeError
-from undense.passes.linalg import relative_error
+from undense.passes.linalg import fit_moment, project_low_rank, relative_error
 from undense.passes.scheme import parse_scheme
 from undense.passes.stats import Stats
 from undense.passes.structures.base import Structure
@@ -24,6 +25,8 @@ SITE = "block.3.weight"
         ("low_rank{ratio=1}", (64, 192), "low_rank{rank=48}"),
         ("low_rank{ratio=0.01}", (8, 8), "low_rank{rank=1}"),
         ("low_rank{rank=8}", (8, 9), "low_rank{rank=8}"),
+        ("low_rank{ratio=1,factor_bits=8}", (64, 192), "low_rank{rank=48,factor_bits=8}"),
+        ("low_rank{rank=8,factor_bits=32}", (8, 9), "low_rank{rank=8}"),
         ("monarch", (576, 576), "monarch{blocks=4,rank=36}"),
         ("monarch{ratio=0.25}", (1536, 576), "monarch{blocks=4,rank=26}"),
         ("monarch{rank=2}", (64, 64), "monarch{blocks=2,rank=2}"),
@@ -63,6 +66,7 @@ def test_ratio_is_kept(cls: type[LowRank] | type[Monarch], ratio: float) -> None
         ("low_rank{ratio=1.5}", "ratio is above 0 and at most 1, not 1.5"),
         ("low_rank{ratio=nan}", "ratio is above 0 and at most 1, not nan"),
         ("low_rank{rank=0}", "rank is at least 1, not 0"),
+        ("low_rank{factor_bits=16}", "factor_bits is one of 8, 32, not '16'"),
         ("monarch{ratio=0.5,rank=3}", "ratio and rank exclude each other"),
         ("monarch{ratio=-1}", "ratio is above 0 and at most 1, not -1.0"),
         ("monarch{blocks=0}", "blocks is at least 1, not 0"),
@@ -129,6 +133,39 @@ def test_shape_that_does_not_admit_the_options_is_refused(
 def test_size_is_asked_of_resolved_structures_only(structure: Structure) -> None:
     with pytest.raises(SchemeError, match="resolve it for a shape first"):
         structure.bits(64, 64)
+
+
+def test_coded_factors_are_a_quarter_of_the_bits_and_as_good() -> None:
+    shape = (96, 128)
+    weight, stats = weight_of(shape), stats_of(shape[1])
+    errors, bits = {}, {}
+    for factor_bits in (32, 8):
+        structure = LowRank(rank=32, factor_bits=factor_bits)
+        factors = structure.fit(weight, stats, seed=0, site=SITE)
+        moment = stats.second_moment
+        errors[factor_bits] = relative_error(weight, structure.dense(factors), moment)
+        bits[factor_bits] = structure.bits(*shape)
+    assert errors[8] < 1.01 * errors[32]
+    # A scale for each 128 columns of `down`, and for each 32 of `up`.
+    assert bits[8] == bits[32] // 4 + 32 * (32 * 1 + 96 * 1)
+
+
+def test_the_second_factor_makes_up_for_the_codes_of_the_first() -> None:
+    shape, rank = (96, 128), 96
+    weight, stats = weight_of(shape).astype(np.float64), stats_of(shape[1])
+    moment = fit_moment(stats, shape[1], SITE)
+    structure = LowRank(rank=rank, factor_bits=8)
+    coded = structure.coded
+    assert coded is not None
+    down, up = project_low_rank(weight, moment, rank)
+    own = coded.parts(shape[1])
+    apart = [
+        part.dense(part.fit(factor, None, seed=0, site=SITE))
+        for part, factor in zip(own.values(), (down.T, up.T), strict=True)
+    ]
+    factors = structure.fit(weight, stats, seed=0, site=SITE)
+    found = relative_error(weight, structure.dense(factors), moment)
+    assert found < 0.9 * relative_error(weight, apart[1] @ apart[0], moment)
 
 
 def test_block_svd_beats_the_projection_on_correlated_inputs() -> None:

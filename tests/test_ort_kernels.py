@@ -35,6 +35,7 @@ Array = NDArray[Any]
 IN_FEATURES, OUT_FEATURES, ROWS, WIDTH = 300, 40, 50, 70
 SCHEMES = {
     "thin": "low_rank{rank=12}",
+    "thin_bytes": "low_rank{rank=20,factor_bits=8}",
     "blocks": "monarch{in_blocks=2,out_blocks=4,ratio=0.5}",
     "bytes": "int_codes{bits=8,group=64,activations=float}",
     "nibbles": "int_codes{bits=4,group=32}",
@@ -42,6 +43,8 @@ SCHEMES = {
     "tied": "trit_planes{planes=2}",
     "overload": "trit_planes{planes=3,activations=float}",
     "free": "trit_planes{planes=2,tied=false,pack=base3}",
+    "mended": "int_codes{bits=4,group=64}+residual{rank=9}",
+    "mended_planes": "trit_planes{planes=3,activations=float}+residual{rank=4}",
 }
 """By weight; the default of ONNX Runtime is activations=int8."""
 TABLE = "int_codes{bits=4,group=32}"

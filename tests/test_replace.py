@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from undense.passes.sites import Site, find_sites
 from undense.passes.structures.base import Form, Structure, parse_function
 from undense.passes.structures.int_codes import IntCodes
 from undense.passes.structures.low_rank import LowRank
+from undense.passes.structures.residual import Residual
 from undense.passes.text import show
 
 TIED = """g (int64[b,s] i) => (float[b,s,64] y) {
@@ -65,6 +67,12 @@ def replaced(model: ir.Model, **structures: Structure) -> ir.Model:
 def test_mixed_plan(golden: Callable[[str], None]) -> None:
     before = show(chain())
     after = show(replaced(chain(), up=LowRank(rank=4), down=IntCodes(bits_=8)))
+    golden(f"{before}\n=== ReplaceDense ===\n\n{after}")
+
+
+def test_residual(golden: Callable[[str], None]) -> None:
+    before = show(chain())
+    after = show(replaced(chain(), up=Residual(IntCodes(bits_=4, group=32), rank=4)))
     golden(f"{before}\n=== ReplaceDense ===\n\n{after}")
 
 
@@ -214,10 +222,12 @@ def test_plan_that_does_not_fit(plan: Plan, message: str) -> None:
 def test_embedding_in_a_structure_that_cannot_gather() -> None:
     model = graph(TIED, emb=normal(64, 32))
     (site,), _ = find_sites(model)
-    fitted = {"emb": fit(site, LowRank(rank=4))}
-    with pytest.raises(PlanError, match=r"^emb: low_rank\{rank=4\} cannot gather rows"):
-        ReplaceDense(plan_of(model, fitted), fitted)(model)
-    assert not list(structured_nodes(model))
+    for structure in (LowRank(rank=4), Residual(IntCodes(bits_=8), rank=4)):
+        fitted = {"emb": fit(site, structure)}
+        wanted = f"^emb: {re.escape(str(structure))} cannot gather rows"
+        with pytest.raises(PlanError, match=wanted):
+            ReplaceDense(plan_of(model, fitted), fitted)(model)
+        assert not list(structured_nodes(model))
 
 
 def test_name_that_is_taken() -> None:

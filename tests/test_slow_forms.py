@@ -27,6 +27,12 @@ def cuda_warnings(in_features: int, out_features: int, scheme: str) -> list[str]
         ("matmul", "trit_planes{planes=1,group=32,activations=float}", "2-bit codes with float"),
         ("matmul", "trit_planes{planes=3,group=32,activations=int8}", "2 sums of codes"),
         ("matmul", "trit_planes{tied=false,group=32,activations=int8}", "2 sums of codes"),
+        (
+            "matmul",
+            "int_codes{bits=8,activations=float}+residual{rank=3}",
+            "8-bit codes with float",
+        ),
+        ("matmul", "low_rank{rank=16,factor_bits=8}", "8-bit factors of low rank"),
         ("matmul", "monarch{ratio=0.75}", "Monarch with over 60% of the parameters"),
         ("conv_2d", "int_codes{bits=8,group=32,activations=int8}", "1×1 convolutions"),
         ("left_matmul", "low_rank{ratio=0.5}", "1×1 convolutions and W @ x"),
@@ -44,6 +50,7 @@ def test_slow_forms_are_named(form: str, scheme: str, cause: str) -> None:
         "int_codes{bits=4,group=32,activations=int8}",
         "int_codes{bits=8,group=32,activations=int8}",
         "trit_planes{planes=2,group=32,activations=int8}",
+        "int_codes{bits=4,group=32,activations=int8}+residual{rank=3}",
         "low_rank{ratio=0.75}",
         "monarch{ratio=0.5}",
     ],
@@ -54,7 +61,15 @@ def test_fast_forms_draw_no_warning(scheme: str) -> None:
 
 
 @pytest.mark.parametrize(("in_features", "out_features"), [(72, 48), (64, 44)])
-@pytest.mark.parametrize("scheme", ["int_codes{bits=4,group=32}", "trit_planes{planes=1}"])
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        "int_codes{bits=4,group=32}",
+        "trit_planes{planes=1}",
+        "int_codes{bits=4,group=32}+residual{rank=3}",
+        "low_rank{rank=16,factor_bits=8}",
+    ],
+)
 def test_shapes_without_a_kernel_on_a_gpu_are_named(
     in_features: int, out_features: int, scheme: str
 ) -> None:
@@ -69,6 +84,8 @@ def test_shapes_without_a_kernel_on_a_gpu_are_named(
         "int_codes{bits=8}",
         "trit_planes{planes=3}",
         "trit_planes{tied=false,planes=3}",
+        "int_codes{bits=8}+residual{rank=3}",
+        "low_rank{rank=16,factor_bits=8}",
         "monarch{ratio=0.75}",
     ],
 )

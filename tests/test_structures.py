@@ -23,6 +23,8 @@ from structure_cases import (
 from undense.passes.errors import LoweringError, SchemeError
 from undense.passes.scheme import parse_scheme
 from undense.passes.structures.base import DOMAIN, Factors, Form, Structure
+from undense.passes.structures.low_rank import LowRank
+from undense.passes.structures.residual import Residual
 
 FORMS: tuple[Form, ...] = ("fast", "cuda", "portable")
 LEAST_OPSETS = {"cuda": 15, "portable": 21}
@@ -36,7 +38,9 @@ def can_be_said(structure: Structure, form: Form, opset: int, *, gather: bool = 
         (structure.gather_function if gather else structure.function)(form, opset)
     except LoweringError as error:
         message = str(error)
-    assert not message or structure.kind in message or structure.op_type in message
+    # What a residual lacks is what its codes lack.
+    named = structure.codes if isinstance(structure, Residual) else structure
+    assert not message or named.kind in message or named.op_type in message
     return not message
 
 
@@ -206,5 +210,39 @@ def test_candidates_are_resolved_and_different(cls: type[Structure]) -> None:
 
 @every_kind
 def test_default_scheme_is_its_name(cls: type[Structure]) -> None:
-    assert parse_scheme(cls.kind) == cls()
-    assert parse_scheme(f" {cls.kind} {{ }} ") == cls()
+    text = "int_codes{bits=4} + residual" if cls is Residual else cls.kind
+    assert parse_scheme(text) == cls()
+    assert parse_scheme(f" {text} {{ }} ") == cls()
+
+
+# Timing: factors that mean nothing
+
+
+@every_case
+def test_random_factors_are_stored_like_fitted_ones(
+    structure: Structure, shape: tuple[int, int]
+) -> None:
+    drawn, own = structure.random_factors(*shape, seed=0), fitted(structure, shape)
+    assert [(name, factor.shape, factor.dtype) for name, factor in drawn.items()] == [
+        (name, factor.shape, factor.dtype) for name, factor in own.items()
+    ]
+    unpacked = structure.unpack(structure.pack(drawn, "fast"), *shape)
+    assert_close(structure.dense(unpacked), structure.dense(drawn), reduction=1)
+
+
+@every_structure
+def test_random_factors_are_those_of_their_seed(
+    structure: Structure, shape: tuple[int, int]
+) -> None:
+    first, again = (structure.random_factors(*shape, seed=3) for _ in range(2))
+    other = structure.random_factors(*shape, seed=4)
+    for name, factor in first.items():
+        np.testing.assert_array_equal(again[name], factor)
+    assert any(not np.array_equal(other[name], factor) for name, factor in first.items())
+
+
+def test_random_factors_of_a_structure_without_its_own_are_a_fit() -> None:
+    structure = LowRank(rank=3)
+    factors = Structure.random_factors(structure, 24, 40, seed=0)
+    assert structure.dense(factors).shape == (24, 40)
+    assert np.linalg.matrix_rank(structure.dense(factors), tol=1e-4) == 3

@@ -18,14 +18,17 @@ def kernels() -> dict[str, Kernel[Any]]:
     from .int_codes import IntCodesKernel
     from .low_rank import LowRankKernel
     from .monarch import MonarchKernel
+    from .residual import ResidualKernel
     from .trit_planes import TritPlanesKernel
 
-    return {
-        "int_codes": IntCodesKernel(),
-        "low_rank": LowRankKernel(),
+    codes = IntCodesKernel()
+    parts: dict[str, Kernel[Any]] = {
+        "int_codes": codes,
+        "low_rank": LowRankKernel(codes),
         "monarch": MonarchKernel(),
         "trit_planes": TritPlanesKernel(),
     }
+    return {**parts, "residual": ResidualKernel(parts)}
 
 
 def kernel_for(structure: Structure, dtype: str = "float32") -> Kernel[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
@@ -53,6 +53,14 @@ class Step:
     inputs: tuple[str, ...]
     outputs: tuple[Output, ...]
     finish: Callable[[Finish], PrimFunc] | None = None
+
+    def renamed(self, names: Mapping[str, str]) -> Step:
+        """The same call with other names for what it reads and writes."""
+        return replace(
+            self,
+            inputs=tuple(names.get(name, name) for name in self.inputs),
+            outputs=tuple(replace(out, name=names.get(out.name, out.name)) for out in self.outputs),
+        )
 
 
 class Kernel(ABC, Generic[S]):

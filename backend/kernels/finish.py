@@ -32,6 +32,19 @@ class Finish:
     dtype: str
 
 
+def one_after_the_other(first: Finish, second: Finish) -> Finish:
+    """`second` of what `first`, which reads one buffer, makes of a sum."""
+
+    def arguments(rows: Expr) -> Sequence[Argument]:
+        return [*first.arguments(rows), *second.arguments(rows)]
+
+    def apply(buffers: Sequence[Buffer], value: Expr, row: Expr, column: Expr) -> Expr:
+        result = first.apply(buffers[:1], value, row, column)
+        return second.apply(buffers[1:], result, row, column)
+
+    return Finish(arguments, apply, second.dtype)
+
+
 def outputs(rows: Expr, width: int, finish: Finish | None) -> list[Argument]:
     """The further inputs of a finish, and `y`."""
     if finish is None:

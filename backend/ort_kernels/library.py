@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import onnx_ir as ir
@@ -35,6 +36,10 @@ undense_weights:
 # Nothing but the entry point is visible, so that no other library in the process takes the place
 # of a hook, or gets one of ours in its place.
 _EXPORTS = "{ global: RegisterCustomOps; local: *; };\n"
+
+_OPTIONS = ("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden")
+_COMMON = ("operators.cc", "tvm_backend.cc")
+"""Sources that no model changes."""
 
 
 def check_toolchain() -> None:
@@ -75,33 +80,52 @@ def build(model: ir.Model, path: Path) -> bool:
         (folder / "table.cc").write_text(table_source(sites, functions.names), encoding="ascii")
         (folder / "weights.s").write_text(_WEIGHTS, encoding="ascii")
         (folder / "exports.map").write_text(_EXPORTS, encoding="ascii")
-        for source in (HERE / "native").iterdir():
-            shutil.copyfile(source, folder / source.name)
+        shutil.copyfile(HERE / "native" / "kernels.h", folder / "kernels.h")
+        for name, code in _objects(_compiler()).items():
+            (folder / name).write_bytes(code)
         _link(folder, path.name)
         shutil.copyfile(folder / path.name, path)
     return True
 
 
+@cache
+def _objects(compiler: str) -> dict[str, bytes]:
+    """The code that all libraries have in common, compiled once in a process."""
+    with tempfile.TemporaryDirectory(prefix="undense-kernels-") as name:
+        folder = Path(name)
+        for source in (HERE / "native").iterdir():
+            shutil.copyfile(source, folder / source.name)
+        _run(folder, [compiler, *_OPTIONS, *_includes(), "-c", *_COMMON])
+        return {path.name: path.read_bytes() for path in sorted(folder.glob("*.o"))}
+
+
 def _link(folder: Path, library: str) -> None:
+    # By names within the folder, so that the same model gives the same bytes.
+    command = [
+        *(_compiler(), *_OPTIONS, "-shared", *_includes()),
+        *(Path(source).with_suffix(".o").name for source in _COMMON),
+        *("table.cc", "weights.s", "functions.o"),
+        *("-static-libstdc++", "-static-libgcc", "-s", "-Wl,--version-script=exports.map"),
+        *("-Wl,-z,defs", "-Wl,--gc-sections", "-Wl,--build-id=none", "-lm", "-lpthread"),
+        *("-o", library),
+    ]
+    _run(folder, command)
+
+
+def _includes() -> list[str]:
     import tvm.libinfo
     import tvm_ffi.libinfo
 
-    includes = [
+    paths = [
         HERE / "include",
         tvm_ffi.libinfo.find_include_path(),
         tvm_ffi.libinfo.find_dlpack_include_path(),
         tvm.libinfo.find_include_path(),
     ]
-    # By names within the folder, so that the same model gives the same bytes.
-    command = [
-        _compiler(),
-        *("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden"),
-        *(f"-I{path}" for path in dict.fromkeys(map(str, includes))),
-        *("operators.cc", "tvm_backend.cc", "table.cc", "weights.s", "functions.o"),
-        *("-static-libstdc++", "-static-libgcc", "-s", "-Wl,--version-script=exports.map"),
-        *("-Wl,-z,defs", "-Wl,--gc-sections", "-Wl,--build-id=none", "-lm", "-lpthread"),
-        *("-o", library),
-    ]
+    return [f"-I{path}" for path in dict.fromkeys(map(str, paths))]
+
+
+def _run(folder: Path, command: list[str]) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode != 0:
         reason = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr)

@@ -13,6 +13,7 @@ def structures() -> dict[str, type[Structure]]:
     from .int_codes import IntCodes
     from .low_rank import LowRank
     from .monarch import Monarch
+    from .residual import Residual
     from .trit_planes import TritPlanes
 
-    return {cls.kind: cls for cls in (IntCodes, LowRank, Monarch, TritPlanes)}
+    return {cls.kind: cls for cls in (IntCodes, LowRank, Monarch, Residual, TritPlanes)}

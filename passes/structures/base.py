@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ Factors = dict[str, NDArray[np.generic]]
 Form = Literal["fast", "cuda", "portable"]
 """`fast` is what stock ONNX Runtime runs fastest on CPUs (com.microsoft operators included), `cuda`
 what its CUDA provider does; `portable` uses standard operators only."""
+
+Activations = Literal["auto", "float", "int8"]
 
 
 class Structure(ABC):
@@ -55,6 +57,19 @@ class Structure(ABC):
         )
         return f"{self.kind}{{{text}}}" if text else self.kind
 
+    @property
+    def activations(self) -> Activations | None:
+        """Whether x is rounded to int8; None for a structure that never rounds it.
+
+        `int8` rounds in blocks, as the fastest kernels do; `float` does not. `auto` is decided by
+        the backend and counts as `float` until then.
+        """
+        return None
+
+    def with_activations(self, activations: Activations) -> Self:
+        """The same structure with another value of `activations`, if it has one."""
+        return self
+
     @classmethod
     @abstractmethod
     def candidates(cls, out_features: int, in_features: int) -> Sequence[Structure]:
@@ -79,6 +94,14 @@ class Structure(ABC):
         Raises:
             FitError: NaN or infinite weights, or a shape that does not fit; names `site`.
         """
+
+    def random_factors(self, out_features: int, in_features: int, *, seed: int) -> Factors:
+        """Factors of the names, shapes and types of `fit` that mean nothing: kernels are timed so.
+
+        Here those of a random weight; structures whose fit takes long draw their own.
+        """
+        weight = random_matrix(np.random.default_rng(seed), out_features, in_features)
+        return self.fit(weight, None, seed=seed, site="random weight")
 
     @abstractmethod
     def dense(self, factors: Factors) -> NDArray[np.float64]:
@@ -136,6 +159,13 @@ class Structure(ABC):
     def gather_function(self, form: Form, opset: int) -> ir.Function:
         """`undense.{op_type}Gather(indices, *pack)`: rows of Ŵ, reading the same tensors."""
         raise SchemeError(f"{self.kind} cannot hold an embedding; choose int_codes or dense for it")
+
+
+def random_matrix(random: np.random.Generator, *shape: int) -> NDArray[np.float32]:
+    """Normal values over the square root of the last axis, which keep the size of what they map."""
+    values = random.standard_normal(shape, dtype=np.float32)
+    values /= np.float32(np.sqrt(shape[-1]))
+    return values
 
 
 def format_field(value: object) -> str:

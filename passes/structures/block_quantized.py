@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 
 from ..errors import LoweringError, SchemeError
 from ..linalg import Matrix
-from .base import Factors, Form, Structure, parse_function
+from .base import Activations, Factors, Form, Structure, parse_function
 from .packing import pack_fields, unpack_fields
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-Activations = Literal["auto", "float", "int8"]
 Container = Literal[2, 4, 8]
 """Bits of a stored code in a packed form."""
 
@@ -69,20 +68,13 @@ class BlockQuantized(Structure):
         def group(self) -> int:
             """Columns that share a scale: 16 to 256, a power of two."""
 
-        @property
-        def activations(self) -> Activations:
-            """`int8` rounds x to 8 bits in blocks, as the fastest kernels do; `float` does not.
-
-            `auto` is decided by the backend and counts as `float` until then.
-            """
-
     @property
     @abstractmethod
     def terms(self) -> tuple[Term, ...]:
         """The MatMulNBits nodes of the packed forms, whose outputs are added."""
 
     def with_activations(self, activations: Activations) -> Self:
-        """The same structure with `auto` decided."""
+        """The same codes with another value of `activations`."""
         return dataclasses.replace(self, activations=activations)  # type: ignore[type-var]
 
     @property
@@ -185,6 +177,16 @@ def scaled(codes: NDArray[np.generic], scales: NDArray[np.generic], group: int) 
     weight: Matrix = codes.astype(np.float64)
     weight *= np.repeat(scales.astype(np.float64), group, axis=-1)[..., : weight.shape[-1]]
     return weight
+
+
+def random_codes(random: np.random.Generator, low: int, high: int, *shape: int) -> NDArray[np.int8]:
+    """Codes from `low` to `high`, all as likely."""
+    return random.integers(low, high, shape, np.int8, endpoint=True)
+
+
+def random_scales(random: np.random.Generator, high: int, *shape: int) -> NDArray[np.float32]:
+    """Positive scales by which codes up to `high` become weights below one."""
+    return (random.random(shape, np.float32) + 1) / np.float32(2 * high)
 
 
 def largest_group(in_features: int) -> int:

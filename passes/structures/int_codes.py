@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from ..errors import LoweringError, SchemeError
 from ..linalg import check_weight, fit_moment
 from ..stats import Stats
-from .base import Factors, Form, Structure, parse_function
+from .base import Activations, Factors, Form, parse_function
 from .block_quantized import (
     CUDA_OPSET,
     PORTABLE_OPSET,
-    Activations,
     BlockQuantized,
     Term,
     block_scales,
+    group_count,
     group_scales,
     is_portable,
     largest_group,
@@ -27,6 +27,8 @@ from .block_quantized import (
     pack_portable,
     packed_function,
     portable_function,
+    random_codes,
+    random_scales,
     scaled,
     unpack_codes,
     unpack_portable,
@@ -138,7 +140,7 @@ class IntCodes(BlockQuantized):
         self._check_group()
 
     @classmethod
-    def candidates(cls, out_features: int, in_features: int) -> Sequence[Structure]:
+    def candidates(cls, out_features: int, in_features: int) -> Sequence[IntCodes]:
         """8 and 4 bits, in groups of 32 and in the largest up to 128 that divides in_features."""
         group = largest_group(in_features)
         options = [cls(bits_=8, group=group), cls(bits_=4, group=group), cls(bits_=4, group=32)]
@@ -168,6 +170,13 @@ class IntCodes(BlockQuantized):
             target, None if self.fit_ == "nearest" else moment, -half, half - 1, self.group
         )
         return {"codes": codes, "scales": scales}
+
+    def random_factors(self, out_features: int, in_features: int, *, seed: int) -> Factors:
+        """Codes out of the whole range, and scales by which weights stay below one."""
+        random, half = np.random.default_rng(seed), 2 ** (self.bits_ - 1)
+        codes = random_codes(random, -half, half - 1, out_features, in_features)
+        groups = group_count(in_features, self.group)
+        return {"codes": codes, "scales": random_scales(random, half, out_features, groups)}
 
     def dense(self, factors: Factors) -> NDArray[np.float64]:
         """Codes times the scale of their group."""

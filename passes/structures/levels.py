@@ -18,6 +18,7 @@ Planes = NDArray[np.int8]
 Scales = NDArray[np.float32]
 
 _SWEEP_STEPS = 32
+_SMALLEST = np.finfo(np.float32).tiny
 _MAX_ALTERNATIONS = 50
 _SCALE_TOLERANCE = 1e-4
 _START_RATIOS = (3.0, 1.7)
@@ -89,7 +90,8 @@ def _integer_error(
 ) -> tuple[Matrix, NDArray[np.float32]]:
     """The weighted squared error of each row, and the codes, in float32 for speed."""
     column = step.astype(np.float32)[:, None]
-    inverse = np.divide(1, column, out=np.zeros_like(column), where=column != 0)
+    # The inverse of a smaller step would be infinite: rows of rounding noise have such.
+    inverse = np.divide(1, column, out=np.zeros_like(column), where=np.abs(column) >= _SMALLEST)
     codes = weights * inverse
     np.rint(codes, out=codes)
     np.clip(codes, low, high, out=codes)

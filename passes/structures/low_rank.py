@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from ..errors import FitError, SchemeError
 from ..linalg import check_weight, fit_moment, project_low_rank
 from ..stats import Stats
-from .base import Factors, Form, Structure, parse_function
+from .base import Factors, Form, Structure, parse_function, random_matrix
+from .coded_factors import CodedFactors
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -35,11 +36,13 @@ class LowRank(Structure):
     """`Ŵ = U_r U_rᵀ W`, with U_r the leading eigenvectors of `W C Wᵀ` (SVD-LLM, arXiv 2403.07378).
 
     Without statistics `C = I`, and this is the truncated SVD. Factors: `down`, `[in_features,
-    rank]`, and `up`, `[rank, out_features]`, float32.
+    rank]`, and `up`, `[rank, out_features]`, float32; with 8 bits those of `CodedFactors`.
 
     Attributes:
         ratio: the share of parameters that is kept; 0.5 if neither is given.
         rank: the number of latent features, instead of `ratio`.
+        factor_bits: of a stored parameter. There is no 16: CPUs do not compute in halves, and on
+            GPUs the factors of a model in halves are halves.
     """
 
     kind: ClassVar[str] = "low_rank"
@@ -47,6 +50,7 @@ class LowRank(Structure):
 
     ratio: float | None = None
     rank: int | None = None
+    factor_bits: Literal[8, 32] = 32
 
     def __post_init__(self) -> None:
         if self.ratio is not None and self.rank is not None:
@@ -57,6 +61,8 @@ class LowRank(Structure):
             raise SchemeError(f"ratio is above 0 and at most 1, not {self.ratio}")
         if self.rank is not None and self.rank < 1:
             raise SchemeError(f"rank is at least 1, not {self.rank}")
+        if self.factor_bits not in (8, 32):
+            raise SchemeError(f"factor_bits is one of 8, 32, not {self.factor_bits}")
 
     @classmethod
     def candidates(cls, out_features: int, in_features: int) -> Sequence[Structure]:
@@ -68,7 +74,8 @@ class LowRank(Structure):
     def resolve(self, out_features: int, in_features: int, *, site: str) -> LowRank:
         """`rank = ⌊ratio · mn / (m + n)⌋`, at least 1."""
         if self.ratio is not None:
-            return LowRank(rank=_rank_of(self.ratio, out_features, in_features))
+            rank = _rank_of(self.ratio, out_features, in_features)
+            return LowRank(rank=rank, factor_bits=self.factor_bits)
         full = min(out_features, in_features)
         if self._rank > full:
             raise FitError(
@@ -84,25 +91,71 @@ class LowRank(Structure):
         """The optimal factors under the damped second moment; there is nothing random in it."""
         target = check_weight(weight, site)
         rank = self.resolve(*target.shape, site=site)._rank
-        down, up = project_low_rank(target, fit_moment(stats, target.shape[1], site), rank)
+        moment = fit_moment(stats, target.shape[1], site)
+        down, up = project_low_rank(target, moment, rank)
+        coded = self.coded
+        if coded is not None:
+            return coded.fit(target, moment, down)
         return {"down": _stored(down), "up": _stored(up)}
+
+    def random_factors(self, out_features: int, in_features: int, *, seed: int) -> Factors:
+        """Two random matrices, of floats or of codes."""
+        coded = self.coded
+        if coded is not None:
+            return coded.random_factors(out_features, in_features, seed=seed)
+        random, rank = np.random.default_rng(seed), self._rank
+        return {
+            "down": random_matrix(random, in_features, rank),
+            "up": random_matrix(random, rank, out_features),
+        }
 
     def dense(self, factors: Factors) -> NDArray[np.float64]:
         """`(down up)ᵀ`."""
+        coded = self.coded
+        if coded is not None:
+            return coded.dense(factors)
         down, up = (factors[name].astype(np.float64) for name in ("down", "up"))
         return (down @ up).T
 
     def bits(self, out_features: int, in_features: int) -> int:
-        """Two float32 matrices."""
+        """Two float32 matrices, or two of codes and their scales."""
+        coded = self.coded
+        if coded is not None:
+            return coded.bits(out_features, in_features)
         return 32 * self.macs(out_features, in_features)
 
     def macs(self, out_features: int, in_features: int) -> int:
         """One a parameter."""
         return self._rank * (out_features + in_features)
 
+    def pack(self, factors: Factors, form: Form) -> dict[str, ir.TensorProtocol]:
+        """Both factors, as they are or as codes are packed."""
+        coded = self.coded
+        return super().pack(factors, form) if coded is None else coded.pack(factors, form)
+
+    def unpack(
+        self, tensors: Mapping[str, ir.TensorProtocol], out_features: int, in_features: int
+    ) -> Factors:
+        """The inverse of `pack` in either form."""
+        coded = self.coded
+        if coded is not None:
+            return coded.unpack(tensors, out_features, in_features)
+        return super().unpack(tensors, out_features, in_features)
+
+    def attributes(self, out_features: int, in_features: int, form: Form) -> dict[str, int]:
+        """Those of the products with codes."""
+        coded = self.coded
+        return {} if coded is None else coded.attributes(out_features, in_features, form)
+
     def function(self, form: Form, opset: int) -> ir.Function:
-        """Two MatMuls, in either form."""
-        return parse_function(_FUNCTION, opset)
+        """Two MatMuls in either form, or two products with codes."""
+        coded = self.coded
+        return parse_function(_FUNCTION, opset) if coded is None else coded.function(form, opset)
+
+    @property
+    def coded(self) -> CodedFactors | None:
+        """How factors of 8 bits are stored; None for those of 32."""
+        return CodedFactors(self._rank) if self.factor_bits == 8 else None
 
     @property
     def _rank(self) -> int:

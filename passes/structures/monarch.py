@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..errors import FitError, SchemeError
 from ..linalg import block_svd, check_weight, fit_moment, monarch_product, monarch_projection
 from ..stats import Stats
-from .base import Factors, Form, Structure, parse_function
+from .base import Factors, Form, Structure, parse_function, random_matrix
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -162,6 +162,13 @@ class Monarch(Structure):
             "w1": np.ascontiguousarray(first, np.float32),
             "w2": np.ascontiguousarray(second, np.float32),
         }
+
+    def random_factors(self, out_features: int, in_features: int, *, seed: int) -> Factors:
+        """Random blocks."""
+        random, (in_blocks, out_blocks, rank) = np.random.default_rng(seed), self._sizes
+        first = (in_blocks, in_features // in_blocks, out_blocks * rank)
+        second = (out_blocks, in_blocks * rank, out_features // out_blocks)
+        return {"w1": random_matrix(random, *first), "w2": random_matrix(random, *second)}
 
     def dense(self, factors: Factors) -> NDArray[np.float64]:
         """Block (k, r) is the product of the k-th part of `w1[r]` and the r-th of `w2[k]`."""

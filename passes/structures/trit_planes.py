@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from ..errors import SchemeError
 from ..linalg import check_weight, fit_moment
 from ..stats import Stats
-from .base import Factors, Form, Structure
+from .base import Activations, Factors, Form
 from .block_quantized import (
     TWO_BIT_BLOCKS,
-    Activations,
     BlockQuantized,
     Term,
     block_scales,
+    group_count,
     group_scales,
     is_portable,
     largest_group,
@@ -26,6 +26,8 @@ from .block_quantized import (
     pack_portable,
     packed_function,
     portable_function,
+    random_codes,
+    random_scales,
     scaled,
     unpack_codes,
     unpack_portable,
@@ -95,7 +97,7 @@ class TritPlanes(BlockQuantized):
             )
 
     @classmethod
-    def candidates(cls, out_features: int, in_features: int) -> Sequence[Structure]:
+    def candidates(cls, out_features: int, in_features: int) -> Sequence[TritPlanes]:
         """One, two and three tied planes, in the largest group up to 128 that divides n."""
         group = largest_group(in_features)
         return [cls(planes=1, group=group), cls(planes=2, group=group), cls(planes=3, group=group)]
@@ -138,6 +140,15 @@ class TritPlanes(BlockQuantized):
             return {"codes": codes, "scales": scales}
         planes, scales = trit_codes(target, moment, self.planes, self.group)
         return {"planes": planes, "scales": scales}
+
+    def random_factors(self, out_features: int, in_features: int, *, seed: int) -> Factors:
+        """Codes, or trits, out of the whole range, and scales by which a plane stays below one."""
+        random, groups = np.random.default_rng(seed), group_count(in_features, self.group)
+        high = _high(self.planes) if self.tied else 1
+        stacked = () if self.tied else (self.planes,)
+        codes = random_codes(random, -high, high, *stacked, out_features, in_features)
+        scales = random_scales(random, high, *stacked, out_features, groups)
+        return {"codes" if self.tied else "planes": codes, "scales": scales}
 
     def dense(self, factors: Factors) -> NDArray[np.float64]:
         """Codes, or planes, times the scales of their group."""

@@ -16,6 +16,8 @@ from ....passes.structures.low_rank import LowRank
 from ....passes.structures.monarch import Monarch
 from ....passes.structures.trit_planes import TritPlanes
 from ..base import Kernel, Packed, Shapes, Step
+from ..coded_factors import CodedFactorsKernel
+from ..residual import ResidualKernel
 from .dtypes import Activation, activation
 from .product import Product, Scatter
 from .products import product_step
@@ -34,12 +36,13 @@ def cuda_kernels(dtype: str) -> dict[str, Kernel[Any]]:
     """
     known = _known(dtype)
     codes = CodesKernel(known)
-    return {
+    parts: dict[str, Kernel[Any]] = {
         "int_codes": codes,
         "low_rank": LowRankKernel(known),
         "monarch": MonarchKernel(known),
         "trit_planes": codes,
     }
+    return {**parts, "residual": ResidualKernel(parts)}
 
 
 class CodesKernel(Kernel[BlockQuantized]):
@@ -96,13 +99,19 @@ class CodesKernel(Kernel[BlockQuantized]):
 
 
 class LowRankKernel(Kernel[LowRank]):
-    """Stores `down` and `up` as `Dense` says: two products, x and y of the same type."""
+    """Stores `down` and `up` as `Dense` says: two products, x and y of the same type.
+
+    Factors in codes are those of `CodedFactorsKernel`.
+    """
 
     def __init__(self, activation: Activation) -> None:
         self.activation = activation
+        self.coded = CodedFactorsKernel(CodesKernel(activation))
 
     def pack(self, structure: LowRank, factors: Factors) -> Packed:
         """Both factors, their outputs first."""
+        if structure.coded is not None:
+            return self.coded.pack(structure, factors)
         dense = Dense(self.activation)
         return {name: dense.pack(factors[name].T[None]) for name in ("down", "up")}
 
@@ -110,6 +119,8 @@ class LowRankKernel(Kernel[LowRank]):
         self, structure: LowRank, out_features: int, in_features: int, stored: Shapes
     ) -> Sequence[Step]:
         """Two kernels."""
+        if structure.coded is not None:
+            return self.coded.steps(structure, out_features, in_features, stored)
         rank, dense = structure.rank, Dense(self.activation)
         assert rank is not None
         down = Product.plain(self.activation, dense, rank, in_features)

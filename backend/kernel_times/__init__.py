@@ -1,0 +1,9 @@
+"""Times the kernels of single layers on this machine, for plans that are made by measurement."""
+
+from __future__ import annotations
+
+from .layer import Layer, Time
+from .measure import kernel_times
+from .table import Table
+
+__all__ = ["Layer", "Table", "Time", "kernel_times"]

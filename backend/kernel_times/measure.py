@@ -1,0 +1,121 @@
+"""Layers × rows → milliseconds, by timing the kernels themselves: never by a formula."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from ...passes.errors import InputError
+from ...passes.progress import Progress, silent
+from ...passes.structures.base import Form
+from ...runtime.hardware import usable_cores
+from ..target import Target
+from .bench import Bench, Steps
+from .layer import DENSE, Layer, Time
+from .machine import check_measurable
+from .models import structure_of
+from .table import Known, Table, conditions
+
+Missing = dict[int, list[Layer]]
+"""Layers of one shape that are to be timed, by rows."""
+
+
+def kernel_times(
+    layers: Iterable[Layer],
+    target: Target,
+    form: Form,
+    rows: Sequence[int],
+    *,
+    threads: int | None = None,
+    table: Table | None = None,
+    progress: Progress = silent,
+) -> dict[Layer, dict[int, Time]]:
+    """Measures what each layer takes in a call with so many rows of x.
+
+    A small model holds copies of the layer, enough that weights come from memory as in a large
+    one, is compiled as any model for the target, and timed; a call with nothing between the same
+    inputs and outputs is subtracted. Layers of one shape take turns, their dense form among them,
+    whether it is asked for or not: what is asked of these times is which of them is less.
+
+    Times that the table has are not measured again. When others of their shape are measured later,
+    their dense form is timed again beside them, and by its change of pace all become comparable.
+
+    Args:
+        layers: with schemes as a plan states them, resolved.
+        target: engine and machine. CUDA graphs are not measured.
+        form: of structured nodes, for ONNX Runtime.
+        rows: of x.
+        threads: of a session; None is one for each core.
+        table: keeps the times from one process to the next; None keeps none.
+        progress: is told of layers that were compiled, and then timed.
+
+    Returns:
+        For each layer the time by rows.
+
+    Raises:
+        MissingDependencyError: a package or tool to compile or run with is missing.
+        TargetError: this machine cannot run what the target's code is for.
+        InputError: `rows` or `threads` below one, or none given.
+        SchemeError: a scheme that is no resolved structure.
+        FitError: a structure that a shape does not admit.
+        LoweringError: a structure without a kernel for the target.
+    """
+    wanted = list(dict.fromkeys(layers))
+    counts = sorted(set(rows))
+    if not counts or counts[0] < 1:
+        raise InputError(f"rows {list(rows)}: name the numbers of rows to measure, of 1 or more")
+    if threads is not None and threads < 1:
+        raise InputError(f"threads must be at least 1, got {threads}")
+    for layer in wanted:
+        _check(layer, target)
+    target = replace(target, graphs=None)
+    check_measurable(target)
+    used = usable_cores() if threads is None else threads
+    known = Known(table, conditions(target, form, used))
+    found: dict[Layer, dict[int, Time]] = {layer: {} for layer in wanted}
+    missing: dict[Layer, Missing] = {}
+    for layer in wanted:
+        for count in counts:
+            time = known.get(layer, count)
+            if time is None:
+                missing.setdefault(layer.dense, {}).setdefault(count, []).append(layer)
+            else:
+                found[layer][count] = time
+    bench = Bench(target, form, used, Steps(progress, _built(missing)))
+    for dense, by_rows in missing.items():
+        for count, times in bench.times(_with(dense, by_rows)).items():
+            for layer, time in _kept(known, dense, count, times).items():
+                if layer in found:
+                    found[layer][count] = time
+    return {layer: dict(sorted(times.items())) for layer, times in found.items()}
+
+
+def _check(layer: Layer, target: Target) -> None:
+    target.check_dtype(layer.element_type)
+    if layer.scheme != DENSE:
+        structure_of(layer)
+
+
+def _with(dense: Layer, by_rows: Missing) -> Missing:
+    """The layers to time by rows, their dense form among them."""
+    return {count: list(dict.fromkeys([dense, *layers])) for count, layers in by_rows.items()}
+
+
+def _built(missing: Mapping[Layer, Missing]) -> int:
+    """How many layers are to be compiled."""
+    return sum(
+        len(dict.fromkeys(layer for layers in _with(dense, by_rows).values() for layer in layers))
+        for dense, by_rows in missing.items()
+    )
+
+
+def _kept(known: Known, dense: Layer, rows: int, times: Mapping[Layer, Time]) -> dict[Layer, Time]:
+    """Puts times into the table, at the pace at which it has the dense form if it has it."""
+    before, now = known.get(dense, rows), times[dense]
+    pace = before.median_ms / now.median_ms if before is not None and now.median_ms else 1.0
+    kept = {layer: time.scaled(pace) for layer, time in times.items()}
+    if before is not None:
+        del kept[dense]
+    for layer, time in kept.items():
+        known.put(layer, rows, time)
+    return kept

@@ -1,0 +1,162 @@
+"""Small models to time: some copies of one layer, and the same calls with nothing to compute."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ...passes.errors import SchemeError
+from ...passes.fit import factor_type, packed
+from ...passes.plan import Choice, Plan
+from ...passes.replace import Fitted, ReplaceDense
+from ...passes.scheme import parse_scheme
+from ...passes.sites import find_sites
+from ...passes.structures.base import Form, Structure
+from .layer import DENSE, Layer
+
+INPUT = "x"
+
+_ROWS = "rows"
+_OPSET, _IR_VERSION = 21, 10
+_MOST_COPIES = 32
+_MOST_BYTES = 512 * 2**20
+_CACHES = 2
+"""Weights of so many times the last cache come from memory, as they do in a model."""
+
+
+def copies_of(layer: Layer, cache_bytes: int) -> int:
+    """How many copies of a layer stream their weights past a cache, as far as that is cheap."""
+    size = _bytes(layer)
+    streaming = math.ceil(_CACHES * cache_bytes / size)
+    # The call that is subtracted reads another column of x for each copy.
+    most = min(_MOST_COPIES, _MOST_BYTES // size, layer.in_features)
+    return max(1, min(streaming, most))
+
+
+def layer_model(layer: Layer, copies: int, form: Form, *, seed: int = 0) -> ir.Model:
+    """A model of `copies` layers that read one x, each with weights of its own.
+
+    One entry of each y is an output: the rest is dropped where it was computed, as in a model,
+    where the next operator reads it from a cache.
+    """
+    size = layer.out_features * layer.in_features
+    # Overlapping parts of one row of numbers are as good as many matrices, and drawn once.
+    drawn = np.random.default_rng(seed).standard_normal(size + copies, np.float32)
+    drawn /= np.float32(math.sqrt(layer.in_features))
+    values = drawn.astype(layer.element_type.numpy(), copy=False)
+    shape = (layer.out_features, layer.in_features)
+    shape = shape if layer.gathers else shape[::-1]
+    dtype = ir.DataType.INT64 if layer.gathers else layer.element_type
+    x = _value(INPUT, dtype, _ROWS, *([] if layer.gathers else [layer.in_features]))
+    width = layer.in_features if layer.gathers else layer.out_features
+
+    def computed(tape: ir.tape.Tape, copy: int) -> ir.Value:
+        weight = values[copy : copy + size].reshape(shape)
+        table = tape.initializer(ir.tensor(weight), _site(copy))
+        y = tape.op("Gather", [table, x]) if layer.gathers else tape.op("MatMul", [x, table])
+        y.dtype, y.shape = layer.element_type, ir.Shape([_ROWS, width])
+        return y
+
+    model = _model(x, copies, computed, lambda copy: 0)
+    if layer.scheme != DENSE:
+        _replace(model, layer, form, seed)
+    return model
+
+
+def empty_model(layer: Layer, copies: int) -> ir.Model:
+    """The same inputs and outputs, with nothing between them: the fixed cost of a call."""
+    x = _value(INPUT, layer.element_type, _ROWS, layer.in_features)
+    return _model(x, copies, lambda tape, copy: x, lambda copy: copy)
+
+
+def inputs_for(layer: Layer, rows: int, *, seed: int = 0) -> dict[str, NDArray[Any]]:
+    """Random inputs of `layer_model`."""
+    random = np.random.default_rng(seed)
+    if layer.gathers:
+        return {INPUT: random.integers(0, layer.out_features, rows)}
+    return empty_inputs(layer, rows, seed=seed)
+
+
+def empty_inputs(layer: Layer, rows: int, *, seed: int = 0) -> dict[str, NDArray[Any]]:
+    """Random inputs of `empty_model`."""
+    x = np.random.default_rng(seed).standard_normal((rows, layer.in_features), np.float32)
+    return {INPUT: x.astype(layer.element_type.numpy(), copy=False)}
+
+
+def structure_of(layer: Layer) -> Structure:
+    """The structure of a layer that is not dense.
+
+    Raises:
+        SchemeError: `auto`, or a text that is not understood.
+        FitError: the shape does not admit it.
+    """
+    scheme = parse_scheme(layer.scheme)
+    if not isinstance(scheme, Structure):
+        raise SchemeError(f"{layer}: only a resolved structure or dense has a kernel to time")
+    return scheme.resolve(layer.out_features, layer.in_features, site=str(layer))
+
+
+def _bytes(layer: Layer) -> int:
+    """Of one copy's weights."""
+    shape = layer.out_features, layer.in_features
+    if layer.scheme == DENSE:
+        return math.ceil(math.prod(shape) * layer.element_type.itemsize)
+    return math.ceil(structure_of(layer).bits(*shape) / 8)
+
+
+def _model(
+    x: ir.Value,
+    copies: int,
+    computed: Callable[[ir.tape.Tape, int], ir.Value],
+    column: Callable[[int], int],
+) -> ir.Model:
+    """Reads one entry, of row 0 and a column, of each of some matrices computed from x."""
+    tape, outputs = ir.tape.Tape(), []
+    for copy in range(copies):
+        y, place = computed(tape, copy), column(copy)
+        bounds = [
+            tape.initializer(ir.tensor(np.array([0, place]) + end), f"{name}.{copy}")
+            for name, end in (("start", 0), ("end", 1))
+        ]
+        entry = tape.op("Slice", [y, *bounds])
+        entry.name, entry.type, entry.shape = f"entry.{copy}", y.type, ir.Shape([1, 1])
+        outputs.append(entry)
+    graph = ir.Graph(
+        [x],
+        outputs,
+        nodes=tape.nodes,
+        initializers=tape.initializers,
+        opset_imports={"": _OPSET},
+        name="layers",
+    )
+    return ir.Model(graph, ir_version=_IR_VERSION)
+
+
+def _replace(model: ir.Model, layer: Layer, form: Form, seed: int) -> None:
+    """Puts the structure of a layer in the place of all copies; each stores its own tensors."""
+    structure = structure_of(layer)
+    shape = layer.out_features, layer.in_features
+    sites = find_sites(model)[0]
+    # One set of values does: engines store and read the tensors of each site apart.
+    factors = structure.random_factors(*shape, seed=seed)
+    tensors = (
+        packed(structure, factors, form, factor_type(sites[0], form), sites[0].name)
+        if sites
+        else {}
+    )
+    choices = tuple(Choice(site.name, *shape[::-1], str(structure)) for site in sites)
+    fitted = {site.name: Fitted(structure, tensors) for site in sites}
+    ReplaceDense(Plan(choices), fitted, form)(model)
+
+
+def _value(name: str, dtype: ir.DataType, *shape: int | str) -> ir.Value:
+    return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
+
+
+def _site(copy: int) -> str:
+    return f"layer.{copy}"

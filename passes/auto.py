@@ -1,0 +1,224 @@
+"""A budget and priced options → the choice of every site, and why: `scheme="auto"`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from .allocate import Impossible, Limit, allocate
+from .budget import Budget
+from .errors import PlanError
+from .pricing import Option, PricedModel, PricedSite
+
+Price = Callable[[PricedSite, Option], float]
+
+
+def choose(model: PricedModel, budget: Budget, max_distortion: float | None = None) -> list[int]:
+    """The number of the option of each site.
+
+    Where size, bits or latency are limited, the distortion is the least within those limits;
+    otherwise bytes and time, each relative to dense and in equal parts, are the least for the
+    allowed distortion. An option that `PricedSite.gate` refuses is never chosen.
+
+    Args:
+        model: the options.
+        budget: limits of costs; its `max_drop` is what `max_distortion` is made from.
+        max_distortion: on the sum over the sites; None for none.
+
+    Raises:
+        PlanError: no choice keeps the limits; names the one that cannot be kept, and how near to
+            it one can come.
+    """
+    free = _Free(model, budget)
+    limits = free.limits()
+    if max_distortion is not None:
+        limits.append(Limit("max_drop", free.table(_distortion), max_distortion))
+    aim = free.table(_distortion if budget.limits_cost else free.cost)
+    try:
+        return free.numbers(allocate(aim, limits))
+    except Impossible as error:
+        raise PlanError(free.refusal(error)) from None
+
+
+def pareto(model: PricedModel, points: int = 5) -> list[list[int]]:
+    """Choices of least distortion, from the smallest model to one near dense.
+
+    The limits of their bytes are in equal ratios; choices that are the same stand once.
+    """
+    free = _Free(model, Budget(size_ratio=1.0))
+    sizes = free.table(_bytes)
+    least, most = (float(sum(map(pick, sizes))) for pick in (min, max))
+    found: list[list[int]] = []
+    for limit in np.geomspace(max(least, 1), max(most, 1), points + 1)[:-1]:
+        limits = [Limit("size_ratio", sizes, float(limit) * (1 + 1e-9))]
+        chosen = free.numbers(allocate(free.table(_distortion), limits))
+        if chosen not in found:
+            found.append(chosen)
+    return found
+
+
+def allowed(model: PricedModel, budget: Budget, chosen: Sequence[int]) -> bool:
+    """Whether a choice keeps the limits on costs, and the gate lets all of it through."""
+    if any(
+        number not in _open(site, budget) for site, number in zip(model.sites, chosen, strict=True)
+    ):
+        return False
+    kept = [
+        (budget.size_ratio, model.size_ratio(chosen)),
+        (budget.effective_bits, model.effective_bits(chosen)),
+        *((budget.latency_ratio, model.latency_ratio(chosen, batch)) for batch in model.batches),
+    ]
+    return all(limit is None or found <= limit * (1 + 1e-9) for limit, found in kept)
+
+
+class _Free:
+    """The options that the gate lets through, by their numbers."""
+
+    def __init__(self, model: PricedModel, budget: Budget, *, gated: bool = True) -> None:
+        self.model, self.budget = model, budget
+        self.open = [
+            _open(site, budget) if gated else list(range(len(site.options))) for site in model.sites
+        ]
+
+    def table(self, price: Price) -> list[list[float]]:
+        """A price for each of them."""
+        return [
+            [price(site, site.options[number]) for number in numbers]
+            for site, numbers in zip(self.model.sites, self.open, strict=True)
+        ]
+
+    def numbers(self, chosen: Sequence[int]) -> list[int]:
+        """Numbers among all options, from numbers among those that are open."""
+        return [numbers[number] for numbers, number in zip(self.open, chosen, strict=True)]
+
+    def limits(self) -> list[Limit]:
+        """Those of the budget that are sums over the sites."""
+        model, budget = self.model, self.budget
+        limits = []
+        sizes = self.table(_bytes)
+        dense = sum(site.dense.bytes for site in model.sites)
+        if budget.size_ratio is not None:
+            most = budget.size_ratio * model.bytes - (model.bytes - dense)
+            limits.append(Limit("size_ratio", sizes, most))
+        if budget.effective_bits is not None:
+            weights = sum(site.weights for site in model.sites)
+            limits.append(Limit("effective_bits", sizes, budget.effective_bits * weights / 8))
+        if budget.latency_ratio is not None:
+            for batch in model.batches:
+                rest = model.rest_milliseconds.get(batch, 0.0)
+                whole = rest + sum(site.dense.milliseconds[batch] for site in model.sites)
+                times = self.table(lambda _, option, batch=batch: option.milliseconds[batch])
+                name = f"latency_ratio at batch {batch}"
+                limits.append(Limit(name, times, budget.latency_ratio * whole - rest))
+        return limits
+
+    def cost(self, site: PricedSite, option: Option) -> float:
+        """Share of the model's bytes, plus share of its sites' time, mean over the batches."""
+        found = option.bytes / max(self.model.bytes, 1)
+        times = [
+            option.milliseconds[batch] / max(self._dense_milliseconds(batch), 1e-300)
+            for batch in self.model.batches
+        ]
+        return found + (sum(times) / len(times) if times else 0.0)
+
+    def refusal(self, error: Impossible) -> str:
+        """What cannot be kept, and what can."""
+        name = error.name.partition(" ")[0]
+        wanted = getattr(self.budget, name)
+        beside = " and ".join(self._said(other) for other in error.others)
+        what = f"{self._said(error.name)} cannot be kept"
+        what += f" together with {beside}" if beside else ""
+        return (
+            f"budget: {what}: the least that the options of this model reach is "
+            f"{self._ratio(error):.3g}; raise it from {wanted:g}"
+            + (f", or {beside}" if beside else "")
+        )
+
+    def _said(self, name: str) -> str:
+        key, _, where = name.partition(" ")
+        return f"{key}={getattr(self.budget, key):g}" + (f" {where}" if where else "")
+
+    def _ratio(self, error: Impossible) -> float:
+        """The least sum in the unit of the budget."""
+        model, name = self.model, error.name
+        if name == "size_ratio":
+            dense = sum(site.dense.bytes for site in model.sites)
+            return (model.bytes - dense + error.least) / model.bytes
+        if name == "effective_bits":
+            return 8 * error.least / sum(site.weights for site in model.sites)
+        if name == "max_drop":
+            return error.least
+        batch = int(name.rpartition(" ")[2])
+        rest = model.rest_milliseconds.get(batch, 0.0)
+        return (rest + error.least) / (rest + self._dense_milliseconds(batch))
+
+    def _dense_milliseconds(self, batch: int) -> float:
+        return sum(site.dense.milliseconds[batch] for site in self.model.sites)
+
+
+def _open(site: PricedSite, budget: Budget) -> list[int]:
+    if site.fixed is not None:
+        return [site.fixed]
+    return [
+        number
+        for number, option in enumerate(site.options)
+        if np.isfinite(option.distortion) and not site.gate(option, budget)
+    ]
+
+
+def _bytes(_: PricedSite, option: Option) -> float:
+    return float(option.bytes)
+
+
+def _distortion(_: PricedSite, option: Option) -> float:
+    return option.distortion
+
+
+def reason(site: PricedSite, number: int, budget: Budget) -> str:
+    """Why an option was chosen, or, for dense, why the others were not."""
+    chosen = site.options[number]
+    if site.fixed is not None:
+        return "asked for"
+    if chosen is not site.dense:
+        how = "measured" if chosen.measured else "predicted"
+        return f"auto: {_ratios(site, chosen)}, distortion {chosen.distortion:.2g} ({how})"
+    others = site.options[1:]
+    if not others:
+        return "kept dense: no form of this shape is smaller"
+    gates = [(option, site.gate(option, budget)) for option in others]
+    refused = [f"{option.scheme} {gate}" for option, gate in gates if gate]
+    if len(refused) == len(others):
+        return f"kept dense: {refused[0]}"
+    best = min((option for option, gate in gates if not gate), key=lambda o: o.distortion)
+    return f"kept dense: {best.scheme} would add {best.distortion:.2g} to the distortion"
+
+
+def runners_up(site: PricedSite, number: int, budget: Budget) -> list[dict[str, str]]:
+    """The options that were not chosen, each with the reason."""
+    return [
+        {"scheme": option.scheme, "reason": _why_not(site, option, site.options[number], budget)}
+        for other, option in enumerate(site.options)
+        if other != number
+    ]
+
+
+def _why_not(site: PricedSite, option: Option, chosen: Option, budget: Budget) -> str:
+    gate = site.gate(option, budget)
+    if gate:
+        return gate
+    if not np.isfinite(option.distortion):
+        return "makes outputs that are not finite"
+    more = option.distortion - chosen.distortion
+    changed = "more" if more >= 0 else "less"
+    return f"{_ratios(site, option)}, {abs(more):.2g} {changed} distortion"
+
+
+def _ratios(site: PricedSite, option: Option) -> str:
+    parts = [f"{option.bytes / site.dense.bytes:.2f}× the bytes"]
+    parts += [
+        f"{time / site.dense.milliseconds[batch]:.2f}× the time at batch {batch}"
+        for batch, time in option.milliseconds.items()
+        if site.dense.milliseconds[batch]
+    ]
+    return ", ".join(parts)

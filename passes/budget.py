@@ -1,0 +1,92 @@
+"""`size_ratio=0.25,max_drop=0.01` <-> `Budget`: what a plan may cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from .errors import SchemeError
+
+DEFAULT_DROP = 0.01
+"""Without any budget: a hundredth of the outputs' energy, or of a nat, may be lost."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits that hold together; None is no limit.
+
+    Attributes:
+        size_ratio: weights' bytes after over before, of the whole model.
+        latency_ratio: time of a run after over before, on the target.
+        effective_bits: stored bits of all sites over their number of weights.
+        max_drop: of the validation metric; without one, of the distortion of the outputs.
+    """
+
+    size_ratio: float | None = None
+    latency_ratio: float | None = None
+    effective_bits: float | None = None
+    max_drop: float | None = None
+
+    @staticmethod
+    def parse(given: Mapping[str, float] | str | None) -> Budget:
+        """The budget of a mapping or of a text; none allows `DEFAULT_DROP` alone.
+
+        Raises:
+            SchemeError: an unknown key, or a value that is no positive number; lists the keys.
+        """
+        if given is None:
+            return Budget(max_drop=DEFAULT_DROP)
+        items = _items(given) if isinstance(given, str) else dict(given)
+        known = [field.name for field in fields(Budget)]
+        for name, value in items.items():
+            if name not in known:
+                raise SchemeError(f"budget: unknown key {name!r}; known are {', '.join(known)}")
+            items[name] = _number(name, value)
+        if not items:
+            raise SchemeError(f"budget: is empty; give one or more of {', '.join(known)}")
+        return Budget(**items)
+
+    def __str__(self) -> str:
+        """`size_ratio=0.25,max_drop=0.01`."""
+        given = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return ",".join(f"{name}={value:g}" for name, value in given if value is not None)
+
+    @property
+    def limits_cost(self) -> bool:
+        """Whether something but the drop is limited: then the drop is to be least."""
+        costs = (self.size_ratio, self.latency_ratio, self.effective_bits)
+        return any(limit is not None for limit in costs)
+
+    @property
+    def wants_size(self) -> bool:
+        """Whether options must be smaller than dense: always, but for latency alone."""
+        size = self.size_ratio is not None or self.effective_bits is not None
+        return size or self.latency_ratio is None
+
+    @property
+    def wants_latency(self) -> bool:
+        """Whether options must not be slower than dense: always, but for size alone."""
+        return self.latency_ratio is not None or not self.limits_cost
+
+
+def _items(text: str) -> dict[str, float]:
+    items: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals:
+            raise SchemeError(f"budget {text!r}: {part!r} is not of the form key=number")
+        if name in items:
+            raise SchemeError(f"budget {text!r}: {name!r} is given twice")
+        items[name] = value  # type: ignore[assignment]  # `_number` reads it
+    return items
+
+
+def _number(name: str, value: object) -> float:
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise SchemeError(f"budget: {name} wants a number, not {value!r}") from None
+    if not math.isfinite(number) or number < 0 or (number == 0 and name != "max_drop"):
+        raise SchemeError(f"budget: {name} is above 0, not {number:g}")
+    return number

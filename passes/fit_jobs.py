@@ -1,0 +1,286 @@
+"""Fits as jobs: one weight each, carried out anywhere, looked up first and stored afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from .cache import Cache, Entry
+from .errors import FitError, UndenseError, cause_of
+from .fingerprint import array_sha256, code_fingerprint
+from .fit import FitResult, factor_type, fit_weight
+from .progress import Progress, silent
+from .replace import Fitted
+from .sites import Site
+from .stats import Stats
+from .structures.base import Form, Structure
+from .threads import single_threaded
+
+KIND = "fit"
+"""Of the entries of the cache."""
+
+_ELEMENTWISE = 512
+"""What searching the levels or factors of one weight costs, in multiply-accumulates."""
+
+
+@dataclass(frozen=True, eq=False)
+class FitJob:
+    """All that a fit follows from; it can be sent to another process or machine.
+
+    Attributes:
+        site: what errors and results name; it does not change the factors.
+        weight: W, `[out_features, in_features]`.
+        structure: resolved for that shape.
+        stats: of the inputs; None for a data-free fit.
+        seed: of what is drawn at random.
+        form: what the tensors are packed for.
+        dtype: of the floating tensors.
+        code: `code_fingerprint()` of who made the job, which that of the worker has to equal.
+    """
+
+    site: str
+    weight: NDArray[np.float32]
+    structure: Structure
+    stats: Stats | None
+    seed: int
+    form: Form
+    dtype: ir.DataType
+    code: Mapping[str, str] = field(default_factory=code_fingerprint)
+
+    @staticmethod
+    def of_site(
+        site: Site, structure: Structure, stats: Stats | None, *, seed: int, form: Form
+    ) -> FitJob:
+        """The job of fitting `structure` to the weight of a site, which is read now."""
+        return FitJob(
+            site.name, site.weight(), structure, stats, seed, form, factor_type(site, form)
+        )
+
+    @property
+    def cost(self) -> float:
+        """See `fit_cost`."""
+        return fit_cost(*self.weight.shape, calibrated=self.stats is not None)
+
+    def key(self) -> dict[str, Any]:
+        """What the cache knows the result by: everything but the name of the site."""
+        stats = self.stats
+        return {
+            "weight": array_sha256(self.weight),
+            "stats": stats and [array_sha256(stats.second_moment, stats.mean), stats.tokens],
+            "structure": repr(self.structure),
+            "seed": self.seed,
+            "form": self.form,
+            "dtype": self.dtype.name,
+            "code": dict(self.code),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class FitArrays:
+    """A `FitResult` as plain arrays, which can be sent and stored."""
+
+    arrays: dict[str, NDArray[Any]]
+    relative_error: float
+    bits_per_weight: float
+
+    @staticmethod
+    def of_result(result: FitResult) -> FitArrays:
+        """The arrays of a result."""
+        arrays = {name: tensor.numpy() for name, tensor in result.fitted.tensors.items()}
+        return FitArrays(arrays, result.relative_error, result.bits_per_weight)
+
+    def result(self, structure: Structure) -> FitResult:
+        """The result again, of the structure that was fitted."""
+        tensors = {name: ir.tensor(array) for name, array in self.arrays.items()}
+        return FitResult(Fitted(structure, tensors), self.relative_error, self.bits_per_weight)
+
+
+def fit_cost(out_features: int, in_features: int, *, calibrated: bool) -> float:
+    """An estimate of the work of a fit in multiply-accumulates, for sharing out and progress.
+
+    Fits under statistics multiply W by matrices of in_features squared, data-free ones decompose
+    the smaller side at most, and both go over all weights some times.
+    """
+    side = in_features if calibrated else min(out_features, in_features)
+    return float(out_features * in_features * (side + _ELEMENTWISE))
+
+
+def run(job: FitJob) -> FitArrays:
+    """Carries out a job, on one thread: the same job gives the same bytes wherever it runs.
+
+    Raises:
+        FitError: as `fit_weight`; or undense, numpy or torch are others here than where the job
+            was made.
+    """
+    here = code_fingerprint()
+    differing = sorted(name for name in {*here, *job.code} if here.get(name) != job.code.get(name))
+    if differing:
+        raise FitError(
+            job.site,
+            f"the worker has other {' and '.join(differing)} than the process that compiles",
+            "install the same versions on all workers",
+        )
+    with single_threaded(with_torch=job.stats is not None):
+        result = fit_weight(
+            job.weight,
+            job.structure,
+            job.stats,
+            seed=job.seed,
+            form=job.form,
+            dtype=job.dtype,
+            site=job.site,
+        )
+    return FitArrays.of_result(result)
+
+
+def fit_all(
+    jobs: Iterable[FitJob],
+    *,
+    cost: float,
+    executor: Executor | None = None,
+    in_flight: int = 1,
+    cache: Cache | None = None,
+    progress: Progress = silent,
+) -> Generator[tuple[str, FitResult]]:
+    """Yields results by the name of their site, as they are done.
+
+    A result that the cache has takes no work. What is done is stored at once, also if this is left
+    early, by an error or an interrupt; jobs that have not begun are then cancelled.
+
+    Args:
+        jobs: asked for one after the other, so that few weights are held at a time.
+        cost: the sum over all jobs.
+        executor: where they run: any that can import undense; here and now if None.
+        in_flight: jobs that are handed to the executor at a time.
+        cache: of results.
+        progress: told of the cost that is done, of that which the cache did not save.
+
+    Raises:
+        FitError: of the first job that fails; it names the site.
+    """
+    running = _Running(cache, _Work(cost, progress))
+    try:
+        for job in jobs:
+            running.work.tell()  # not before: what makes the first job may be calibration
+            key = {} if cache is None else job.key()
+            known = None if cache is None else cache.get(KIND, key)
+            if known is not None:
+                running.work.saved(job.cost)
+                yield job.site, _read(known).result(job.structure)
+                continue
+            waiting = _Waiting(job.site, job.structure, job.cost, key)
+            if executor is None:
+                with _naming(job.site):
+                    found = run(job)
+                yield running.done(waiting, found)
+                continue
+            while len(running.futures) >= in_flight:
+                yield from running.completed()
+            running.futures[executor.submit(run, job)] = waiting
+        while running.futures:
+            yield from running.completed()
+        running.work.finished()
+    finally:
+        running.stop()
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """What is kept of a job that was handed over: not its arrays."""
+
+    site: str
+    structure: Structure
+    cost: float
+    key: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class _Running:
+    """The jobs in flight, and what becomes of their results."""
+
+    cache: Cache | None
+    work: _Work
+    futures: dict[Future[FitArrays], _Waiting] = field(default_factory=dict)
+
+    def completed(self) -> Iterator[tuple[str, FitResult]]:
+        """Waits for a job at least, and yields the results of those that are done."""
+        for future in wait(self.futures, return_when=FIRST_COMPLETED).done:
+            with _naming(self.futures[future].site):
+                found = future.result()
+            yield self.done(self.futures.pop(future), found)
+
+    def done(self, waiting: _Waiting, found: FitArrays) -> tuple[str, FitResult]:
+        """Stores a result and counts it."""
+        self._store(waiting, found)
+        self.work.done(waiting.cost)
+        return waiting.site, found.result(waiting.structure)
+
+    def stop(self) -> None:
+        """Stores what is done and was not asked for, and cancels what has not begun."""
+        for future, waiting in self.futures.items():
+            if future.cancel() or not future.done() or future.cancelled():
+                continue
+            if future.exception() is None:
+                self._store(waiting, future.result())
+
+    def _store(self, waiting: _Waiting, found: FitArrays) -> None:
+        if self.cache is not None:
+            values = {
+                "relative_error": found.relative_error,
+                "bits_per_weight": found.bits_per_weight,
+            }
+            self.cache.put(KIND, waiting.key, values, found.arrays)
+
+
+def _read(entry: Entry) -> FitArrays:
+    return FitArrays(entry.arrays, **entry.values)
+
+
+@contextlib.contextmanager
+def _naming(site: str) -> Iterator[None]:
+    """Whatever goes wrong within names the site."""
+    try:
+        yield
+    except UndenseError:
+        raise
+    except BrokenExecutor as error:
+        raise FitError(
+            site,
+            "a process that fits was ended, as systems do when memory runs out",
+            "free memory and compile again: fits that were done are not repeated",
+        ) from error
+    except Exception as error:
+        raise FitError(
+            site,
+            f"its fit failed: {type(error).__name__}: {cause_of(error)}",
+            "choose another scheme for it, or keep it dense",
+        ) from error
+
+
+class _Work:
+    """Counts the cost of jobs, of which those that the cache saved are no part."""
+
+    def __init__(self, total: float, progress: Progress) -> None:
+        self._total, self._done, self._progress = total, 0.0, progress
+
+    def done(self, cost: float) -> None:
+        self._done += cost
+        self.tell()
+
+    def saved(self, cost: float) -> None:
+        self._total -= cost
+        self.tell()
+
+    def finished(self) -> None:
+        self._progress(1, 1, KIND)
+
+    def tell(self) -> None:
+        if self._total > self._done:
+            self._progress(int(self._done), int(self._total), KIND)

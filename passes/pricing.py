@@ -1,0 +1,139 @@
+"""What each option of each site costs: bytes, milliseconds, and distortion of the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from .budget import Budget
+
+Batch = int
+"""Product of the lengths of the dynamic dimensions of one call: tokens, or samples."""
+
+SAME_TIME = 1.02
+"""Times nearer than this are the same: medians of kernels repeat within one or two percent."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One form of one site.
+
+    Attributes:
+        scheme: resolved scheme text, or `dense`.
+        bytes: that are stored.
+        milliseconds: of one run's calls, at each batch; empty where nothing was timed.
+        error: relative error of the site's outputs on the calibration data.
+        distortion: of the model's outputs with this site alone replaced.
+        measured: whether the distortion was measured, or else predicted from the error.
+    """
+
+    scheme: str
+    bytes: int
+    milliseconds: Mapping[Batch, float]
+    error: float
+    distortion: float
+    measured: bool
+
+
+@dataclass(frozen=True)
+class PricedSite:
+    """A site and its options.
+
+    Attributes:
+        name, in_features, out_features: as in `Site`.
+        options: the dense one first.
+        fixed: the number of the one that was asked for by name; None if any may be chosen.
+    """
+
+    name: str
+    in_features: int
+    out_features: int
+    options: tuple[Option, ...]
+    fixed: int | None = None
+
+    @property
+    def dense(self) -> Option:
+        """The weight as it is."""
+        return self.options[0]
+
+    @property
+    def weights(self) -> int:
+        """Elements of the dense matrix."""
+        return self.in_features * self.out_features
+
+    def gate(self, option: Option, budget: Budget) -> str:
+        """Why an option may not be chosen whatever its distortion; empty if it may.
+
+        It must be smaller than dense, but for latency alone; it must not be slower at any batch,
+        but for size alone.
+        """
+        if option is self.dense:
+            return ""
+        if budget.wants_size and option.bytes >= self.dense.bytes:
+            return f"would take {option.bytes / self.dense.bytes:.2f}× the bytes"
+        if budget.wants_latency:
+            for batch, time in option.milliseconds.items():
+                if time > SAME_TIME * self.dense.milliseconds[batch]:
+                    ratio = time / self.dense.milliseconds[batch]
+                    return f"would take {ratio:.2f}× the time at batch {batch}"
+        return ""
+
+
+@dataclass(frozen=True)
+class PricedModel:
+    """A model's options, and what no plan changes.
+
+    Attributes:
+        sites: with their options.
+        bytes: of all weights, dense.
+        rest_milliseconds: of a dense run on the target without its sites, at each batch. Empty
+            where the dense model was not timed; the latency is that of the sites alone then.
+    """
+
+    sites: tuple[PricedSite, ...]
+    bytes: int
+    rest_milliseconds: Mapping[Batch, float]
+
+    @property
+    def batches(self) -> tuple[Batch, ...]:
+        """At which the sites were timed."""
+        return tuple(self.sites[0].dense.milliseconds) if self.sites else ()
+
+    def taken(self, chosen: Sequence[int]) -> list[Option]:
+        """The chosen option of each site."""
+        return [site.options[number] for site, number in zip(self.sites, chosen, strict=True)]
+
+    def size_ratio(self, chosen: Sequence[int]) -> float:
+        """Bytes of all weights after over before."""
+        before = sum(site.dense.bytes for site in self.sites)
+        after = sum(option.bytes for option in self.taken(chosen))
+        return (self.bytes - before + after) / self.bytes if self.bytes else 1.0
+
+    def latency_ratio(self, chosen: Sequence[int], batch: Batch) -> float:
+        """Time of a run after over before."""
+        rest = self.rest_milliseconds.get(batch, 0.0)
+        before = rest + sum(site.dense.milliseconds[batch] for site in self.sites)
+        after = rest + sum(option.milliseconds[batch] for option in self.taken(chosen))
+        return after / before if before else 1.0
+
+    def effective_bits(self, chosen: Sequence[int]) -> float:
+        """Stored bits of all sites over their number of weights."""
+        bits = sum(8 * option.bytes for option in self.taken(chosen))
+        return bits / max(sum(site.weights for site in self.sites), 1)
+
+    def distortion(self, chosen: Sequence[int]) -> float:
+        """The sum of what each site does alone."""
+        return sum(option.distortion for option in self.taken(chosen))
+
+    def with_distortions(self, measured: Mapping[tuple[str, str], float]) -> PricedModel:
+        """The same with what was measured, by site and scheme."""
+
+        def updated(site: PricedSite, option: Option) -> Option:
+            found = measured.get((site.name, option.scheme))
+            return option if found is None else replace(option, distortion=found, measured=True)
+
+        sites = (
+            replace(site, options=tuple(updated(site, option) for option in site.options))
+            for site in self.sites
+        )
+        return replace(self, sites=tuple(sites))

@@ -1,0 +1,108 @@
+"""Which options are worth a real fit: their errors under C without compensation, and the hull.
+
+Compensation divides the error of codes by about two whatever their levels, so codes are compared
+with codes and floating forms with each other: only corners of a hull are the best at some price. A
+floating form is left out, too, where codes are better in everything even without compensation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .allocate import lower_hull
+from .linalg import damped, relative_error
+from .stats import Stats
+from .structures.base import Structure
+from .structures.low_rank import LowRank
+from .structures.monarch import Monarch
+from .structures.residual import Residual
+
+Costs = Mapping[Structure, Sequence[float]]
+"""Of each option: bytes, then milliseconds at each batch where they are known."""
+
+
+def screened(
+    weight: NDArray[np.float32],
+    options: Sequence[Structure],
+    costs: Costs,
+    stats: Stats | None,
+    *,
+    seed: int,
+    site: str,
+) -> list[Structure]:
+    """The options on a hull of error and one of their costs, in the given order."""
+    errors = _Errors(weight, stats, seed, site)
+    points = {option: (errors.of(option), *costs[option]) for option in options}
+    codes = [option for option in options if not isinstance(option, LowRank | Monarch)]
+    floating = [
+        option
+        for option in options
+        if isinstance(option, LowRank | Monarch)
+        and not any(_no_worse(points[other], points[option]) for other in codes)
+    ]
+    kept = {option for family in (codes, floating) for option in _on_a_hull(family, points)}
+    return [option for option in options if option in kept]
+
+
+def _on_a_hull(
+    options: Sequence[Structure], points: Mapping[Structure, Sequence[float]]
+) -> Iterator[Structure]:
+    """Those on the hull of the error and one of the costs."""
+    for resource in range(1, len(points[options[0]]) if options else 0):
+        prices = [points[option][resource] for option in options]
+        hull = lower_hull(prices, [points[option][0] for option in options])
+        yield from (options[number] for number in hull)
+
+
+def _no_worse(one: Sequence[float], other: Sequence[float]) -> bool:
+    return all(a <= b for a, b in zip(one, other, strict=True))
+
+
+class _Errors:
+    """Squared relative errors under C of quick fits, sharing what options have in common."""
+
+    def __init__(
+        self, weight: NDArray[np.float32], stats: Stats | None, seed: int, site: str
+    ) -> None:
+        self._weight = weight.astype(np.float64)
+        self._moment = None if stats is None else damped(stats.second_moment)
+        self._root = None if self._moment is None else np.linalg.cholesky(self._moment)
+        self._seed, self._site = seed, site
+        self._whole = self._energies(self._weight).sum()
+        self._weight_energies: NDArray[np.float64] | None = None
+        self._of_codes: dict[Structure, NDArray[np.float64]] = {}
+
+    def of(self, option: Structure) -> float:
+        """`tr(E C Eᵀ) / tr(W C Wᵀ)`, exact for low rank with floating factors."""
+        if isinstance(option, LowRank) and option.rank is not None:
+            if self._weight_energies is None:
+                self._weight_energies = self._energies(self._weight)
+            return self._tail(self._weight_energies, option.rank)
+        if isinstance(option, Residual):
+            if option.codes not in self._of_codes:
+                error = self._weight - self._dense(option.codes)
+                self._of_codes[option.codes] = self._energies(error)
+            return self._tail(self._of_codes[option.codes], option.rank)
+        return relative_error(self._weight, self._dense(option), self._moment) ** 2
+
+    def _dense(self, option: Structure) -> NDArray[np.float64]:
+        weight = self._weight.astype(np.float32)
+        return option.dense(option.fit(weight, None, seed=self._seed, site=self._site))
+
+    def _energies(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The largest eigenvalues of `M C Mᵀ`, falling, from the smaller side of M."""
+        rows, columns = matrix.shape
+        if rows <= columns:
+            weighted = matrix if self._moment is None else matrix @ self._moment
+            return np.linalg.eigvalsh(weighted @ matrix.T)[::-1]
+        weighted = matrix if self._root is None else matrix @ self._root
+        return np.linalg.eigvalsh(weighted.T @ weighted)[::-1]
+
+    def _tail(self, energies: NDArray[np.float64], rank: int) -> float:
+        """The share that is left when the `rank` strongest directions are kept."""
+        if self._whole <= 0:
+            return 0.0
+        return float(np.maximum(energies[rank:], 0).sum() / self._whole)

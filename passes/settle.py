@@ -1,0 +1,161 @@
+"""Choose, measure what was chosen, choose again; then hold the sum to the joint distortion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from .auto import allowed, choose
+from .budget import Budget
+from .errors import PlanError
+from .pricing import PricedModel
+from .sensitivity import Sensitivities
+
+_ROUNDS = 5
+"""Of choosing and measuring; choices settle in two or three."""
+
+_TIGHTENED = 1.05
+_SWAPS = 16
+_BETTER = 0.99
+"""A swap is taken if it leaves less than this of the joint distortion."""
+
+_ADDITIVE = 1.1
+"""Up to which ratio of joint distortion to sum, either way, the sum is taken at its word."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A choice, and what the model's outputs lose by it.
+
+    Attributes:
+        model: with all distortions that were measured on the way.
+        chosen: the number of the option of each site.
+        joint: the distortion with all sites replaced.
+        swaps: pairs of sites whose options were exchanged because the sum misled.
+    """
+
+    model: PricedModel
+    chosen: list[int]
+    joint: float
+    swaps: int = 0
+
+    @property
+    def additivity(self) -> float | None:
+        """The joint distortion over the sum of what each site does alone."""
+        alone = self.model.distortion(self.chosen)
+        return self.joint / alone if alone > 0 else None
+
+
+def settle(model: PricedModel, budget: Budget, sensitivities: Sensitivities) -> Settled:
+    """The choice that the budget allows, once measurements no longer change it.
+
+    Args:
+        model: priced.
+        budget: its `max_drop` is held to the joint distortion.
+        sensitivities: measure, as far as their time allows.
+
+    Raises:
+        PlanError: the budget cannot be kept.
+    """
+    limit = budget.max_drop
+    found = _chosen(model, budget, sensitivities, limit)
+    if limit is not None:
+        found = _within(found, budget, sensitivities, limit)
+    additivity = found.additivity
+    if budget.limits_cost and additivity and not 1 / _ADDITIVE < additivity < _ADDITIVE:
+        found = _swapped(found, budget, sensitivities)
+    return found
+
+
+def joint_distortion(
+    model: PricedModel, chosen: Sequence[int], sensitivities: Sensitivities
+) -> float:
+    """With all chosen options in place at once."""
+    names = (site.name for site in model.sites)
+    taken = zip(names, model.taken(chosen), strict=True)
+    schemes = {name: option.scheme for name, option in taken if option.scheme != "dense"}
+    return sensitivities.measure(schemes) if schemes else 0.0
+
+
+def _chosen(
+    model: PricedModel, budget: Budget, sensitivities: Sensitivities, limit: float | None
+) -> Settled:
+    chosen = choose(model, budget, limit)
+    for _ in range(_ROUNDS):
+        refined = sensitivities.refine(model, chosen)
+        if refined == model:
+            break
+        model = refined
+        chosen = choose(model, budget, limit)
+    return Settled(model, chosen, joint_distortion(model, chosen, sensitivities))
+
+
+def _within(found: Settled, budget: Budget, sensitivities: Sensitivities, limit: float) -> Settled:
+    """Moves the limit of the sum until the joint distortion is just below the limit."""
+    best = found if found.joint <= limit else None
+    for _ in range(_ROUNDS):
+        additivity = found.additivity
+        if additivity is None or (best and (best.joint > 0.8 * limit or sensitivities.time_is_up)):
+            break
+        tightened = _TIGHTENED if found.joint > limit else 1.0
+        try:
+            found = _chosen(found.model, budget, sensitivities, limit / additivity / tightened)
+        except PlanError as error:
+            if best is not None:
+                break
+            raise PlanError(
+                f"budget: max_drop={limit:g} cannot be kept: all sites of the plan together lose "
+                f"{found.joint:.3g}, {additivity:.2f} times the sum of what each loses alone "
+                f"({error})"
+            ) from None
+        if found.joint <= limit and (best is None or found.joint >= best.joint):
+            best = found
+    if best is None:
+        raise PlanError(
+            f"budget: max_drop={limit:g} cannot be kept: the plan loses {found.joint:.3g}; raise "
+            "it, or the other limits"
+        )
+    return best
+
+
+def _swapped(found: Settled, budget: Budget, sensitivities: Sensitivities) -> Settled:
+    """Exchanges the options of pairs of sites where that lowers the joint distortion."""
+    for candidate in _neighbours(found, budget):
+        if sensitivities.time_is_up:
+            break
+        joint = joint_distortion(found.model, candidate, sensitivities)
+        if joint < _BETTER * found.joint:
+            found = replace(found, chosen=candidate, joint=joint, swaps=found.swaps + 1)
+    return found
+
+
+def _neighbours(found: Settled, budget: Budget) -> Iterator[list[int]]:
+    """Choices that differ at two sites and keep the limits, those of the least sum first."""
+    model, chosen = found.model, found.chosen
+    changes = [
+        (site, option)
+        for site, priced in enumerate(model.sites)
+        for option in range(len(priced.options))
+        if option != chosen[site] and priced.fixed is None
+    ]
+    here = model.distortion(chosen)
+    gains = {
+        (site, option): model.sites[site].options[option].distortion
+        - model.sites[site].options[chosen[site]].distortion
+        for site, option in changes
+    }
+    lowered = sorted((c for c in changes if gains[c] < 0), key=gains.__getitem__)[:_SWAPS]
+    raised = sorted((c for c in changes if gains[c] >= 0), key=gains.__getitem__)
+    pairs = sorted(
+        ((one, other) for one in lowered for other in raised if one[0] != other[0]),
+        key=lambda pair: here + gains[pair[0]] + gains[pair[1]],
+    )
+    tried = 0
+    for one, other in pairs:
+        candidate = list(chosen)
+        candidate[one[0]], candidate[other[0]] = one[1], other[1]
+        if allowed(model, budget, candidate):
+            tried += 1
+            yield candidate
+        if tried == _SWAPS:
+            return

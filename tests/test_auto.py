@@ -1,0 +1,140 @@
+"""What a budget makes of priced options: limits, the gate, the reasons, refusals."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pricing import BITS, model, schemes, site
+from undense.passes.auto import allowed, choose, pareto, reason, runners_up
+from undense.passes.budget import DEFAULT_DROP, Budget
+from undense.passes.errors import PlanError, SchemeError
+
+EIGHT, FOUR, TWO = BITS
+
+
+def test_without_limits_of_cost_the_cheapest_within_the_drop_is_taken():
+    priced = model(site("loud", 1.0), site("quiet", 1e-3))
+    assert schemes(priced, choose(priced, Budget(max_drop=1e-3), 1e-3)) == [EIGHT, TWO]
+    assert schemes(priced, choose(priced, Budget(max_drop=1.0), 1.0)) == [TWO, TWO]
+
+
+def test_within_a_size_the_least_distortion_is_taken():
+    priced = model(site("loud", 1.0), site("quiet", 1e-3))
+    # Six bits on the average: the eight go where they matter.
+    assert schemes(priced, choose(priced, Budget(size_ratio=6 / 32))) == [EIGHT, FOUR]
+    assert schemes(priced, choose(priced, Budget(effective_bits=6))) == [EIGHT, FOUR]
+
+
+def test_weights_that_are_no_sites_count_in_the_size():
+    half = model(site("a"), other_bytes=4 * 64 * 64)
+    assert schemes(half, choose(half, Budget(size_ratio=0.5 + 4 / 64))) == [FOUR]
+    with pytest.raises(PlanError, match=r"size_ratio=0.5 cannot be kept: .* is 0.531"):
+        choose(half, Budget(size_ratio=0.5))
+
+
+def test_the_latency_is_limited_at_every_batch_and_with_the_rest_of_the_run():
+    priced = model(site("a"), site("b"), rest=2.0)
+    # Of 4 ms at batch 1 two are the rest: at 0.65 the sites may take 0.6 ms.
+    assert schemes(priced, choose(priced, Budget(latency_ratio=0.65))) == [EIGHT, EIGHT]
+    with pytest.raises(PlanError, match=r"latency_ratio=0.5 at batch 1 cannot be kept"):
+        choose(priced, Budget(latency_ratio=0.5))
+
+
+def test_what_is_slower_is_not_chosen_for_latency_but_for_size_it_is():
+    slow = site("a", slow={EIGHT: 0.9, FOUR: 1.3, TWO: 1.5})
+    priced = model(slow)
+    assert schemes(priced, choose(priced, Budget(latency_ratio=0.95))) == [EIGHT]
+    assert schemes(priced, choose(priced, Budget(size_ratio=0.1))) == [TWO]
+    assert schemes(priced, choose(priced, Budget(max_drop=1.0), 1.0)) == [EIGHT]
+    all_slow = model(site("a", slow=dict.fromkeys(BITS, 1.3)))
+    chosen = choose(all_slow, Budget(max_drop=1.0), 1.0)
+    assert schemes(all_slow, chosen) == ["dense"]
+    said = reason(all_slow.sites[0], 0, Budget(max_drop=1.0))
+    assert said == f"kept dense: {EIGHT} would take 1.30× the time at batch 1"
+
+
+def test_a_dense_site_says_what_its_best_option_would_have_cost():
+    priced = model(site("a", 1e3))
+    budget = Budget(max_drop=1e-4)
+    assert schemes(priced, choose(priced, budget, 1e-4)) == ["dense"]
+    assert f"{EIGHT} would add 0.015 to the distortion" in reason(priced.sites[0], 0, budget)
+
+
+def test_every_other_option_has_a_reason():
+    priced = model(site("a", slow={TWO: 2.0}))
+    found = {row["scheme"]: row["reason"] for row in runners_up(priced.sites[0], 2, Budget())}
+    assert found.keys() == {"dense", EIGHT, TWO}
+    assert found[TWO] == "would take 2.00× the time at batch 1"
+    assert "less distortion" in found[EIGHT]
+
+
+def test_limits_that_exclude_each_other_are_both_named():
+    priced = model(site("a"), site("b"))
+    with pytest.raises(PlanError, match=r"max_drop=1e-05 cannot .* with size_ratio=0.125") as info:
+        choose(priced, Budget(size_ratio=0.125, max_drop=1e-5), 1e-5)
+    assert "is 0.00781" in str(info.value)
+
+
+def test_what_was_asked_for_by_name_stays_and_counts():
+    fixed = site("embedding", fixed=1)
+    priced = model(fixed, site("b"))
+    chosen = choose(priced, Budget(size_ratio=5 / 32))
+    assert schemes(priced, chosen) == [EIGHT, TWO]
+    assert reason(fixed, 1, Budget()) == "asked for"
+
+
+def test_pareto_points_fall_in_distortion_as_they_grow():
+    priced = model(*(site(f"s{number}", 10.0**-number) for number in range(6)))
+    points = pareto(priced)
+    assert len(points) == 5
+    sizes = [priced.size_ratio(point) for point in points]
+    losses = [priced.distortion(point) for point in points]
+    assert sizes == sorted(sizes)
+    assert len(set(sizes)) == 5
+    assert losses == sorted(losses, reverse=True)
+    assert schemes(priced, points[0]) == [TWO] * 6
+
+
+@given(st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=6), st.floats(0.07, 1.0))
+def test_what_is_chosen_is_allowed_and_no_uniform_scheme_beats_it(sensitivities, ratio):
+    priced = model(*(site(f"s{n}", value) for n, value in enumerate(sensitivities)))
+    budget = Budget(size_ratio=ratio)
+    chosen = choose(priced, budget)
+    assert allowed(priced, budget, chosen)
+    for option in range(4):
+        uniform = [option] * len(sensitivities)
+        if allowed(priced, budget, uniform):
+            assert priced.distortion(chosen) <= priced.distortion(uniform) * (1 + 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, Budget(max_drop=DEFAULT_DROP)),
+        ("size_ratio=0.25, max_drop=0.01", Budget(size_ratio=0.25, max_drop=0.01)),
+        ({"latency_ratio": 1}, Budget(latency_ratio=1.0)),
+        ("max_drop=0", Budget(max_drop=0.0)),
+    ],
+)
+def test_budgets_are_read(given, expected):
+    assert Budget.parse(given) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "cause"),
+    [
+        ("size=0.5", "unknown key 'size'; known are size_ratio, latency_ratio"),
+        ("size_ratio", "not of the form key=number"),
+        ("size_ratio=small", "wants a number, not 'small'"),
+        ("size_ratio=0", "above 0, not 0"),
+        ("size_ratio=nan", "above 0, not nan"),
+        ("size_ratio=-1", "above 0, not -1"),
+        ("size_ratio=0.5,size_ratio=0.5", "given twice"),
+        ("", "is empty"),
+        ({}, "is empty"),
+    ],
+)
+def test_budgets_that_are_not_understood_are_refused(given, cause):
+    with pytest.raises(SchemeError, match=cause):
+        Budget.parse(given)

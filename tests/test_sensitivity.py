@@ -1,0 +1,151 @@
+"""What is measured, what is predicted, and how a choice settles on the joint distortion."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from pricing import BITS, model, schemes, site
+from undense.passes.budget import Budget
+from undense.passes.errors import PlanError
+from undense.passes.sensitivity import Sensitivities
+from undense.passes.settle import settle
+
+EIGHT, FOUR, TWO = BITS
+
+
+class Network:
+    """Distortions of `s · e²` at each site, times `joint` where several are replaced."""
+
+    def __init__(self, priced, sensitivities, *, joint=1.0, surprises=None):
+        self.errors = {(s.name, o.scheme): o.error for s in priced.sites for o in s.options}
+        self.sensitivities, self.joint = sensitivities, joint
+        self.surprises = surprises or {}
+        self.calls = []
+
+    def __call__(self, chosen):
+        self.calls.append(dict(chosen))
+        found = 0.0
+        for name, scheme in chosen.items():
+            factor = self.surprises.get((name, scheme), 1.0)
+            found += factor * self.sensitivities[name] * self.errors[name, scheme] ** 2
+        return found * (self.joint if len(chosen) > 1 else 1.0)
+
+
+class Clock:
+    """A second a look."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        self.now += 1.0
+        return self.now
+
+
+def _unknown(*names):
+    """Sites whose distortions are not known yet."""
+    priced = model(*map(site, names))
+    sites = tuple(
+        replace(s, options=(s.dense, *(replace(o, distortion=0.0) for o in s.options[1:])))
+        for s in priced.sites
+    )
+    return replace(priced, sites=sites)
+
+
+def test_one_measurement_of_a_site_tells_its_other_options():
+    priced = _unknown("a", "b")
+    network = Network(priced, {"a": 3.0, "b": 0.5})
+    found = Sensitivities(network, seconds=1e9).priced(priced)
+    assert len(network.calls) == 2
+    for one, sensitivity in zip(found.sites, (3.0, 0.5), strict=True):
+        assert [o.distortion for o in one.options] == pytest.approx(
+            [sensitivity * o.error**2 for o in one.options]
+        )
+        assert [o.measured for o in one.options] == [True, False, True, False]
+
+
+def test_sites_that_time_does_not_reach_take_the_mean_of_their_shape():
+    priced = _unknown("a", "b", "c")
+    network = Network(priced, dict.fromkeys("abc", 2.0))
+    found = Sensitivities(network, seconds=0.5, clock=Clock()).priced(priced)
+    assert len(network.calls) == 1
+    for one in found.sites:
+        assert [o.distortion for o in one.options] == pytest.approx(
+            [2.0 * o.error**2 for o in one.options]
+        )
+
+
+def test_predictions_are_compared_with_measurements():
+    priced = _unknown("a", "b")
+    surprises = {("a", EIGHT): 2.0, ("a", TWO): 2.0, ("b", EIGHT): 2.0, ("b", TWO): 2.0}
+    network = Network(priced, {"a": 3.0, "b": 0.5}, surprises=surprises)
+    sensitivities = Sensitivities(network, seconds=1e9)
+    check = sensitivities.check(sensitivities.priced(priced))
+    assert len(check["pairs"]) == 4  # the references are no predictions
+    assert check["median_ratio"] == pytest.approx(2.0)
+    assert check["p25_ratio"] == check["p75_ratio"] == pytest.approx(2.0)
+
+
+def test_without_time_nothing_is_compared():
+    priced = _unknown("a")
+    sensitivities = Sensitivities(Network(priced, {"a": 1.0}), seconds=0.0, clock=Clock())
+    check = sensitivities.check(sensitivities.priced(priced))
+    assert check == {"pairs": [], "p25_ratio": None, "median_ratio": None, "p75_ratio": None}
+
+
+def test_what_was_chosen_is_measured_and_chosen_again():
+    priced = _unknown("a", "b")
+    # Two bits at b are a thousand times worse than its four bits tell.
+    network = Network(priced, {"a": 1.0, "b": 1.0}, surprises={("b", TWO): 1000.0})
+    budget = Budget(size_ratio=4 / 32)
+    sensitivities = Sensitivities(network, seconds=1e9)
+    found = settle(sensitivities.priced(priced), budget, sensitivities)
+    assert schemes(found.model, found.chosen) == [FOUR, FOUR]
+    assert found.joint == pytest.approx(2 * 2.0**-8)
+    assert found.additivity == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("joint", [0.3, 3.0])
+def test_the_drop_is_held_to_the_joint_distortion(joint):
+    names = "abcdef"
+    priced = _unknown(*names)
+    network = Network(priced, {n: 4.0**-i for i, n in enumerate(names)}, joint=joint)
+    sensitivities = Sensitivities(network, seconds=1e9)
+    limit = 0.01
+    found = settle(sensitivities.priced(priced), Budget(max_drop=limit), sensitivities)
+    assert found.joint <= limit
+    assert found.additivity == pytest.approx(joint)
+    # No more could have been had: the sum that it stands for is near what the joint one allows.
+    assert found.model.distortion(found.chosen) > 0.3 * limit / joint
+
+
+def test_a_drop_that_only_the_sum_keeps_is_refused_with_the_cause():
+    priced = _unknown("a", "b")
+    network = Network(priced, {"a": 1.0, "b": 1.0}, joint=50.0)
+    sensitivities = Sensitivities(network, seconds=1e9)
+    budget = Budget(size_ratio=4 / 32, max_drop=0.01)
+    with pytest.raises(PlanError, match=r"max_drop=0.01 cannot be kept: .* 50.00 times the sum"):
+        settle(sensitivities.priced(priced), budget, sensitivities)
+
+
+def test_swaps_mend_a_choice_that_the_sum_misled():
+    priced = _unknown("a", "b")
+    without_four = (
+        replace(s, options=tuple(o for o in s.options if o.scheme != FOUR)) for s in priced.sites
+    )
+    priced = replace(priced, sites=tuple(without_four))
+
+    class Coupled(Network):
+        """Two bits at b are far worse once a is replaced too."""
+
+        def __call__(self, chosen):
+            found = super().__call__(chosen)
+            return found * (10.0 if chosen.get("b") == TWO and len(chosen) > 1 else 1.0)
+
+    network = Coupled(priced, {"a": 1.01, "b": 1.0})
+    sensitivities = Sensitivities(network, seconds=1e9)
+    budget = Budget(size_ratio=5 / 32)
+    found = settle(sensitivities.priced(priced), budget, sensitivities)
+    assert schemes(found.model, found.chosen) == [TWO, EIGHT]
+    assert found.swaps == 1
