@@ -87,9 +87,10 @@ def test_candidates_differ_and_have_a_place_in_shared_memory(rows: int) -> None:
 
 
 @makes_modules
-@pytest.mark.parametrize("rows", Ruled(CODES, warpgroups=True).rows[3:])
+@pytest.mark.parametrize("rows", [512, MANY])
 def test_candidates_of_warpgroups_have_a_place_on_hopper(rows: int) -> None:
-    ruled, target = Ruled(CODES, warpgroups=True), Target.parse("cuda -arch=sm_90a")
+    wide = dataclasses.replace(CODES, width=4096, columns=4096)
+    ruled, target = Ruled(wide, warpgroups=True), Target.parse("cuda -arch=sm_90a")
     found = sources(ruled, rows, target, trials=4, seed=0)
     tiling = ruled.serving(rows)
     assert isinstance(tiling, WarpgroupRowsTiling)

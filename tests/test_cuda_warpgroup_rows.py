@@ -52,23 +52,38 @@ def check_rows(
         weight.check(x, y)
 
 
-@pytest.mark.parametrize("shape", DENSE_SHAPES, ids=str)
-@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [
+        pytest.param(dtype, shape, marks=[] if (i + j) % 3 == 0 else pytest.mark.slow)
+        for i, dtype in enumerate(HALVES)
+        for j, shape in enumerate(DENSE_SHAPES)
+    ],
+)
 def test_dense(dtype: str, shape: tuple[int, int]) -> None:
     check_rows(dense(dtype, *shape), rows=(0, 1, 127, 128, 257))
 
 
-@pytest.mark.parametrize("tiling", TILINGS, ids=str)
+@pytest.mark.parametrize(
+    "tiling", [TILINGS[0], *(pytest.param(t, marks=pytest.mark.slow) for t in TILINGS[1:])], ids=str
+)
 def test_every_tiling_in_any_order_of_threads(tiling: WarpgroupRowsTiling) -> None:
     check_rows(dense("float16", 150, 388), tiling, (130,), ORDERS[:3])
     check_rows(coded("bfloat16", 3, 150, 388, group=32), tiling, (130,), ORDERS[1:3])
 
 
-@pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("number", range(len(BITS)), ids=lambda i: f"{BITS[i]}bits")
-def test_codes_of_every_width(number: int, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("bits", "dtype"),
+    [
+        pytest.param(bits, dtype, marks=[] if (i + j) % 2 == 0 else pytest.mark.slow)
+        for i, bits in enumerate(BITS)
+        for j, dtype in enumerate(HALVES)
+    ],
+)
+def test_codes_of_every_width(bits: int, dtype: str) -> None:
+    number = BITS.index(bits)
     shape, group = CODED_SHAPES[number], (16, 32, 48, 80, 128)[number]
-    check_rows(coded(dtype, BITS[number], *shape, group=group, planes=1 + number % 3))
+    check_rows(coded(dtype, bits, *shape, group=group, planes=1 + number % 3))
 
 
 def test_blocks_read_their_part_of_x() -> None:
@@ -106,18 +121,24 @@ def test_outputs_are_finished_before_they_are_stored() -> None:
     np.testing.assert_allclose(y, exact, rtol=4e-3, atol=4e-2)
 
 
-@pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("scheme", ["low_rank{rank=7}", "monarch{in_blocks=4,out_blocks=5,rank=3}"])
+@pytest.mark.parametrize(
+    ("scheme", "dtype"),
+    [
+        ("monarch{in_blocks=4,out_blocks=5,rank=3}", "float16"),
+        pytest.param("low_rank{rank=7}", "bfloat16", marks=pytest.mark.slow),
+    ],
+)
 def test_structures_of_a_model_for_hopper(scheme: str, dtype: str) -> None:
     structure = resolved(scheme)
     factors = random_factors(structure, (40, 300))
     machine = {**cuda_emulation.TARGET, "arch": "sm_90a"}
     run = on_cuda(structure, factors, dtype, target=machine)
-    for rows in (3, 65, 513):
+    for rows in (3, 65, 200):
         x = array(dtype, rows, 300)
         check(structure, factors, x, run(x))
 
 
+@pytest.mark.parametrize("outputs", [64, 4096])
 @pytest.mark.parametrize(
     ("architectures", "dtype", "taken"),
     [
@@ -127,14 +148,13 @@ def test_structures_of_a_model_for_hopper(scheme: str, dtype: str) -> None:
     ],
 )
 def test_only_kernels_for_hopper_alone_take_its_instructions(
-    architectures: str, dtype: str, taken: bool
+    architectures: str, dtype: str, taken: bool, outputs: int
 ) -> None:
-    product = dense(dtype, 64, 64).product
+    product = dense(dtype, outputs, 64).product
     with Target.parse(f"cuda -arch={architectures}").tvm():
         rules = chosen(product)
-    assert [isinstance(tiling, WarpgroupRowsTiling) for _, tiling in rules[3:]] == (
-        [True, True] if taken else [False]
-    )
-    assert [most for most, _ in rules[:3]] == [8, 16, 64]
+    assert all(isinstance(tiling, WarpgroupRowsTiling) == taken for _, tiling in rules[3:])
+    tall = [512] if taken and outputs == 4096 else []
+    assert [most for most, _ in rules] == [8, 16, 64, *tall, None]
     assert isinstance(rules[0][1], FewRowsTiling)
     assert rules == tilings(product, taken)

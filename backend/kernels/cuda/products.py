@@ -55,13 +55,14 @@ _WIDE = 8192
 _AHEAD_BYTES = 8192
 """Of weights that a warp has under way: 64 KB a block, of which two or three fit."""
 
-
 _SQUARE = WarpgroupRowsTiling(warpgroups=2, height=128, tiles=1, stages=6)
-_TALL = WarpgroupRowsTiling(warpgroups=2, height=256, tiles=1, stages=4)
-"""Twice the products for each decoded weight, in blocks of which there are half as many."""
+"""128 rows by 128 outputs a block."""
 
-_FEW_TALL = 512
-"""Rows up to which there are too few tall blocks for all multiprocessors, at 4096 outputs."""
+_TALL = WarpgroupRowsTiling(warpgroups=2, height=256, tiles=1, stages=4)
+"""Twice the rows for each decoded weight, in half as many blocks."""
+
+_FEW_TALL, _NARROW = 512, 2048
+"""Rows up to which, and outputs below which, tall blocks are too few for all multiprocessors."""
 
 
 def tilings(product: Product, warpgroups: bool = False) -> Rules:
@@ -89,9 +90,11 @@ def tilings(product: Product, warpgroups: bool = False) -> Rules:
         if product.weights.scaled:
             many = ManyRowsTiling(row_warps=2, column_warps=4, eights=8, tiles=2, stages=3)
     common = ((8, few(eights=1)), (16, few(eights=2)), (64, low))
-    if warpgroups and product.activation.bytes == 2:
-        return (*common, (_FEW_TALL, _SQUARE), (None, _TALL))
-    return (*common, (None, many))
+    if not warpgroups or product.activation.bytes == 4:
+        return (*common, (None, many))
+    if outputs < _NARROW:
+        return (*common, (None, _SQUARE))
+    return (*common, (_FEW_TALL, _SQUARE), (None, _TALL))
 
 
 def chosen(product: Product) -> Rules:

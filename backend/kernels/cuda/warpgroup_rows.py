@@ -37,7 +37,7 @@ from .words import (
     unrolled,
 )
 
-ROWS = 128
+_ROWS = 128
 """Of x of one instruction."""
 
 _WARPS = 4
@@ -178,9 +178,9 @@ class _Block(StagedBlock):
             fragments = [self._operand(start, tile, j) for tile in range(tiling.tiles)]
             call("undense_wgmma_fence")
             for tile, fragment in enumerate(fragments):
-                for part in range(tiling.height // ROWS):
-                    eight = tile * tiling.eights + part * ROWS // EIGHT
-                    rows = start + part * ROWS * self.stage.x_row + j * 2 * UNIT
+                for part in range(tiling.height // _ROWS):
+                    eight = tile * tiling.eights + part * _ROWS // EIGHT
+                    rows = start + part * _ROWS * self.stage.x_row + j * 2 * UNIT
                     call(
                         f"undense_multiply_rows_{self.activation.short}",
                         address(self.sums, eight * SUMS),
