@@ -9,16 +9,10 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import __version__
-from .cache_command import (
-    add_cache_arguments,
-    add_cache_options,
-    cache_arguments,
-    cache_contents,
-)
-from .dense_model import dense_model
+from .options import parser
 from .passes.errors import InputError, UndenseError, cause_of
 
 if TYPE_CHECKING:
@@ -29,8 +23,7 @@ EXIT_OK, EXIT_DOES_NOT_HOLD, EXIT_BAD_INPUT = 0, 1, 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb; returns 0, 1 (it does not hold) or 2 (bad input, said in one sentence)."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    options = parser(_VERBS).parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
     warnings.showwarning = _show_warning
     try:
@@ -63,141 +56,6 @@ def _show_warning(message: Any, category: type[Warning], *_: Any, **__: Any) -> 
         print(f"undense: warning: {message}", file=sys.stderr)
 
 
-def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--traceback", action="store_true", help="show where an error comes from")
-    common.add_argument("--quiet", action="store_true", help="no progress bars and no tables")
-    table = argparse.ArgumentParser(add_help=False)
-    table.add_argument("--json", action="store_true", help="print JSON instead of a table")
-
-    parser = argparse.ArgumentParser(prog="undense", description=_DESCRIPTION)
-    parser.add_argument("--version", action="version", version=f"undense {__version__}")
-    verbs = parser.add_subparsers(required=True, metavar="VERB", title="verbs")
-
-    def verb(name: str, run: Any, text: str, *, prints_table: bool = True) -> Any:
-        parents = [common, table] if prints_table else [common]
-        added = verbs.add_parser(name, help=text, description=text, parents=parents)
-        added.set_defaults(run=run)
-        return added
-
-    compiling = verb("compile", _compile, "compile a model into an artifact folder")
-    compiling.add_argument("model", metavar="MODEL", help=".onnx or .pt2 file")
-    compiling.add_argument("-o", "--output", metavar="OUT", required=True, help="artifact folder")
-    compiling.add_argument(
-        "--target",
-        default="llvm",
-        help="llvm (default), cuda, ort-cpu or ort-cuda; 'cuda -libs=cublas' leaves dense layers "
-        "of many rows to cuBLAS and stores their weights twice",
-    )
-    compiling.add_argument(
-        "--dtype", metavar="float16|bfloat16", help="convert a float32 model to this type first"
-    )
-    compiling.add_argument("--scheme", default="auto", help="scheme of all sites, e.g. " + _SCHEMES)
-    compiling.add_argument("--rules", metavar="FILE.yaml", help="schemes by site, first match wins")
-    compiling.add_argument(
-        "--ignore", metavar="PATTERN", action="append", default=[],
-        help="keep these sites dense: a glob, or re: and a regular expression; may be repeated",
-    )  # fmt: skip
-    compiling.add_argument("--calib", metavar="FILE.npz", help="calibration samples")
-    compiling.add_argument("--budget", metavar="K=V,...", help="not there yet: see --scheme")
-    compiling.add_argument("--plan", metavar="FILE", help="carry out this plan.json instead")
-    compiling.add_argument("--seed", type=int, default=0)
-    compiling.add_argument(
-        "--portable", action="store_true", help="write model.onnx with standard operators only"
-    )
-    compiling.add_argument(
-        "--kernels", metavar="tvm", help="for ort-cpu: kernels compiled by TVM for this CPU"
-    )
-    compiling.add_argument(
-        "--no-onnx", action="store_true", help="for a TVM target: leave model.onnx out"
-    )
-    compiling.add_argument(
-        "--no-tuned", action="store_true", help="use no tiling that was measured before"
-    )
-    compiling.add_argument(
-        "--use-cuda-graph", metavar="DIM,...", nargs="?", const=True, default=False,
-        type=lambda text: tuple(text.split(",")),
-        help="for cuda: launch as CUDA graphs what depends on these dynamic dimensions alone "
-        "(batch=8,tokens=1), or on any with an upper bound",
-    )  # fmt: skip
-
-    add_cache_options(compiling)
-
-    inspecting = verb("inspect", _inspect, "list the linears of a model or artifact, and why")
-    inspecting.add_argument("source", metavar="OUT|MODEL")
-    inspecting.add_argument("--graph", action="store_true", help="print the graph as text")
-    inspecting.add_argument("--diff", metavar="OTHER", help="compare the graphs of two models")
-
-    running = verb("run", _run, "run an artifact once", prints_table=False)
-    running.add_argument("artifact", metavar="OUT")
-    running.add_argument("--input", metavar="IN.npz", required=True, help="one array an input")
-    running.add_argument("--output", metavar="OUT.npz", required=True)
-    running.add_argument("--threads", type=int, metavar="N")
-    _add_device(running)
-
-    verifying = verb("verify", _verify, "rerun the stored samples; exit 1 if it does not hold")
-    verifying.add_argument("artifact", metavar="OUT")
-    verifying.add_argument("--against", metavar="MODEL", help="take fresh outputs of this model")
-    verifying.add_argument("--input", metavar="IN.npz", help="with --against: take fresh inputs")
-    _add_device(verifying)
-
-    timing = verb("bench", _bench, "time an artifact, interleaved with the dense model")
-    timing.add_argument("artifact", metavar="OUT")
-    timing.add_argument("--against", metavar="MODEL", help="the dense model, run by ONNX Runtime")
-    timing.add_argument("--input", metavar="IN.npz", help="default: the first stored sample")
-    timing.add_argument("--threads", type=int, metavar="N")
-    timing.add_argument(
-        "--profile", action="store_true", help="a table of the time in each function instead"
-    )
-    timing.add_argument("--repeats", type=int, default=20)
-    _add_device(timing)
-
-    tuning = verb("tune", _tune, "measure tilings of an artifact's kernels and build it with them")
-    tuning.add_argument("artifact", metavar="OUT", help="made for target llvm or cuda")
-    tuning.add_argument(
-        "--trials", type=int, default=32, metavar="N",
-        help="candidates of each kernel and number of rows, and of each function without a "
-        "schedule, at most (default 32, about a second each); 0 measures nothing and builds with "
-        "what was measured before",
-    )  # fmt: skip
-    tuning.add_argument(
-        "--rows", metavar="N,...",
-        help="numbers of rows to tune for (default: 1,8,32,128, and for cuda 8,16,64,2048)",
-    )  # fmt: skip
-    tuning.add_argument("--threads", type=int, metavar="N")
-    tuning.add_argument(
-        "--tracker", metavar="HOST:PORT",
-        help="measure on the servers that TVM's RPC tracker has for the target's CPU, or for the "
-        "last architecture of its GPUs",
-    )  # fmt: skip
-    tuning.add_argument(
-        "--export", metavar="FOLDER",
-        help="for cuda: measure nothing, and write a folder with compiled candidates and a script "
-        "that measures them on a machine with a GPU and torch",
-    )  # fmt: skip
-    tuning.add_argument(
-        "--merge", metavar="RESULTS.json",
-        help="for cuda: build with what that script measured, which lies in its folder",
-    )  # fmt: skip
-
-    caching = verb("cache", _cache, "what is kept of earlier runs, how large it is, and where")
-    add_cache_arguments(caching)
-
-    checking = verb("doctor", _doctor, "what is installed and usable, and the traps of a model")
-    checking.add_argument("model", metavar="MODEL.onnx", nargs="?")
-    return parser
-
-
-def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--device", metavar="cpu|cuda", help="default: the one that the artifact was made for"
-    )
-
-
-_DESCRIPTION = "Replaces the dense layers of an exported model by structured ones and compiles it."
-_SCHEMES = "int_codes{bits=4}, trit_planes{planes=2}, low_rank{ratio=0.5}, monarch{ratio=0.5}"
-
-
 def _compile(options: argparse.Namespace) -> int:
     from .compiler import compile
     from .passes.rules import read_rules
@@ -205,6 +63,8 @@ def _compile(options: argparse.Namespace) -> int:
     from .runtime.report import print_report
     from .runtime.unloaded import Unloaded
 
+    if options.cache and options.no_cache:
+        raise InputError("--cache names a folder and --no-cache says to use none; give one of them")
     if options.rules and options.scheme != "auto":
         raise InputError("give --scheme or --rules; a rule that matches '*' serves the rest")
     with progress_bar(quiet=options.quiet) as progress:
@@ -218,12 +78,14 @@ def _compile(options: argparse.Namespace) -> int:
             ignored_scope=options.ignore,
             plan=options.plan,
             seed=options.seed,
+            lossless=options.lossless,
             portable=options.portable,
             kernels=options.kernels,
             with_onnx=not options.no_onnx,
             tuned=not options.no_tuned,
             use_cuda_graph=options.use_cuda_graph,
-            **cache_arguments(options),
+            cache=options.cache or not options.no_cache,
+            scheduler=options.scheduler,
             output=options.output,
             progress=progress,
         )
@@ -255,20 +117,21 @@ def _run(options: argparse.Namespace) -> int:
     from .runtime.arrays import as_declared, read_npz, write_npz
     from .runtime.session import load
 
-    session = load(options.artifact, options.device, num_threads=options.threads)
+    session = load(options.artifact, options.device, options.engine, num_threads=options.threads)
     inputs = as_declared(read_npz(options.input), session.inputs)
     write_npz(options.output, session.run(inputs))
     return EXIT_OK
 
 
 def _verify(options: argparse.Namespace) -> int:
+    from .frontend.dense import dense_model
     from .runtime.report import print_verification
     from .runtime.session import load
     from .runtime.verify import verify
 
     if options.input and not options.against:
         raise InputError("--input needs --against MODEL, which gives the outputs to compare with")
-    session = load(options.artifact, options.device)
+    session = load(options.artifact, options.device, options.engine)
     fresh = None
     if options.against:
         inputs = _samples(session, options.input)
@@ -280,14 +143,16 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
+    from .frontend.dense import dense_model
     from .runtime.bench import bench
     from .runtime.profile import profile
     from .runtime.report import print_fields, print_profile
     from .runtime.session import load
 
+    _check_number("--repeats", options.repeats, least=1)
     if options.profile and options.against:
         raise InputError("--profile looks into the artifact alone; leave --against out")
-    session = load(options.artifact, options.device, num_threads=options.threads)
+    session = load(options.artifact, options.device, options.engine, num_threads=options.threads)
     if session.device != "cpu" and options.against:
         raise InputError(
             f"--against runs the dense model on the CPU and {options.artifact} runs on "
@@ -308,16 +173,20 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _tune(options: argparse.Namespace) -> int:
+    ways = ("export", "merge", "tracker")
+    given = [f"--{name}" for name in ways if getattr(options, name) is not None]
+    if len(given) > 1:
+        raise InputError(f"give {' or '.join(given)}: each measures elsewhere in its own way")
+    rows = None if options.rows is None else _numbers("--rows", options.rows)
+    _check_number("--trials", options.trials, least=1 if options.export else 0)
+    _check_number("--threads", options.threads, least=1)
+    if options.merge is not None and not Path(options.merge).is_file():
+        raise InputError(f"{options.merge}: there is no such file; --merge takes results.json")
     from .backend.tuning.artifact import tune
     from .backend.tuning.cuda.tune import export_candidates, merge_results
     from .runtime.progress import progress_bar
     from .runtime.report import print_exported, print_tuning
 
-    ways = ("export", "merge", "tracker")
-    given = [f"--{name}" for name in ways if getattr(options, name) is not None]
-    if len(given) > 1:
-        raise InputError(f"give {' or '.join(given)}: each measures elsewhere in its own way")
-    rows = _numbers("--rows", options.rows) if options.rows else None
     with progress_bar(quiet=options.quiet) as progress:
         if options.export:
             found = export_candidates(
@@ -341,6 +210,12 @@ def _tune(options: argparse.Namespace) -> int:
     return EXIT_DOES_NOT_HOLD if found["holds"] is False else EXIT_OK
 
 
+def _check_number(option: str, number: int | None, *, least: int) -> None:
+    """Refuses a number before anything long begins."""
+    if number is not None and number < least:
+        raise InputError(f"{option} {number}: give {least} or more")
+
+
 def _numbers(option: str, text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
@@ -362,9 +237,13 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _cache(options: argparse.Namespace) -> int:
+    from .passes.cache import Cache
+    from .passes.cache_contents import contents, remove
     from .runtime.report import print_fields
 
-    _print(options, cache_contents(options), print_fields)
+    cache = Cache(options.cache)
+    removed = {} if options.clear is None else {"removed": remove(cache, options.clear or None)}
+    _print(options, {**contents(cache), **removed}, print_fields)
     return EXIT_OK
 
 
@@ -383,6 +262,18 @@ def _print(options: argparse.Namespace, found: dict[str, Any], show: Callable[..
         print(json.dumps(found, indent=2))
     elif not options.quiet:
         show(found)
+
+
+_VERBS = {
+    "compile": _compile,
+    "inspect": _inspect,
+    "run": _run,
+    "verify": _verify,
+    "bench": _bench,
+    "tune": _tune,
+    "cache": _cache,
+    "doctor": _doctor,
+}
 
 
 if __name__ == "__main__":

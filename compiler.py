@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from .backend.expected import Expected
     from .backend.package import Lowered
+    from .backend.stored import Stored
     from .backend.target import Target
     from .frontend.sample_check import Sample
     from .frontend.samples import Samples
@@ -49,6 +50,7 @@ def compile(
     ignored_scope: Sequence[str] = (),
     plan: Plan | str | Path | None = None,
     seed: int = 0,
+    lossless: bool | Sequence[str] = True,
     portable: bool = False,
     kernels: str | None = None,
     with_onnx: bool = True,
@@ -79,6 +81,10 @@ def compile(
         ignored_scope: names of sites that stay dense: globs, or `re:` and a regular expression.
         plan: a plan, or the path of a `plan.json`, to carry out exactly.
         seed: of every fit.
+        lossless: exact rewrites before sites are found. True merges linears with nothing between
+            and absorbs scales of their outputs; False leaves the model as it is; names choose
+            among those of `passes.lossless.LOSSLESS`. The report has a sentence for each, and why
+            one that was named left what it nearly fitted.
         portable: write `model.onnx` with standard operators only.
         kernels: `tvm` has TVM compile the structured layers for ONNX Runtime on this CPU, instead
             of running them by its own operators; for target `ort-cpu`.
@@ -104,25 +110,36 @@ def compile(
         UndenseError: one of its kinds, naming the layer or file, the cause and the remedy.
     """
     from .backend.package import check_toolchain
+    from .backend.stored import weight_bytes
     from .backend.target import Target
+    from .frontend.load import check_path
     from .frontend.load import load as capture
+    from .frontend.samples import check_archive
+    from .passes.duplicates import MergeDuplicateWeights
+    from .passes.lossless import apply_lossless, chosen
     from .passes.precision import parse_dtype
-    from .passes.scheme import parse_scheme
-    from .runtime.artifact import write_artifact
+    from .passes.request import check_request
+    from .runtime.artifact import check_destination, write_artifact
     from .runtime.unloaded import load_if_possible
 
     if budget is not None:
         raise SchemeError(
-            "budget: plans made by measurement are not there yet; name the schemes with scheme=, "
-            "rules or plan="
+            "budget: plans made by measurement are not there yet; name the schemes by a scheme, "
+            "rules or a plan"
         )
     parsed = Target.parse(target).with_kernels(kernels).with_graphs(use_cuda_graph)
     form = parsed.form(portable=portable)
-    if isinstance(scheme, str):
-        parse_scheme(scheme)
+    parsed.check_onnx(wanted=with_onnx)
+    replayed = check_request(scheme, ignored_scope, plan, seed)
     wanted = None if dtype is None else parse_dtype(dtype)
     if wanted is not None:
         parsed.check_dtype(wanted)
+    rewrites = chosen(lossless)
+    # Before the toolchain, which takes seconds to look at.
+    check_path(model)
+    check_archive(calibration_dataset)
+    if output is not None:
+        check_destination(output)
     check_toolchain(parsed)
     stored = _cache(cache)
     job = _Job(parsed, wanted, form, with_onnx, tuned, seed, progress, stored, scheduler)
@@ -130,10 +147,14 @@ def compile(
     def fill(folder: Path) -> Manifest:
         progress(0, 1, "capture")
         captured = capture(model, args, dynamic_shapes)
+        MergeDuplicateWeights()(captured)  # a weight that is tied is not to be edited
+        before = weight_bytes(captured)
+        rewritten = apply_lossless(captured, rewrites)
         prepared = job.prepare(captured)
         progress(1, 1, "capture")
-        decided = job.decide(captured, args, calibration_dataset, scheme, ignored_scope, plan)
-        return job.build(captured, prepared, decided, folder)
+        decided = job.decide(captured, args, calibration_dataset, scheme, ignored_scope, replayed)
+        decided.notes.extend(rewritten.sentences(refusals=not isinstance(lossless, bool)))
+        return job.build(captured, prepared, decided, folder, before)
 
     with _destination(output) as folder:
         write_artifact(folder, fill)
@@ -173,6 +194,11 @@ class _Decided:
     held_out: list[Sample]
     notes: list[str]
 
+    @property
+    def schemes(self) -> dict[str, str]:
+        """The scheme of each site."""
+        return {choice.name: choice.scheme for choice in self.plan.sites}
+
 
 @dataclass(frozen=True)
 class _Job:
@@ -195,12 +221,10 @@ class _Job:
         can run on any CPU, and whose weights are not rounded yet.
         """
         from .backend.package import prepare
-        from .passes.duplicates import MergeDuplicateWeights
         from .passes.precision import ConvertFloats
 
         model = captured
         if self.dtype is not None:
-            MergeDuplicateWeights()(captured)
             model = captured.clone()
             ConvertFloats(self.dtype)(model)
         prepare(model, self.target, self.form, with_onnx=self.with_onnx)
@@ -213,7 +237,7 @@ class _Job:
         dataset: Any,
         scheme: str | Sequence[Mapping[str, str]],
         ignored_scope: Sequence[str],
-        plan: Plan | str | Path | None,
+        plan: Plan | None,
     ) -> _Decided:
         """Finds the sites and says what becomes of each."""
         from .frontend.samples import read_samples, shortened, synthetic_sample
@@ -223,7 +247,7 @@ class _Job:
             refuse_rounded_activations,
             settled,
         )
-        from .passes.plan import Plan, read_plan, versions
+        from .passes.plan import Plan, versions
         from .passes.rules import choose_schemes
         from .passes.sites import find_sites
 
@@ -242,10 +266,9 @@ class _Job:
         calibration = None if samples is None else samples.sha256
         activations = self.target.activations
         if plan is not None:
-            replayed = plan if isinstance(plan, Plan) else read_plan(plan)
-            replayed.check_replay(sites, calibration, self.seed)
-            choices = tuple(settled(choice, activations) for choice in replayed.sites)
-            made = replace(replayed, sites=choices)
+            plan.check_replay(sites, calibration, self.seed)
+            choices = tuple(settled(choice, activations) for choice in plan.sites)
+            made = replace(plan, sites=choices)
         else:
             schemes = choose_schemes(sites, scheme, ignored_scope)
             choices = tuple(decide(site, schemes[site.name], activations) for site in sites)
@@ -288,13 +311,17 @@ class _Job:
         )
 
     def build(
-        self, captured: ir.Model, model: ir.Model, decided: _Decided, folder: Path
+        self, captured: ir.Model, model: ir.Model, decided: _Decided, folder: Path, before: int
     ) -> Manifest:
-        """Fits, rewrites `model` in place, and writes everything but the manifest to `folder`."""
+        """Fits, rewrites `model` in place, and writes everything but the manifest to `folder`.
+
+        `before` is the bytes of the weights that the model came with.
+        """
         from .backend.expected import expected_outputs
         from .backend.layer_check import check_layers
         from .backend.onnx_runtime import slow_forms
-        from .backend.package import lower, weight_bytes
+        from .backend.package import lower
+        from .backend.stored import bytes_by_name, larger_than_dense
         from .frontend.bounds import index_bounds
         from .frontend.dense import run_dense
         from .frontend.samples import typed
@@ -303,11 +330,14 @@ class _Job:
         from .runtime.report import write_report
         from .runtime.verify import write_expectations
 
-        before, bounds = weight_bytes(captured), index_bounds(captured)
+        bounds, unreplaced = index_bounds(captured), bytes_by_name(model)
         samples = [typed(sample, model) for sample in decided.held_out]
         dense = run_dense(captured, decided.held_out)
         results = self.fit(captured, decided)
         fitted = {name: found.fitted for name, found in results.items()}
+        corrected = sum(found.bias_correction is not None for found in fitted.values())
+        if corrected:
+            decided.notes.append(f"biases of {corrected} sites take up the mean error of the fits")
         ReplaceDense(decided.plan, fitted, self.form)(model)
         self.progress(0, 1, "lower")
         lowered = lower(model, self.target, folder, with_onnx=self.with_onnx, tuned=self.tuned)
@@ -316,7 +346,7 @@ class _Job:
         expected = expected_outputs(model, samples)
         self.progress(1, 2, "check")
         costs = {
-            "bytes": {"before": before, "after": lowered.engine_bytes},
+            "bytes": {"before": before, **lowered.stored.report()},
             "kernels": lowered.kernels,
             **lowered.report(),
             "activation_rounding_effect": expected.rounding_effect,
@@ -329,17 +359,21 @@ class _Job:
                     if lowered.engine == "ort"
                     else ()
                 ),
+                *larger_than_dense(decided.sites, decided.schemes, unreplaced, lowered.stored),
                 *expected.warnings(),
             ],
         }
         self.progress(2, 2, "check")
         (folder / PLAN).write_text(decided.plan.to_json(), encoding="utf-8")
         write_expectations(folder, samples, dense, expected.outputs)
-        write_report(folder, {**self.report(decided, results), **costs})
+        write_report(folder, {**self.report(decided, results, lowered.stored), **costs})
         return self.manifest(model, lowered, expected, bounds)
 
-    def report(self, decided: _Decided, results: Mapping[str, FitResult]) -> dict[str, Any]:
+    def report(
+        self, decided: _Decided, results: Mapping[str, FitResult], stored: Stored
+    ) -> dict[str, Any]:
         """What was replaced by what, and why."""
+        from .backend.stored import site_bytes
         from .passes.report import refusal_rows, site_rows
 
         choices = {choice.name: choice for choice in decided.plan.sites}
@@ -353,7 +387,12 @@ class _Job:
             "target": str(self.target),
             "cuda_graphs": self.target.graphs is not None,
             "dtype": None if self.dtype is None else self.dtype.numpy().name,
-            "sites": site_rows(decided.sites, choices, results),
+            "sites": site_rows(
+                decided.sites,
+                choices,
+                results,
+                {site.name: site_bytes(site, stored.by_name) for site in decided.sites},
+            ),
             "refusals": refusal_rows(decided.refusals),
             "calibration": calibration,
             "error_measure": "weights" if samples is None else "outputs on the calibration data",

@@ -15,7 +15,7 @@ def inspect(source: str | Path) -> dict[str, Any]:
         from .runtime.report import read_report
 
         return read_report(open_artifact(source))
-    from .backend.package import weight_bytes
+    from .backend.stored import bytes_by_name, site_bytes, weight_bytes
     from .frontend.load import load as capture
     from .passes.duplicates import MergeDuplicateWeights
     from .passes.report import refusal_rows, site_rows
@@ -24,9 +24,9 @@ def inspect(source: str | Path) -> dict[str, Any]:
     model = capture(source)
     MergeDuplicateWeights()(model)
     sites, refusals = find_sites(model)
-    size = weight_bytes(model)
+    size, by_name = weight_bytes(model), bytes_by_name(model)
     return {
-        "sites": site_rows(sites, {}, {}),
+        "sites": site_rows(sites, {}, {}, {site.name: site_bytes(site, by_name) for site in sites}),
         "refusals": refusal_rows(refusals),
         "bytes": {"before": size, "after": size},
     }

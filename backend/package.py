@@ -25,6 +25,7 @@ from ..runtime.artifact import (
     TensorInfo,
 )
 from . import onnx_runtime
+from .stored import Stored, bytes_by_name, weight_bytes
 from .target import Target
 
 
@@ -46,12 +47,6 @@ def tensor_infos(
     return tuple(infos)
 
 
-def weight_bytes(model: ir.Model) -> int:
-    """Bytes of all initializers: what the file of a dense model holds beside its graph."""
-    tensors = (value.const_value for value in model.graph.initializers.values())
-    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
-
-
 def check_toolchain(target: Target) -> None:
     """Refuses to start long work that the target's packages or tools could not finish.
 
@@ -60,14 +55,14 @@ def check_toolchain(target: Target) -> None:
         TargetError: LLVM does not know the CPU of the target.
     """
     if target.engine == "tvm":
-        target.tvm()
-        from . import relax_build
-
-        relax_build.check_toolchain()
         if target.device == "cuda":
             from .cuda.module import check_device_compiler
 
             check_device_compiler(target.architectures)
+        target.tvm()
+        from . import relax_build
+
+        relax_build.check_toolchain(target)
         if "cublas" in target.libraries:
             from .cuda.cublas import cpp_compiler
 
@@ -99,7 +94,7 @@ class Lowered:
 
     Attributes:
         engine: the one the artifact is made for.
-        engine_bytes: what it loads from disk.
+        stored: what it loads from disk.
         parameters: names of the weights in the order of TVM's main; empty for ONNX Runtime.
         dimension_bounds: lengths of symbols that the engine relies on.
         cpu_features: flags that `module.so` or `kernels.so` cannot run without.
@@ -112,7 +107,7 @@ class Lowered:
     """
 
     engine: Engine
-    engine_bytes: int
+    stored: Stored
     parameters: tuple[str, ...] = ()
     dimension_bounds: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     cpu_features: tuple[str, ...] = ()
@@ -147,7 +142,7 @@ def lower(
     if target.engine == "ort" or with_onnx:
         onnx_runtime.save(model, folder)
     if target.engine == "ort" and not target.kernels:
-        return Lowered("ort", _bytes(folder, MODEL, MODEL_DATA))
+        return Lowered("ort", _stored(model, folder))
     from .kernels import targets
     from .kernels.blocks import PACKING
     from .relax_build.traces import traced
@@ -181,7 +176,11 @@ def _lower_for_tvm(model: ir.Model, target: Target, folder: Path) -> Lowered:
     (folder / WEIGHTS).chmod((folder / MODULE).stat().st_mode & 0o666)
     return Lowered(
         "tvm",
-        _bytes(folder, MODULE, CUBLAS, WEIGHTS),
+        Stored(
+            sum(array.nbytes for array in module.weights.values()),
+            _bytes(folder, MODULE, CUBLAS),
+            module.bytes_by_name,
+        ),
         tuple(module.parameter_names),
         {
             name: (low, sys.maxsize if high is None else high)
@@ -196,11 +195,19 @@ def _lower_for_onnx_runtime(model: ir.Model, target: Target, folder: Path) -> Lo
     """`kernels.so`, if the model has a structured node."""
     from . import ort_kernels
 
-    if not ort_kernels.build(model, folder / KERNELS):
-        return Lowered("ort", _bytes(folder, MODEL, MODEL_DATA))
-    size = _bytes(folder, MODEL, MODEL_DATA, KERNELS)
+    packed = ort_kernels.build(model, folder / KERNELS)
+    stored = _stored(model, folder, packed)
+    if not packed:
+        return Lowered("ort", stored)
     features = ort_kernels.HOST.cpu_features()
-    return Lowered("ort", size, cpu_features=features, kernels=target.kernels)
+    return Lowered("ort", stored, cpu_features=features, kernels=target.kernels)
+
+
+def _stored(model: ir.Model, folder: Path, packed: int = 0) -> Stored:
+    """What ONNX Runtime loads; `kernels.so` has `packed` bytes of weights of its own."""
+    weights = weight_bytes(model) + packed
+    files = _bytes(folder, MODEL, MODEL_DATA, KERNELS)
+    return Stored(weights, max(0, files - weights), bytes_by_name(model))
 
 
 def _bytes(folder: Path, *names: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -124,10 +125,21 @@ class Target:
             TargetError: portable for another target than ort-cpu.
         """
         if portable and (self.engine, self.device) != ("ort", "cpu"):
-            raise TargetError("portable is a form of model.onnx for --target ort-cpu; leave it out")
+            raise TargetError("portable is a form of model.onnx for target ort-cpu; leave it out")
         if (self.engine, self.device) == ("ort", "cuda"):
             return "cuda"
         return "portable" if portable else "fast"
+
+    def check_onnx(self, *, wanted: bool) -> None:
+        """Refuses to leave out `model.onnx` where nothing else runs.
+
+        Raises:
+            TargetError: it is not wanted for ONNX Runtime.
+        """
+        if self.engine == "ort" and not wanted:
+            raise TargetError(
+                f"model.onnx is what target {self} runs; it can be left out for llvm and cuda"
+            )
 
     def with_graphs(self, wanted: bool | Sequence[str]) -> Target:
         """The same target with what is launched as CUDA graphs, if anything.
@@ -141,8 +153,11 @@ class Target:
         if wanted is False:
             return self
         if (self.engine, self.device) != ("tvm", "cuda"):
-            raise TargetError(f"use_cuda_graph is for target cuda, not for {self}; leave it out")
+            raise TargetError(f"CUDA graphs are for target cuda, not for {self}; leave them out")
         symbols = None if wanted is True else tuple(map(_bounded, wanted))
+        for name, count in Counter(name for name, _ in symbols or ()).items():
+            if count > 1:
+                raise TargetError(f"CUDA graphs: dimension {name!r} is there twice; give it once")
         return replace(self, graphs=Graphs(symbols))
 
     @property
@@ -240,10 +255,10 @@ def _libraries(text: str, given: str | None) -> tuple[str, ...]:
 def _bounded(text: str) -> tuple[str, int | None]:
     """The name of a dimension, and the length behind it if there is one."""
     name, equals, length = text.partition("=")
-    if not equals:
+    if name and not equals:
         return name, None
-    if not length.isdecimal() or int(length) < 1:
-        raise TargetError(f"use_cuda_graph: {text!r} is no dimension; write batch or batch=8")
+    if not name or not length.isdecimal() or int(length) < 1:
+        raise TargetError(f"CUDA graphs: {text!r} is no dimension; write batch or batch=8")
     return name, int(length)
 
 

@@ -135,8 +135,8 @@ def _measure(
         "ignored": list(variant.ignored),
         "calibrated": variant.calibrated,
         "bytes": {
-            "dense": dense.report["bytes"]["after"],
-            **{engine: session.report["bytes"]["after"] for engine, session in sessions.items()},
+            "dense": loaded_bytes(dense),
+            **{engine: loaded_bytes(session) for engine, session in sessions.items()},
         },
         "dense_metrics": dense_scores,
         "metrics": scores,
@@ -147,6 +147,12 @@ def _measure(
             for label, feed in subject.timed().items()
         },
     }
+
+
+def loaded_bytes(session: Session) -> int:
+    """What the engine loads from disk: weights, and the code around them."""
+    sizes = session.report["bytes"]
+    return int(sizes["after"] + sizes["code"])
 
 
 def times(

@@ -21,7 +21,7 @@ from undense.runtime.hardware import machine
 from .efficientnet import EfficientNetLite0
 from .minilm import MiniLM
 from .results import FOLDER, ROOT, source_hash, write_whole
-from .script import Subject, times
+from .script import Subject, loaded_bytes, times
 from .smollm2 import SmolLM2
 
 SUBJECTS: tuple[type[Subject], ...] = (MiniLM, SmolLM2, EfficientNetLite0)
@@ -102,7 +102,7 @@ def _measure(subject: Subject, threads: Sequence[int], *, quick: bool) -> list[d
                 name: undense.load(folder, num_threads=count) for name, folder in folders.items()
             }
             for name, session in sessions.items():
-                rows[name]["bytes"] = session.report["bytes"]["after"]
+                rows[name]["bytes"] = loaded_bytes(session)
             for label, feed in subject.timed().items():
                 for name, timing in times(sessions, feed, _SECONDS, quick=quick).items():
                     rows[name]["times"].setdefault(str(count), {})[label] = timing

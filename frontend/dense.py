@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,33 @@ def dense_session(model: ir.Model, *, threads: int | None = None) -> Iterator[Ru
     """
     with on_disk(model) as stored:
         yield open_session(stored, threads=threads)
+
+
+@dataclass(frozen=True)
+class DenseModel:
+    """A dense model in ONNX Runtime.
+
+    Attributes:
+        run: gives its outputs for inputs by name.
+        typed: gives those inputs with floats of the types that the dense model takes.
+    """
+
+    run: Run
+    typed: Callable[[Arrays], Arrays]
+
+
+@contextmanager
+def dense_model(path: str | None, threads: int | None = None) -> Iterator[Any]:
+    """A `DenseModel` of a file, or None without one."""
+    if path is None:
+        yield None
+        return
+    from .load import load
+    from .samples import typed
+
+    loaded = load(path)
+    with dense_session(loaded, threads=threads) as run:
+        yield DenseModel(run, lambda sample: typed(sample, loaded))
 
 
 def run_dense(model: ir.Model, samples: Iterable[Mapping[str, NDArray[Any]]]) -> list[Arrays]:

@@ -46,6 +46,7 @@ def load(
         from .torch_export import from_exported_program
 
         return from_exported_program(source, dynamic_shapes)
+    check_path(source)
     if isinstance(source, (str, Path)) and Path(source).suffix == ".pt2":
         from .torch_export import from_pt2_file
 
@@ -64,6 +65,19 @@ def load(
         f"{type(source).__module__}.{type(source).__name__} is no model; known are nn.Module, "
         "ExportedProgram, a .pt2 or ONNX path, onnx.ModelProto and onnx_ir.Model"
     )
+
+
+def check_path(source: Any) -> None:
+    """Refuses a path where no file is, before anything is imported to read it.
+
+    Raises:
+        LoadError: there is no such file, or a folder; names it.
+    """
+    if not isinstance(source, (str, Path)) or Path(source).is_file():
+        return
+    if Path(source).exists():
+        raise LoadError(f"{source}: not a file; give the path of the .onnx or .pt2 file itself")
+    raise LoadError(f"{source}: there is no such file")
 
 
 def _is_a(source: object, module: str, name: str) -> bool:

@@ -24,10 +24,6 @@ _PROTOBUF_LIMIT = 2**31 - 1
 
 def from_onnx_file(path: Path) -> ir.Model:
     """Reads the graph of an ONNX file; the weights in external files are mapped when needed."""
-    if not path.exists():
-        raise LoadError(f"{path}: there is no such file")
-    if not path.is_file():
-        raise LoadError(f"{path}: not a file; give the path of the .onnx file itself")
     size = path.stat().st_size
     if size == 0:
         raise LoadError(f"{path}: the file is empty")

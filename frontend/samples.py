@@ -103,11 +103,24 @@ def read_samples(data: Any, model: ir.Model) -> Samples:
     return Samples(items)
 
 
+def check_archive(data: Any) -> None:
+    """Refuses a path to calibration data where no archive is; other data is for `read_samples`.
+
+    Raises:
+        CalibrationError: no such file, or no archive; names it.
+    """
+    if not isinstance(data, (str, Path)):
+        return
+    if not Path(data).is_file():
+        raise CalibrationError(f"{data}: there is no such file")
+    if not zipfile.is_zipfile(data):
+        raise CalibrationError(f"{data}: not an .npz of plain arrays, or damaged")
+
+
 def _read_npz(path: Path, names: set[str]) -> Sequence[dict[str, NDArray[Any]]]:
-    if not path.is_file():
-        raise CalibrationError(f"{path}: there is no such file")
+    check_archive(path)
     try:
-        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as archive:
+        with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise CalibrationError(f"{path}: not an .npz of plain arrays, or damaged") from error

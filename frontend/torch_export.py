@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from ..passes.errors import LoadError
 from .bounds import DIM_BOUNDS
+from .dimension_names import name_dimensions
 from .shapes import infer_missing_shapes, quiet
 from .tidy import fold_transposes, tidy
 
@@ -57,8 +58,6 @@ def from_module(
 
 def from_pt2_file(path: Path, dynamic_shapes: Any = None) -> ir.Model:
     """Captures the program of a file that `torch.export.save` wrote."""
-    if not path.is_file():
-        raise LoadError(f"{path}: there is no such file")
     try:
         with _silent():
             program = torch.export.load(path)
@@ -91,6 +90,7 @@ def from_exported_program(
         raise LoadError(f"conversion to ONNX failed: {_first_line(error)}") from error
     _restore_names(model, program)
     fold_transposes(model)
+    name_dimensions(model, program)
     bounds = _dim_bounds(model, program)
     if bounds:
         model.metadata_props[DIM_BOUNDS] = json.dumps(bounds)

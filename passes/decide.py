@@ -9,11 +9,8 @@ from .errors import SchemeError
 from .plan import Choice
 from .scheme import Scheme, parse_scheme
 from .sites import Site
-from .structures.base import Activations, Structure
+from .structures.base import DENSE_BITS, Activations, Structure
 from .structures.int_codes import IntCodes
-
-DENSE_BITS = 32
-"""Sites are float32 models' weights as they run; narrower storage is widened at load."""
 
 
 def decide(site: Site, scheme: Scheme, activations: Activations) -> Choice:
@@ -59,14 +56,15 @@ def refuse_exact_activations(choices: Iterable[Choice]) -> None:
     """The portable form rounds activations in stock ONNX Runtime, so `float` cannot be promised.
 
     Raises:
-        SchemeError: a choice with `activations=float`; names its site.
+        SchemeError: a choice with `activations=float`, or with coded factors; names its site.
     """
     for choice in choices:
         scheme = parse_scheme(choice.scheme)
         if isinstance(scheme, Structure) and scheme.activations == "float":
             raise SchemeError(
                 f"{choice.name}: stock ONNX Runtime rounds the activations of the portable form to "
-                "int8; leave activations=float or the portable form out"
+                f"int8, and {scheme} takes them as they are; choose activations=auto where it has "
+                "that, another scheme, or leave the portable form out"
             )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from .bias_correction import has_bias, mean_error
 from .errors import FitError
 from .linalg import relative_error
 from .replace import Fitted
@@ -26,13 +27,11 @@ class FitResult:
     Attributes:
         fitted: what `ReplaceDense` puts into the graph.
         relative_error: `sqrt(tr(E C Eᵀ) / tr(W C Wᵀ))` with statistics, `‖E‖ / ‖W‖` without,
-            where `E = W − Ŵ`.
-        bits_per_weight: stored bits over `out_features · in_features`.
+            where `E = W − Ŵ`; with Σ in the numerator where a bias takes up the mean error.
     """
 
     fitted: Fitted
     relative_error: float
-    bits_per_weight: float
 
 
 def fit_site(
@@ -43,9 +42,15 @@ def fit_site(
     Raises:
         FitError: the weight has NaN or infinite entries, or the structure does not admit it.
     """
-    dtype = factor_type(site, form)
     return fit_weight(
-        site.weight(), structure, stats, seed=seed, form=form, dtype=dtype, site=site.name
+        site.weight(),
+        structure,
+        stats,
+        seed=seed,
+        form=form,
+        dtype=factor_type(site, form),
+        corrected=has_bias(site),
+        site=site.name,
     )
 
 
@@ -57,6 +62,7 @@ def fit_weight(
     seed: int,
     form: Form,
     dtype: ir.DataType,
+    corrected: bool,
     site: str,
 ) -> FitResult:
     """Fits a resolved structure to W, `[out_features, in_features]`.
@@ -68,19 +74,23 @@ def fit_weight(
         seed: of what is drawn at random.
         form: what the tensors are packed for.
         dtype: of the floating tensors; see `factor_type`.
+        corrected: whether a bias takes up the mean error, if there are statistics.
         site: what errors name.
 
     Raises:
         FitError: the weight has NaN or infinite entries, or the structure does not admit it.
     """
-    factors = structure.fit(weight, stats, seed=seed, site=site)
+    fitted_to = stats.centred() if stats is not None and corrected else stats
+    factors = structure.fit(weight, fitted_to, seed=seed, site=site)
     tensors = packed(structure, factors, form, dtype, site)
     if Fitted(structure, tensors).dtype != ir.DataType.FLOAT:
         factors = structure.unpack(tensors, *weight.shape)
+    dense = structure.dense(factors)
     moment = None if stats is None else stats.second_moment
-    error = relative_error(weight, structure.dense(factors), moment)
-    stored = 8 * sum(tensor.nbytes for tensor in tensors.values())
-    return FitResult(Fitted(structure, tensors), error, stored / weight.size)
+    left = None if fitted_to is None else fitted_to.second_moment
+    error = relative_error(weight, dense, moment, left)
+    correction = mean_error(weight, dense, stats) if stats is not None and corrected else None
+    return FitResult(Fitted(structure, tensors, correction), error)
 
 
 def packed(

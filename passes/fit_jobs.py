@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from .bias_correction import has_bias
 from .cache import Cache, Entry
 from .errors import FitError, UndenseError, cause_of
 from .fingerprint import array_sha256, code_fingerprint
@@ -25,6 +26,9 @@ from .threads import single_threaded
 
 KIND = "fit"
 """Of the entries of the cache."""
+
+_CORRECTION = "bias_correction"
+"""Beside the names of tensors, none of which is called so."""
 
 _ELEMENTWISE = 512
 """What searching the levels or factors of one weight costs, in multiply-accumulates."""
@@ -42,6 +46,7 @@ class FitJob:
         seed: of what is drawn at random.
         form: what the tensors are packed for.
         dtype: of the floating tensors.
+        corrected: whether a bias takes up the mean error.
         code: `code_fingerprint()` of who made the job, which that of the worker has to equal.
     """
 
@@ -52,6 +57,7 @@ class FitJob:
     seed: int
     form: Form
     dtype: ir.DataType
+    corrected: bool = False
     code: Mapping[str, str] = field(default_factory=code_fingerprint)
 
     @staticmethod
@@ -60,7 +66,14 @@ class FitJob:
     ) -> FitJob:
         """The job of fitting `structure` to the weight of a site, which is read now."""
         return FitJob(
-            site.name, site.weight(), structure, stats, seed, form, factor_type(site, form)
+            site.name,
+            site.weight(),
+            structure,
+            stats,
+            seed,
+            form,
+            factor_type(site, form),
+            has_bias(site),
         )
 
     @property
@@ -78,28 +91,38 @@ class FitJob:
             "seed": self.seed,
             "form": self.form,
             "dtype": self.dtype.name,
+            "corrected": self.corrected,
             "code": dict(self.code),
         }
 
 
 @dataclass(frozen=True, eq=False)
 class FitArrays:
-    """A `FitResult` as plain arrays, which can be sent and stored."""
+    """A `FitResult` as plain arrays, which can be sent and stored.
+
+    Attributes:
+        arrays: the tensors by name, and the correction of the bias if there is one.
+        relative_error: as of the result.
+    """
 
     arrays: dict[str, NDArray[Any]]
     relative_error: float
-    bits_per_weight: float
 
     @staticmethod
     def of_result(result: FitResult) -> FitArrays:
         """The arrays of a result."""
         arrays = {name: tensor.numpy() for name, tensor in result.fitted.tensors.items()}
-        return FitArrays(arrays, result.relative_error, result.bits_per_weight)
+        if result.fitted.bias_correction is not None:
+            arrays[_CORRECTION] = result.fitted.bias_correction
+        return FitArrays(arrays, result.relative_error)
 
     def result(self, structure: Structure) -> FitResult:
         """The result again, of the structure that was fitted."""
-        tensors = {name: ir.tensor(array) for name, array in self.arrays.items()}
-        return FitResult(Fitted(structure, tensors), self.relative_error, self.bits_per_weight)
+        tensors = {
+            name: ir.tensor(array) for name, array in self.arrays.items() if name != _CORRECTION
+        }
+        fitted = Fitted(structure, tensors, self.arrays.get(_CORRECTION))
+        return FitResult(fitted, self.relative_error)
 
 
 def fit_cost(out_features: int, in_features: int, *, calibrated: bool) -> float:
@@ -135,6 +158,7 @@ def run(job: FitJob) -> FitArrays:
             seed=job.seed,
             form=job.form,
             dtype=job.dtype,
+            corrected=job.corrected,
             site=job.site,
         )
     return FitArrays.of_result(result)
@@ -232,10 +256,7 @@ class _Running:
 
     def _store(self, waiting: _Waiting, found: FitArrays) -> None:
         if self.cache is not None:
-            values = {
-                "relative_error": found.relative_error,
-                "bits_per_weight": found.bits_per_weight,
-            }
+            values = {"relative_error": found.relative_error}
             self.cache.put(KIND, waiting.key, values, found.arrays)
 
 

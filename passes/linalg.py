@@ -294,12 +294,22 @@ def nearest_codes(
     return codes, levels
 
 
-def relative_error(weight: Array, approximation: Array, second_moment: Array | None) -> float:
-    """`sqrt(tr(E C Eᵀ) / tr(W C Wᵀ))` with `E = W − Ŵ`; C is the identity if None, and 0/0 is 0."""
+def relative_error(
+    weight: Array,
+    approximation: Array,
+    second_moment: Array | None,
+    error_moment: Array | None = None,
+) -> float:
+    """`sqrt(tr(E C Eᵀ) / tr(W C Wᵀ))` with `E = W − Ŵ`; C is the identity if None, and 0/0 is 0.
+
+    `error_moment` takes the place of C in the numerator, where a bias takes up a part of the error.
+    """
+    if error_moment is None:
+        error_moment = second_moment
     lost = whole = 0.0
     for some in _row_blocks(len(weight)):
         rows = np.asarray(weight[some], np.float64)
-        lost += _quadratic(rows - approximation[some], second_moment)
+        lost += _quadratic(rows - approximation[some], error_moment)
         whole += _quadratic(rows, second_moment)
     if lost <= 0:
         return 0.0

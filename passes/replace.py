@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from .bias_correction import correct_bias, has_bias
 from .canonicalize import DENSE, to_dense
 from .errors import PlanError
+from .linalg import Matrix
 from .nodes import SITE, metadata
 from .plan import Choice, Plan, site_of
 from .sites import Site, Use, find_sites
@@ -23,10 +25,12 @@ class Fitted:
     Attributes:
         structure: resolved.
         tensors: what `structure.pack` gave, in its order.
+        bias_correction: what is added to the bias behind each use; None for nothing.
     """
 
     structure: Structure
     tensors: dict[str, ir.TensorProtocol]
+    bias_correction: Matrix | None = None
 
     @property
     def dtype(self) -> ir.DataType:
@@ -38,10 +42,11 @@ class Fitted:
 class ReplaceDense(ir.passes.InPlacePass):
     """Carries out a plan: every use of a site that is not to stay dense reads the packed tensors.
 
-    The tensors become initializers `{site}.{tensor}`, shared by all uses; the functions that give
-    the nodes their meaning are added; constants and nodes that nothing reads any more are
-    removed. Activations of another type than the factors are cast to it and back. Sites that an
-    earlier run replaced are left as they are.
+    The tensors become initializers `{site}.{tensor}`, shared by all uses; biases take up the mean
+    error of the fits, as initializers `{site}.bias`; the functions that give the nodes their
+    meaning are added; constants and nodes that nothing reads any more are removed. Activations of
+    another type than the factors are cast to it and back. Sites that an earlier run replaced are
+    left as they are.
     """
 
     def __init__(self, plan: Plan, fitted: Mapping[str, Fitted], form: Form = "fast") -> None:
@@ -53,8 +58,8 @@ class ReplaceDense(ir.passes.InPlacePass):
 
         Raises:
             PlanError: a site that the model does not have or that has another shape there, a
-                scheme that gathers cannot use, or tensors whose names are taken; in that case
-                the model is as it was.
+                scheme that gathers cannot use, a correction of a bias that is not there, or
+                tensors whose names are taken; in that case the model is as it was.
         """
         chosen = self._chosen(model)
         functions = _Functions(model, self.form)
@@ -97,6 +102,11 @@ class ReplaceDense(ir.passes.InPlacePass):
                 f"{choice.name}: {choice.scheme} cannot gather rows, and an embedding reads this "
                 "weight; choose dense or int_codes"
             )
+        if fitted.bias_correction is not None and not has_bias(site):
+            raise PlanError(
+                f"{choice.name}: it was fitted with a bias behind it, which this model does not "
+                "have; fit it again"
+            )
         return fitted
 
 
@@ -122,6 +132,8 @@ def _swap(
     structure, shape = fitted.structure, (site.out_features, site.in_features)
     attributes = structure.attributes(*shape, functions.form)
     tape, result = ir.tape.Tape(), old.outputs[0]
+    if fitted.bias_correction is not None and not gathers:
+        correct_bias(result, fitted.bias_correction, site.name)
     x = use.x if gathers else old.inputs[0]
     if not gathers and use.dtype != fitted.dtype:
         x = _cast(tape, x, fitted.dtype, old)

@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .decide import DENSE_BITS
 from .plan import Choice
 from .sites import Refusal, Site
+from .structures.base import DENSE_BITS
 
 if TYPE_CHECKING:
     from .fit import FitResult
 
 
 def site_rows(
-    sites: Iterable[Site], choices: Mapping[str, Choice], results: Mapping[str, FitResult]
+    sites: Iterable[Site],
+    choices: Mapping[str, Choice],
+    results: Mapping[str, FitResult],
+    stored: Mapping[str, int],
 ) -> list[dict[str, Any]]:
     """One row a site, with the fields that `report.json` and `inspect --json` promise.
 
-    A site without choice is as it stands in a model that was not compiled.
+    A site without choice is as it stands in a model that was not compiled. `stored` has the bytes
+    of each.
     """
     rows = []
     for site in sites:
@@ -30,7 +34,7 @@ def site_rows(
                 "out_features": site.out_features,
                 "users": len(site.uses),
                 "scheme": "dense" if choice is None else choice.scheme,
-                "bits_per_weight": DENSE_BITS if found is None else found.bits_per_weight,
+                "bits_per_weight": 8 * stored[site.name] / (site.out_features * site.in_features),
                 "relative_error": 0.0 if found is None else found.relative_error,
                 "reason": "" if choice is None else choice.reason,
             }

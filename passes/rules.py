@@ -106,7 +106,7 @@ def choose_schemes(
         rules = [Rule.parse(item, f"rule {number}") for number, item in enumerate(scheme, 1)]
     names = [site.name for site in sites]
     for what, patterns in (
-        ("ignored_scope", ignored_scope),
+        ("ignored pattern", ignored_scope),
         ("rule", [rule.match for rule in rules]),
     ):
         for pattern in patterns:

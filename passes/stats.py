@@ -33,6 +33,12 @@ class Stats:
         """The length of a row."""
         return int(self.mean.shape[0])
 
+    def centred(self) -> Stats:
+        """`Σ = C − μᵀμ`: the statistic of `x − μ`, for fits whose mean error a bias takes up."""
+        mean = np.asarray(self.mean, np.float64)
+        covariance = np.asarray(self.second_moment, np.float64) - np.outer(mean, mean)
+        return Stats(covariance, np.zeros_like(mean), self.tokens)
+
     def merged(self, other: Stats) -> Stats:
         """The statistic of both sets of rows together (a weight with several inputs)."""
         total = self.tokens + other.tokens

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from .errors import MissingDependencyError, SchedulerError, cause_of
 
-_WORTH_PROCESSES = 1e10
-"""Multiply-accumulates, about four seconds of one core: what starting processes takes twice."""
+_WORTH_PROCESSES = 2.5e10
+"""Multiply-accumulates, about ten seconds of one core: each process takes three to load torch."""
 _MAPPED_BYTES = 64 * 2**20
 """Arrays from this size on go through a file that is mapped, and not through a pipe."""
 _ANSWER_SECONDS = 10

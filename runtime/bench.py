@@ -113,7 +113,7 @@ def bench(
     if isinstance(against, Session) and against.num_threads != session.num_threads:
         raise InputError(
             f"the artifact runs on {session.num_threads} threads and what it is compared with on "
-            f"{against.num_threads}: load both with the same num_threads"
+            f"{against.num_threads}: load both with the same number"
         )
     callables: dict[str, Callable[[], object]] = {"artifact": lambda: _finished(session, inputs)}
     if isinstance(against, Session):

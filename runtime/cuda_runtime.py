@@ -50,7 +50,7 @@ def cuda_device(architectures: Sequence[str], origin: str) -> tvm.runtime.Device
     if architectures and not can_run(version, architectures):
         raise TargetError(
             f"{origin} holds code for {', '.join(architectures)} and the GPU here is of compute "
-            f"capability {version}: compile the model with --target 'cuda "
+            f"capability {version}: compile the model for target 'cuda "
             f"-arch=sm_{version.replace('.', '')}'"
         )
     return device

@@ -32,7 +32,7 @@ def resolve(artifact: Artifact, wanted: str | None, engine: Engine | None = None
     if (engine or artifact.manifest.engine) == "tvm" and device != made_for:
         remedy = f"compile the model for target {'llvm' if device == 'cpu' else 'cuda'}"
         if "ort" in artifact.engines:
-            remedy += ", or load it with engine='ort'"
+            remedy += ", or load it with engine ort"
         raise TargetError(
             f"{artifact.path} holds code of TVM for {made_for} alone, not for {device}: {remedy}"
         )

@@ -72,6 +72,11 @@ class TensorInfo:
         if self.bounds is not None:
             _check_bounds(self.name, self.bounds)
 
+    def __str__(self) -> str:
+        """`x: float32[batch, 64]`."""
+        shape = ", ".join("?" if dim is None else str(dim) for dim in self.shape)
+        return f"{self.name}: {self.dtype}[{shape}]"
+
 
 @dataclass(frozen=True)
 class Tolerance:

@@ -141,7 +141,7 @@ def _load(artifact: Artifact, options: Any, device: Device) -> Any:
         if "CUDA" in str(error):
             raise TargetError(
                 f"{path}: onnxruntime cannot use the GPU ({_first(error)}); mend that, or load it "
-                "with device='cpu'"
+                "with device cpu"
             ) from error
         raise ArtifactError(
             f"{path}: onnxruntime {onnxruntime.__version__} cannot load it ({_first(error)}); "
@@ -151,7 +151,7 @@ def _load(artifact: Artifact, options: Any, device: Device) -> Any:
     if session.get_providers()[0] != wanted:
         raise TargetError(
             f"{path}: onnxruntime fell back from {wanted} to {session.get_providers()[0]}; what it "
-            "logged says why, and device='cpu' runs it there without a complaint"
+            "logged says why, and device cpu runs it there without a complaint"
         )
     return session
 
@@ -160,7 +160,7 @@ def _check_cuda(path: Path) -> None:
     """Without this ONNX Runtime would log why it cannot use the GPU, and run on the CPU."""
     obstacle = cuda_provider.obstacle()
     if obstacle is not None:
-        raise type(obstacle)(f"{path}: {obstacle}, or load it with device='cpu'")
+        raise type(obstacle)(f"{path}: {obstacle}, or load it with device cpu")
 
 
 def _register(artifact: Artifact, options: Any) -> None:

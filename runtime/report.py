@@ -190,9 +190,13 @@ def summary(report: Mapping[str, Any]) -> list[str]:
     lines = []
     if sizes.get("after") is not None:
         ratio = f" ({sizes['after'] / sizes['before']:.1%})" if sizes["before"] else ""
-        lines.append(f"bytes: {sizes['before']:,} before, {sizes['after']:,} after{ratio}")
+        lines.append(
+            f"bytes of weights: {sizes['before']:,} before, {sizes['after']:,} after{ratio}"
+        )
+        if sizes.get("code") is not None:
+            lines.append(f"bytes of code: {sizes['code']:,}")
     else:
-        lines.append(f"bytes: {sizes['before']:,}")
+        lines.append(f"bytes of weights: {sizes['before']:,}")
     if sizes.get("folder") is not None:
         lines.append(f"the artifact's folder: {sizes['folder']:,} bytes")
     if report.get("error_measure"):

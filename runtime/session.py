@@ -45,6 +45,14 @@ class Session(ABC):
         self.device = device
         self.check_indices = True
 
+    def __repr__(self) -> str:
+        """Where it lies, what it takes and gives, and what runs it."""
+        given, results = (", ".join(map(str, infos)) for infos in (self.inputs, self.outputs))
+        return (
+            f"<{type(self).__name__} {self.path}: ({given}) -> ({results}), "
+            f"{self.engine} on {self.device}>"
+        )
+
     @property
     def manifest(self) -> Manifest:
         """What the artifact says of itself."""
@@ -158,7 +166,7 @@ def load(
     if engine is not None and engine not in _PACKAGES:
         raise TargetError(f"engine {engine!r} is not known; there are 'tvm' and 'ort'")
     if num_threads is not None and num_threads < 1:
-        raise TargetError(f"num_threads must be at least 1, got {num_threads}")
+        raise TargetError(f"a call needs at least 1 thread, got {num_threads}")
     artifact = open_artifact(path)
     chosen = _choose(artifact, engine)
     threads = usable_cores() if num_threads is None else num_threads

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import tvm
 import tvm_ffi
+from numpy.typing import NDArray
 
 from .gpu_tensors import is_on_gpu
 
@@ -56,6 +57,27 @@ def stream_of(values: Sequence[Any]) -> int:
     if any(map(is_on_gpu, values)):
         return int(sys.modules["torch"].cuda.current_stream(0).cuda_stream)
     return _DEFAULT_STREAM
+
+
+class Staging:
+    """Memory of a device for arrays of the host: a piece an input, as long as the shape stays.
+
+    What is put in overwrites what was there, so it is for calls whose results have come back to the
+    host before the next one begins.
+    """
+
+    def __init__(self, device: Any) -> None:
+        self._device = device
+        self._pieces: dict[int, Any] = {}
+
+    def put(self, number: int, array: NDArray[np.generic]) -> Any:
+        """A TVM tensor that holds a copy of the input of that number."""
+        piece, dtype = self._pieces.get(number), array.dtype.name
+        if piece is None or (tuple(piece.shape), str(piece.dtype)) != (array.shape, dtype):
+            piece = tvm.runtime.empty(array.shape, dtype, self._device)
+            self._pieces[number] = piece
+        piece.copyfrom(np.ascontiguousarray(array).reshape(array.shape))
+        return piece
 
 
 def to_device(value: Any, device: Any) -> Any:

@@ -34,7 +34,7 @@ from tvm.runtime.vm import VirtualMachine
 
 from .cublas import cublas_module
 from .cuda_runtime import cuda_device
-from .tvm_cuda import TURNS, stream_of, to_device, to_torch_on_gpu
+from .tvm_cuda import TURNS, Staging, stream_of, to_device, to_torch_on_gpu
 
 _ALIGNMENT = 64  # bytes, that generated code takes for granted
 _BIG_CORES = 1
@@ -72,6 +72,7 @@ class TvmSession(Session):
         self._parameters = _read_parameters(artifact, self._device)
         self._parameter_memory = {value.data_ptr() for value in self._parameters}
         self._local = threading.local()
+        self._staging = Staging(self._device)
 
     def _main(self) -> Any:
         main = getattr(self._local, "main", None)
@@ -97,11 +98,12 @@ class TvmSession(Session):
         return [to_torch_on_gpu(value, copy=copy) for value, copy in self._owned(results, inputs)]
 
     def _execute(self, arrays: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
-        with self._turn([]):
-            inputs = [self._to_tvm(array) for array in arrays]
-            results = self._call(inputs)
-            if self.device == "cuda":
-                return [value.numpy() for value in results]
+        if self.device == "cuda":
+            with self._turn([]):
+                staged = [self._staging.put(*item) for item in enumerate(arrays)]
+                return [value.numpy() for value in self._call(staged)]
+        inputs = [self._to_tvm(array) for array in arrays]
+        results = self._call(inputs)
         return [_to_numpy(value, copy=copy) for value, copy in self._owned(results, inputs)]
 
     def _call(self, inputs: Sequence[Any]) -> list[Any]:
@@ -208,7 +210,7 @@ def _check_machine(artifact: Artifact) -> None:
     """What would end the process is refused: other instruction sets, another bytecode."""
     remedy = "compile the model again"
     if "ort" in artifact.engines:
-        remedy += ", or load it with engine='ort'"
+        remedy += ", or load it with engine ort"
     check_processor(artifact, remedy)
     made_with = artifact.manifest.versions.get("apache-tvm", tvm.__version__)
     if made_with.split(".")[:2] != tvm.__version__.split(".")[:2]:

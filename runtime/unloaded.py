@@ -27,6 +27,10 @@ class Unloaded(Session):
         self.engine = artifact.manifest.engine
         self.reason = reason
 
+    def __repr__(self) -> str:
+        """What any session says, and why this one cannot run."""
+        return f"{super().__repr__().removesuffix('>')}, not loaded: {self.reason}>"
+
     def _results(self, values: Mapping[str, Any]) -> NoReturn:
         raise type(self.reason)(str(self.reason))
 

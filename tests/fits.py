@@ -56,7 +56,7 @@ def _bytes(result: FitResult) -> list[Any]:
         (name, tensor.dtype, list(tensor.shape), tensor.tobytes())
         for name, tensor in result.fitted.tensors.items()
     ]
-    return [*tensors, result.relative_error, result.bits_per_weight, str(result.fitted.structure)]
+    return [*tensors, result.relative_error, str(result.fitted.structure)]
 
 
 def fitted_bytes(jobs: list[FitJob], **options: Any) -> dict[str, list[Any]]:

@@ -203,6 +203,79 @@ def test_bad_input_is_one_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--target", "cuda -arch=x"], "sm_80"),
+        (["--dtype", "int8"], "float16"),
+        (["--scheme", "low_rang"], "low_rank"),
+        (["--rules", "missing.yaml"], "missing.yaml"),
+        (["--ignore", "re:("], "re:("),
+        (["--calib", "missing.npz"], "missing.npz"),
+        (["--calib", "MODEL"], "model.onnx: not an .npz"),
+        (["--budget", "size_ratio=0.5"], "budget"),
+        (["--plan", "missing.json"], "missing.json"),
+        (["--plan", "missing.json", "--scheme", "dense"], "leave it out"),
+        (["--plan", "missing.json", "--ignore", "first"], "leave it out"),
+        (["--seed", "-1"], "seed -1"),
+        (["--portable"], "portable"),
+        (["--kernels", "tvm"], "kernels"),
+        (["--target", "ort-cpu", "--no-onnx"], "model.onnx"),
+        (["--use-cuda-graph", "batch=8"], "CUDA graphs"),
+        (["--target", "cuda", "--use-cuda-graph", ""], "batch=8"),
+        (["--target", "cuda", "--use-cuda-graph", "batch=8,batch=4"], "'batch' is there twice"),
+        (["--output", "/proc/nowhere/out"], "/proc/nowhere"),
+    ],
+)
+def test_wrong_options_of_compile_are_told_before_anything_long(
+    options: list[str], named: str, model: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def too_late(*_: object) -> None:
+        pytest.fail("the option was looked at too late")
+
+    monkeypatch.setattr("undense.frontend.load.load", too_late)
+    if "/proc/nowhere/out" not in options:  # asking the disk takes the last of the checks
+        monkeypatch.setattr("undense.backend.package.check_toolchain", too_late)
+    monkeypatch.chdir(tmp_path)
+    options = [str(model) if option == "MODEL" else option for option in options]
+    assert main(["compile", str(model), "-o", "out", *options]) == 2
+    assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["tune", "OUT", "--merge", "missing.json"], "missing.json: there is no such file"),
+        (["tune", "OUT", "--trials", "-1"], "--trials -1: give 0 or more"),
+        (["tune", "OUT", "--export", "folder", "--trials", "0"], "--trials 0: give 1 or more"),
+        (["tune", "OUT", "--threads", "0"], "--threads 0: give 1 or more"),
+        (["tune", "OUT", "--rows", ""], "--rows ''"),
+        (["bench", "OUT", "--repeats", "0"], "--repeats 0: give 1 or more"),
+        (["bench", "OUT", "--engine", "onnx"], "engine 'onnx' is not known"),
+        (["run", "OUT", "--input", "x", "--output", "y", "--engine", "tvm"], "engine 'tvm'"),
+    ],
+)
+def test_wrong_options_of_other_verbs_are_one_sentence(
+    arguments: list[str], named: str, artifact: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    arguments = [str(artifact) if argument == "OUT" else argument for argument in arguments]
+    assert main(arguments) == 2
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert named in sentence
+
+
+def test_the_other_engine_of_an_artifact(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["compile", str(model), "-o", str(out), "--quiet"]) == 0
+    assert _json(capsys, "verify", out, "--engine", "ort")["engine"] == "ort"
+    assert _json(capsys, "verify", out)["engine"] == "tvm"
+
+
 def test_traceback_shows_where(tmp_path: Path) -> None:
     from undense.passes.errors import LoadError
 

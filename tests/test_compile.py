@@ -13,6 +13,7 @@ import pytest
 import undense
 from graphs import graph, normal
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 from undense.passes.errors import (
     FitError,
     LoadError,
@@ -84,7 +85,13 @@ def test_an_engine_computes_what_the_reference_says(
     assert (found.approximation_error < 1e-6) == (scheme == "dense")
 
 
-@pytest.mark.parametrize("scheme", ["auto", "int_codes{bits=4,group=32}", "low_rank{ratio=0.5}"])
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        *("auto", "int_codes{bits=4,group=32}", "low_rank{ratio=0.5}"),
+        "int_codes{bits=4,group=32}+residual{rank=8}",
+    ],
+)
 def test_the_portable_form_holds(scheme: str, tmp_path: Path) -> None:
     module = undense.compile(
         _model(),
@@ -151,10 +158,9 @@ def test_the_report_keeps_its_promises(tmp_path: Path) -> None:
         "name", "in_features", "out_features", "users", "scheme", "bits_per_weight",
         "relative_error", "reason",
     }  # fmt: skip
-    loaded = ("module.so", "weights.safetensors")
-    assert report["bytes"]["after"] == sum(
-        (tmp_path / "m" / name).stat().st_size for name in loaded
-    )
+    assert report["bytes"]["code"] == (tmp_path / "m/module.so").stat().st_size
+    weights = load_file(tmp_path / "m/weights.safetensors")
+    assert report["bytes"]["after"] == sum(array.nbytes for array in weights.values())
     assert report["bytes"]["before"] == 4 * (100 * 64 + 64 * 96 + 96 + 96 * 40)
     assert any("data-free" in note for note in report["notes"])
 
@@ -188,6 +194,7 @@ def test_onnx_can_be_left_out_for_tvm(tmp_path: Path) -> None:
         ({"target": "abacus"}, TargetError, "llvm"),
         ({"target": "llvm", "portable": True}, TargetError, "portable"),
         ({"scheme": "int_codes{activations=float}", "portable": True}, SchemeError, "float"),
+        ({"scheme": "low_rank{factor_bits=8}", "portable": True}, SchemeError, "factor_bits=8"),
         ({"scheme": "low_rang"}, SchemeError, "low_rank"),
         ({"scheme": "low_rank{rang=3}"}, SchemeError, "rank"),
         ({"scheme": "monarch{blocks=7,rank=1}"}, FitError, "first|second|table"),

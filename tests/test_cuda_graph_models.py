@@ -36,8 +36,18 @@ LAYER = """g (float[b, n, 64] x, float[b, 1, p, 64] pk, float[b, 1, p, 64] pv)
 }"""
 
 
-def layer(bounds: dict[str, Any]) -> ir.Model:
-    model = ir.from_proto(parse(LAYER.replace("p + n", "t"), 23))
+PRODUCTS = """g (float[b, n, 64] x) => (float[b, n, 64] y, float[b, n, 64] z) {
+    h = MatMul(x, w)
+    i = MatMul(h, w)
+    j = MatMul(i, w)
+    y = Gelu(j)
+    m = MatMul(j, w)
+    z = Add(m, x)
+}"""
+
+
+def layer(bounds: dict[str, Any], text: str = LAYER) -> ir.Model:
+    model = ir.from_proto(parse(text.replace("p + n", "t"), 23))
     weight = ir.tensor(normal(64, 64) / 8)
     value = ir.Value(name="w", const_value=weight, type=ir.TensorType(weight.dtype))
     value.shape = weight.shape
@@ -50,20 +60,26 @@ def layer(bounds: dict[str, Any]) -> ir.Model:
     return model
 
 
-def runner(wanted: Any) -> Callable[..., list[np.ndarray[Any, Any]]]:
-    """Calls the layer, with graphs or without."""
+def device_runner(model: ir.Model, wanted: Any) -> Callable[..., list[Any]]:
+    """Calls a model, with graphs or without; its results stay on the device."""
     target = TARGET.with_graphs(wanted)
     with device_code_by(lambda source, _: cuda_emulation.compile(source, EMULATED_HEADERS)):
-        module = build(MODEL, target)
+        module = build(model, target)
     device = tvm.cuda(0)
     machine = relax.VirtualMachine(module.executable, device)
     weights = [tvm.runtime.tensor(weight, device) for weight in module.weights.values()]
 
-    def call(*arrays: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+    def call(*arrays: np.ndarray[Any, Any]) -> list[Any]:
         inputs = [tvm.runtime.tensor(array, device) for array in arrays]
-        return [output.numpy() for output in machine["main"](*inputs, *weights)]
+        return list(machine["main"](*inputs, *weights))
 
     return call
+
+
+def runner(wanted: Any) -> Callable[..., list[np.ndarray[Any, Any]]]:
+    """Calls the layer, with graphs or without."""
+    call = device_runner(MODEL, wanted)
+    return lambda *arrays: [output.numpy() for output in call(*arrays)]
 
 
 MODEL = layer(BOUNDS)
@@ -96,6 +112,22 @@ def test_other_lengths_have_graphs_of_their_own():
             np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("graphs", [False, ["b", "n"]])
+def test_results_are_not_written_again_by_later_calls(graphs: Any):
+    call = device_runner(layer(BOUNDS, PRODUCTS), graphs)
+    before = cuda_emulation.graph_launches()
+    kept = []
+    for shape in ((1, 2), (1, 2), (2, 1), (1, 2), (4, 4), (1, 2)):
+        results = call(normal(*shape, 64))
+        kept.append((results, [result.numpy().copy() for result in results]))
+    assert (cuda_emulation.graph_launches() > before) == bool(graphs)
+    for results, seen in kept:
+        for result, copy in zip(results, seen, strict=True):
+            np.testing.assert_array_equal(result.numpy(), copy)
+    places = {result.data_ptr() for results, _ in kept for result in results}
+    assert len(places) == 2 * len(kept)
+
+
 @pytest.mark.parametrize(
     ("symbols", "bounds", "named"),
     [
@@ -126,5 +158,5 @@ def test_a_bound_is_a_length(text: str):
 
 
 def test_graphs_are_for_cuda():
-    with pytest.raises(TargetError, match="use_cuda_graph is for target cuda, not for llvm"):
+    with pytest.raises(TargetError, match="CUDA graphs are for target cuda, not for llvm"):
         Target.parse("llvm").with_graphs(True)

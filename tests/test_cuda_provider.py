@@ -170,6 +170,10 @@ def test_what_cannot_run_here_still_says_what_it_is(
     assert (module.engine, module.device, module.path) == ("ort", "cuda", path)
     assert [info.name for info in module.inputs] == ["x", "ids"]
     assert module.report["bytes"]["before"] == 1
+    shown = repr(module)
+    assert shown.startswith(f"<Unloaded {path}: (x: float32[n, 8], ids: int64[n]) -> ")
+    assert ", ort on cuda, not loaded: " in shown
+    assert "no GPU: buy one, or load it with device cpu>" in shown
     module.save(tmp_path / "copy.undense")
     assert undense.load(tmp_path / "copy.undense", device="cpu").device == "cpu"
     for call in (

@@ -50,7 +50,7 @@ def test_rules_take_their_records() -> None:
     assert (rules[1][1].warps, rules[1][1].tiles) == (4, 1)
     with (
         tuned({(*CODES.workload, MANY): {"ahead": 1}}),
-        pytest.raises(LoweringError, match=r"64x128 does not fit .* 'ahead'.*--no-tuned"),
+        pytest.raises(LoweringError, match=r"64x128 does not fit .* 'ahead'.*without tuned"),
     ):
         chosen(CODES)
 

@@ -40,7 +40,7 @@ def test_a_module_of_tvm_runs_on_its_own(
 ) -> None:
     artifact = made_for(tmp_path, "tvm", device)
     assert resolve(artifact, device) == device
-    with pytest.raises(TargetError, match=f"for target {target}, or load it with engine='ort'$"):
+    with pytest.raises(TargetError, match=f"for target {target}, or load it with engine ort$"):
         resolve(artifact, wanted)
     alone = made_for(tmp_path / "alone", "tvm", device, onnx=False)
     with pytest.raises(TargetError, match=f"for target {target}$"):

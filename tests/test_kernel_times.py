@@ -33,7 +33,10 @@ ORT, LLVM = Target.parse("ort-cpu"), Target.parse("llvm")
 SCHEMES = [
     str(with_activations(cls.candidates(*SHAPE)[0], "float")) for cls in structures().values()
 ]
-GATHERS = [Layer(*SHAPE, "dense", gathers=True), Layer(*SHAPE, "int_codes{group=64}", gathers=True)]
+GATHERS = [
+    Layer(*SHAPE, scheme, gathers=True)
+    for scheme in ("dense", "int_codes{group=64,activations=float}")
+]
 
 
 @pytest.fixture(autouse=True)
@@ -204,6 +207,31 @@ def test_conditions_tell_targets_forms_and_threads_apart() -> None:
     assert seen[0]["machine"] == hardware.machine()["cpu"]
 
 
+class Driver:
+    """NVIDIA's driver with one GPU."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+
+    def cuInit(self, flags: int) -> int:
+        return flags
+
+    def cuDeviceGetName(self, name: Any, length: int, device: Any) -> int:
+        assert length == len(name)
+        assert device.value == 0
+        name.value = b"NVIDIA H100"
+        return self.status
+
+
+def test_a_gpu_is_named_behind_its_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, target = hardware.machine()["cpu"], Target.parse("ort-cuda")
+    monkeypatch.setattr(timed_machine.ctypes, "CDLL", lambda name: Driver(0))
+    assert conditions(target, "cuda", 1)["machine"] == f"{cpu}, NVIDIA H100"
+    monkeypatch.setattr(timed_machine.ctypes, "CDLL", lambda name: Driver(1))
+    with pytest.raises(TargetError, match="driver does not tell the name of the GPU"):
+        conditions(target, "cuda", 1)
+
+
 def test_tuning_makes_times_old() -> None:
     stock = conditions(ORT, "fast", 1)
     for target in (LLVM, ORT.with_kernels("tvm")):
@@ -270,6 +298,7 @@ def test_a_missing_engine_is_named_at_the_call(monkeypatch: pytest.MonkeyPatch) 
         ("dense", [4, 0], None, InputError, "of 1 or more"),
         ("dense", [1], 0, InputError, "threads must be at least 1, got 0"),
         ("auto", [1], None, SchemeError, "product 96x64 auto: only a resolved structure"),
+        ("int_codes", [1], None, SchemeError, "resolve it for target ort-cpu, .*activations=int8"),
         ("low_rank{rank=65}", [1], None, FitError, "product 96x64 .*rank 65 is more than"),
     ],
 )
@@ -284,6 +313,13 @@ def test_refused_before_anything_is_measured(
     monkeypatch.setattr(measuring, "check_measurable", _never)
     with pytest.raises(error, match=message):
         kernel_times([Layer(*SHAPE, scheme)], ORT, "fast", rows, threads=threads)
+
+
+def test_what_no_plan_replaces_is_refused() -> None:
+    with pytest.raises(SchemeError, match=r"gather 96x64 .*: low_rank cannot hold an embedding"):
+        kernel_times([Layer(*SHAPE, "low_rank{rank=4}", gathers=True)], ORT, "fast", [1])
+    with pytest.raises(InputError, match=r"product 8x8 .*: no plan replaces it \(too small to pay"):
+        kernel_times([Layer(8, 8, "low_rank{rank=4}")], ORT, "fast", [1])
 
 
 def test_types_that_do_not_run_are_refused() -> None:

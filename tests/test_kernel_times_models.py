@@ -30,7 +30,10 @@ SHAPE = (96, 64)
 SCHEMES = [
     str(with_activations(cls.candidates(*SHAPE)[0], "float")) for cls in structures().values()
 ]
-GATHERS = [Layer(*SHAPE, "dense", gathers=True), Layer(*SHAPE, "int_codes{group=64}", gathers=True)]
+GATHERS = [
+    Layer(*SHAPE, scheme, gathers=True)
+    for scheme in ("dense", "int_codes{group=64,activations=float}")
+]
 
 
 @pytest.mark.parametrize("form", ["fast", "portable"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +11,16 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+import undense
 from helpers import assert_close
 from torch import nn
 from undense.frontend.bounds import dimension_bounds, index_bounds
 from undense.frontend.dense import run_dense
 from undense.frontend.load import load
 from undense.frontend.torch_export import OPSET_VERSION
-from undense.passes.errors import LoadError
+from undense.passes.errors import InputError, LoadError
 from undense.passes.sites import find_sites
+from undense.passes.text import show
 
 BATCH = torch.export.Dim("batch", min=1, max=64)
 LENGTH = torch.export.Dim("length", min=1, max=32)
@@ -140,6 +143,41 @@ def test_keyword_arguments_programs_and_pt2_files_give_the_same(
     same(stored, model)
     assert dimension_bounds(stored) == dimension_bounds(model)
     assert len(dimension_bounds(load(str(tmp_path / "tiny.pt2")))) == 2
+
+
+class TwoLengths(nn.Module):
+    """Something with two lengths, and an output as long as both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 48)
+
+    def forward(self, x: torch.Tensor, past: torch.Tensor) -> torch.Tensor:
+        return torch.cat([past, self.linear(x)], 1)
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_dimensions_have_names_without_dynamic_shapes(saved: bool, tmp_path: Path) -> None:
+    tokens, past = (torch.export.Dim(name, min=1, max=32) for name in ("tokens", "past"))
+    dims = {"x": {0: BATCH, 1: tokens}, "past": {0: BATCH, 1: past}}
+    given = (torch.ones(2, 3, 8), torch.ones(2, 5, 48))
+    source: Any = torch.export.export(TwoLengths().eval(), given, dynamic_shapes=dims)
+    names = ["batch", "tokens", "past"]
+    if saved:
+        torch.export.save(source, tmp_path / "cached.pt2")
+        source, names = tmp_path / "cached.pt2", ["x_dim0", "x_dim1", "past_dim1"]
+    batch, length, cached = names
+    module = undense.compile(source, target="ort-cpu", output=tmp_path / "out")
+    assert [info.shape for info in module.inputs] == [(batch, length, 8), (batch, cached, 48)]
+    (output,) = module.outputs
+    *ends, both = output.shape[0], output.shape[2], str(output.shape[1])
+    assert (ends, sorted(both.split(" + "))) == ([batch, 48], sorted([length, cached]))
+    bounds = {batch: (1, 64), length: (1, 32), cached: (1, 32)}
+    assert module.manifest.dimension_bounds == bounds
+    with pytest.raises(InputError, match=f"{length} "):
+        module(np.ones((2, 33, 8), np.float32), np.ones((2, 5, 48), np.float32))
+    text = show(load(source))
+    assert not re.search(r"\bs\d+\b", text)
 
 
 def test_bounds_that_nobody_gave_are_not_recorded() -> None:

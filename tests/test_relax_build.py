@@ -25,9 +25,9 @@ from undense.passes.structures import structures
 LINEAR = "g (float[b, 4] x) => (float y) <float[4, 2] w = {1, 2, 3, 4, 5, 6, 7, 8}> {%s}"
 
 
-def refused(graph: str, opset: int = 20) -> str:
+def refused(graph: str, opset: int = 20, target: str = "llvm") -> str:
     with pytest.raises(LoweringError) as caught:
-        relax_build.check(ir.from_proto(parse(graph, opset)), Target.parse("llvm"))
+        relax_build.check(ir.from_proto(parse(graph, opset)), Target.parse(target))
     return str(caught.value)
 
 
@@ -39,7 +39,20 @@ def test_all_unknown_operators_are_named_with_the_way_out():
     }""")
     assert "Hardmax (node 'first')" in message
     assert "2 nodes: Det, Hardmax" in message
-    assert "--target ort-cpu" in message
+    assert message.endswith("; compile for target ort-cpu, which covers all of ONNX")
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        "g (float[n, 4] x) => (float y) { y = Hardmax(x) }",
+        "g (string[n] x) => (float y) { y = Cast <to = 1> (x) }",
+        "g (float[n] x, int64[2] s) => (float y) { y = Reshape(x, s) }",
+    ],
+)
+def test_the_way_out_on_gpus_stays_on_gpus(graph: str):
+    message = refused(graph, target="cuda -arch=sm_90")
+    assert message.endswith("; compile for target ort-cuda, which covers all of ONNX")
 
 
 def test_shapes_that_depend_on_data_are_refused():
@@ -210,10 +223,11 @@ def test_constants_and_inputs_can_be_outputs():
         compare(actual, expected, 1)
 
 
-def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("target", "engine"), [("llvm", "ort-cpu"), ("cuda", "ort-cuda")])
+def test_a_missing_compiler_is_named(target: str, engine: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    with pytest.raises(MissingDependencyError, match=r"install g\+\+ or clang"):
-        relax_build.check_toolchain()
+    with pytest.raises(MissingDependencyError, match=rf"install g\+\+ or clang, .* {engine},"):
+        relax_build.check_toolchain(Target.parse(target))
 
 
 @pytest.mark.parametrize("kind", sorted(structures()))

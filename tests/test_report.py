@@ -56,7 +56,7 @@ def test_plain_table_is_whole(capsys):
     assert lines[2].startswith(HOSTILE)
     assert lines[3:] == [
         "not replaced: embedding<1>: too small to pay: 12×8",
-        "bytes: 4,000 before, 1,000 after (25.0%)",
+        "bytes of weights: 4,000 before, 1,000 after (25.0%)",
         "the artifact's folder: 1,500 bytes",
         "error is relative, of each layer's weights",
         "rounding activations to int8 (accuracy_level 4) changes the outputs by 0.60%",
@@ -67,7 +67,7 @@ def test_plain_table_is_whole(capsys):
 
 def test_a_report_of_nothing(capsys):
     print_report(BARE)
-    assert capsys.readouterr().out == "bytes: 7\n"
+    assert capsys.readouterr().out == "bytes of weights: 7\n"
 
 
 def on_a_terminal(monkeypatch):

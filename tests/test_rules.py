@@ -77,7 +77,7 @@ def test_patterns_match_whole_names(pattern: str, name: str, expected: bool) -> 
             [],
             r"^rule 'layer\.\*' matches no site; the sites are embed, layers\.0\.up, .* and 1 more",
         ),
-        ("auto", ["lm_head"], r"^ignored_scope 'lm_head' matches no site"),
+        ("auto", ["lm_head"], r"^ignored pattern 'lm_head' matches no site"),
         ([{"match": "*", "skeme": "auto"}], [], r"^rule 1: .* is not of the form"),
         ([{"match": "*"}], [], r"^rule 1: .* is not of the form"),
         (["auto"], [], r"^rule 1: 'auto' is not of the form"),

@@ -267,9 +267,9 @@ def test_bad_commands_are_one_sentence(
     for options, said in [
         (["--export", str(tmp_path)], "exists already"),
         (["--export", str(tmp_path / "a"), "--rows", "32"], "chosen for 8, 16, 64, 2048"),
-        (["--export", str(tmp_path / "a"), "--trials", "0"], "trials of 1 or more"),
+        (["--export", str(tmp_path / "a"), "--trials", "0"], "--trials 0: give 1 or more"),
         (["--export", "a", "--merge", "b"], "give --export or --merge"),
-        (["--merge", str(tmp_path / "results.json")], "candidates.json is missing"),
+        (["--merge", str(tmp_path / "results.json")], "results.json: there is no such file"),
     ]:
         assert main([*command, *options]) == 2
         assert said in capsys.readouterr().err

@@ -70,6 +70,28 @@ def test_wrong_indices_do_not_reach_the_gpu(session: Session) -> None:
         session(inputs["x"], np.array([0, 10, 1]))
 
 
+def test_memory_for_arrays_is_taken_once_for_a_shape(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from undense.runtime import tvm_cuda
+
+    session, taken = load(folder), []
+    empty = tvm_cuda.tvm.runtime.empty
+
+    def noted(shape: Any, *rest: Any) -> Any:
+        taken.append(tuple(shape))
+        return empty(shape, *rest)
+
+    monkeypatch.setattr(tvm_cuda.tvm.runtime, "empty", noted)
+    found = []
+    for seed, length in enumerate((5, 5, 5, 3, 5, 5)):
+        inputs = sample(length, seed)
+        found.append((session(**inputs), inputs))
+    assert taken == [shape for length in (5, 3, 5) for shape in ((length, IN_FEATURES), (length,))]
+    for results, inputs in found:
+        assert_right(results, inputs)
+
+
 def test_threads_take_turns(session: Session) -> None:
     found: dict[int, Any] = {}
 

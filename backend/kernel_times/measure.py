@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from ...passes.errors import InputError
+from ...passes.errors import InputError, SchemeError
 from ...passes.progress import Progress, silent
 from ...passes.structures.base import Form
 from ...runtime.hardware import usable_cores
@@ -55,8 +55,8 @@ def kernel_times(
     Raises:
         MissingDependencyError: a package or tool to compile or run with is missing.
         TargetError: this machine cannot run what the target's code is for.
-        InputError: `rows` or `threads` below one, or none given.
-        SchemeError: a scheme that is no resolved structure.
+        InputError: `rows` or `threads` below one, none given, or a layer too small to be replaced.
+        SchemeError: a scheme that is no resolved structure, or cannot gather where it has to.
         FitError: a structure that a shape does not admit.
         LoweringError: a structure without a kernel for the target.
     """
@@ -92,8 +92,16 @@ def kernel_times(
 
 def _check(layer: Layer, target: Target) -> None:
     target.check_dtype(layer.element_type)
-    if layer.scheme != DENSE:
-        structure_of(layer)
+    if layer.scheme == DENSE:
+        return
+    structure = structure_of(layer)
+    if layer.gathers and not structure.gathers:
+        raise SchemeError(f"{layer}: {structure.kind} cannot hold an embedding; leave it out")
+    if getattr(structure, "activations", None) == "auto":
+        raise SchemeError(
+            f"{layer}: activations=auto has no kernel of its own; resolve it for target {target}, "
+            f"which takes activations={target.activations}"
+        )
 
 
 def _with(dense: Layer, by_rows: Missing) -> Missing:

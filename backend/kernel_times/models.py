@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ...passes.errors import SchemeError
+from ...passes.errors import InputError, SchemeError
 from ...passes.fit import factor_type, packed
 from ...passes.plan import Choice, Plan
 from ...passes.replace import Fitted, ReplaceDense
@@ -43,6 +43,9 @@ def layer_model(layer: Layer, copies: int, form: Form, *, seed: int = 0) -> ir.M
 
     One entry of each y is an output: the rest is dropped where it was computed, as in a model,
     where the next operator reads it from a cache.
+
+    Raises:
+        InputError: a layer too small to be replaced.
     """
     size = layer.out_features * layer.in_features
     # Overlapping parts of one row of numbers are as good as many matrices, and drawn once.
@@ -141,14 +144,13 @@ def _replace(model: ir.Model, layer: Layer, form: Form, seed: int) -> None:
     """Puts the structure of a layer in the place of all copies; each stores its own tensors."""
     structure = structure_of(layer)
     shape = layer.out_features, layer.in_features
-    sites = find_sites(model)[0]
+    sites, refusals = find_sites(model)
+    if not sites:
+        raise InputError(f"{layer}: no plan replaces it ({refusals[0].reason}); leave it out")
     # One set of values does: engines store and read the tensors of each site apart.
     factors = structure.random_factors(*shape, seed=seed)
-    tensors = (
-        packed(structure, factors, form, factor_type(sites[0], form), sites[0].name)
-        if sites
-        else {}
-    )
+    dtype = factor_type(sites[0], form)
+    tensors = packed(structure, factors, form, dtype, sites[0].name)
     choices = tuple(Choice(site.name, *shape[::-1], str(structure)) for site in sites)
     fitted = {site.name: Fitted(structure, tensors) for site in sites}
     ReplaceDense(Plan(choices), fitted, form)(model)

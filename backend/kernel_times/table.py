@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from ...passes.structures.base import Form
 from ...runtime.artifact import package_versions
-from ...runtime.hardware import machine
 from ..target import Target
 from .layer import Layer, Time
+from .machine import machine_name
 
 KIND = "kernel_times"
 
@@ -72,7 +72,7 @@ class Known:
 def conditions(target: Target, form: Form, threads: int) -> dict[str, Any]:
     """All that a time depends on beside the layer and its rows, as a JSON object."""
     found = {
-        "machine": _machine_name(target),
+        "machine": machine_name(target),
         "target": str(target),
         "kernels": target.kernels,
         "form": form,
@@ -96,13 +96,3 @@ def conditions(target: Target, form: Form, threads: int) -> dict[str, Any]:
         "schedules": SCHEDULES,
         "tuning": hashlib.sha256(text.encode()).hexdigest(),
     }
-
-
-def _machine_name(target: Target) -> str:
-    """Of the CPU, and of the GPU for a target that runs on one."""
-    name = str(machine()["cpu"])
-    if target.device == "cpu":
-        return name
-    import tvm
-
-    return f"{name}, {tvm.cuda(0).device_name}"

@@ -48,6 +48,6 @@ def kernel_for(structure: Structure, dtype: str = "float32") -> Kernel[Any]:
         return (cuda_kernels(dtype) if on_gpu() else kernels())[structure.kind]
     except KeyError:
         raise LoweringError(
-            f"{structure.kind} has no TVM kernel; choose the target ort-cpu, which runs the ONNX "
-            "function of the structure"
+            f"{structure.kind} has no TVM kernel; compile for target "
+            f"{'ort-cuda' if on_gpu() else 'ort-cpu'}, which runs the structure's ONNX function"
         ) from None

@@ -194,7 +194,7 @@ def recorded(tiling: Any, key: Key) -> Any:
         kind, out_features, in_features, _ = key
         raise LoweringError(
             f"the tuning record of {kind} {out_features}x{in_features} does not fit its tiling "
-            f"({error}): tune again, or compile with --no-tuned"
+            f"({error}): tune again, or compile without tuned tilings"
         ) from error
 
 

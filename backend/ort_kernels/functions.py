@@ -63,7 +63,7 @@ class Functions:
         wanted = set(re.findall(r"@((?:__)?TVM\w+)", module.inspect_source("ll")))
         if missing := sorted(wanted - PROVIDED):
             raise LoweringError(
-                f"kernels=tvm: the generated code needs {', '.join(missing)} of TVM's runtime, "
+                f"kernels tvm: the generated code needs {', '.join(missing)} of TVM's runtime, "
                 "which ONNX Runtime has no match for; compile without kernels, or for target llvm"
             )
         module.write_to_file(str(path), "o")

@@ -52,18 +52,18 @@ def check_toolchain() -> None:
         HOST.tvm()
     except MissingDependencyError as error:
         raise MissingDependencyError(
-            "kernels=tvm needs Apache TVM: pip install 'undense[cpu]'"
+            "kernels tvm need Apache TVM: pip install 'undense[cpu]'"
         ) from error
     _compiler()
 
 
-def build(model: ir.Model, path: Path) -> bool:
+def build(model: ir.Model, path: Path) -> int:
     """Writes the kernels of all structured nodes of `model` to the library `path`.
 
     It depends on no TVM and on no file but itself.
 
     Returns:
-        Whether there was a structured node; without one nothing is written.
+        Bytes of the weights in it; 0 without a structured node, where nothing is written.
 
     Raises:
         LoweringError: a structure without kernel, or the compiler failed; has its message.
@@ -74,8 +74,9 @@ def build(model: ir.Model, path: Path) -> bool:
         folder = Path(name)
         with machine, (folder / "weights.bin").open("wb") as weights:
             sites = collect(model, functions, weights)
+            packed = weights.tell()
         if not sites:
-            return False
+            return 0
         functions.write(folder / "functions.o", machine)
         (folder / "table.cc").write_text(table_source(sites, functions.names), encoding="ascii")
         (folder / "weights.s").write_text(_WEIGHTS, encoding="ascii")
@@ -85,7 +86,7 @@ def build(model: ir.Model, path: Path) -> bool:
             (folder / name).write_bytes(code)
         _link(folder, path.name)
         shutil.copyfile(folder / path.name, path)
-    return True
+    return packed
 
 
 @cache
@@ -130,7 +131,7 @@ def _run(folder: Path, command: list[str]) -> None:
     if done.returncode != 0:
         reason = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr)
         raise LoweringError(
-            f"kernels=tvm: {command[0]} cannot build kernels.so ({reason.strip()}); "
+            f"kernels tvm: {command[0]} cannot build kernels.so ({reason.strip()}); "
             "compile without kernels, or with another compiler"
         )
 
@@ -139,7 +140,7 @@ def _compiler() -> str:
     found = find_cpp_compiler()
     if found is None:
         raise MissingDependencyError(
-            "kernels=tvm needs a C++ compiler and none is on the path; install g++ or clang, "
+            "kernels tvm need a C++ compiler and none is on the path; install g++ or clang, "
             "or compile without kernels"
         )
     return found

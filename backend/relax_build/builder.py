@@ -67,12 +67,13 @@ class Builder(Dimensions):
         assert value.host is not None
         if value.host.size <= _EMBEDDED:
             return relax.const(np.asarray(value.host, order="C"), value.dtype)
-        host = value.host
-        return self.parameters.variable(value.name, host.shape, value.dtype, lambda: host)
+        host, name = value.host, value.name
+        return self.parameters.variable(name, host.shape, value.dtype, lambda: host, name)
 
-    def stored(self, name: str, shape: Sequence[int], dtype: str, make: Make) -> Value:
-        """The parameter of that name, made when the weights are."""
-        variable = self.parameters.variable(name, shape, dtype, make)
+    def stored(self, source: str, form: str, shape: Sequence[int], dtype: str, make: Make) -> Value:
+        """A form of the site or constant `source`, made when the weights are."""
+        name = f"{source}.{form}"
+        variable = self.parameters.variable(name, shape, dtype, make, source)
         return Value(dtype, tuple(shape), expr=variable, name=name)
 
     def call(

@@ -24,7 +24,7 @@ from .views import share_views
 from .walker import Walk
 
 
-def check_toolchain() -> None:
+def check_toolchain(target: Target) -> None:
     """Refuses to start long work that would end without a linker.
 
     Raises:
@@ -33,7 +33,7 @@ def check_toolchain() -> None:
     if find_host_compiler() is None:
         raise MissingDependencyError(
             "linking module.so needs a C++ compiler and none is on the path; install g++ or clang, "
-            "or compile with --target ort-cpu, which needs none"
+            f"or compile for target ort-{target.device}, which needs none"
         )
 
 
@@ -61,7 +61,7 @@ def build_code(model: ir.Model, target: Target) -> Code:
     """
     import tvm
 
-    check_toolchain()
+    check_toolchain(target)
     machine = target.tvm()
     on_gpu = target.device == "cuda"
     modules: AbstractContextManager[None] = nullcontext()
@@ -94,6 +94,7 @@ def build(model: ir.Model, target: Target) -> TvmModule:
         inputs=code.walk.inputs,
         outputs=code.walk.outputs,
         dimension_bounds=code.walk.builder.bounds,
+        sources=code.walk.builder.parameters.sources,
         libraries=frozenset(code.walk.builder.libraries),
         generic_functions={
             name: rule

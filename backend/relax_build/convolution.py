@@ -201,7 +201,7 @@ def _channels_last(
     if value.rank == 3:
         x = builder.reshape(x, [batch, 1, *x.shape[1:]])
     rows = builder.simplify(size([batch, high, wide]))
-    stored = builder.stored(f"{weight.name}.packed", shape, weight.dtype, make)
+    stored = builder.stored(weight.name, "packed", shape, weight.dtype, make)
     y = builder.call(step.name, step.function, [rows, outputs], x, stored, product=step)
     places = [high, wide] if value.rank == 4 else [wide]
     return _channels_second(builder, builder.reshape(y, [batch, *places, outputs]))

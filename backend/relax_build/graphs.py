@@ -42,17 +42,17 @@ def marked(
     for name in chosen:
         if name not in known:
             raise TargetError(
-                f"use_cuda_graph: the model has no dimension {name!r}; dynamic are "
+                f"CUDA graphs: the model has no dimension {name!r}; dynamic are "
                 f"{', '.join(sorted(known)) or 'none'}"
             )
         if name not in upper:
             raise TargetError(
-                f"use_cuda_graph: dimension {name!r} has no upper bound for memory to be planned "
+                f"CUDA graphs: dimension {name!r} has no upper bound for memory to be planned "
                 f"by; give one, as in {name}=8, or export with torch.export.Dim({name!r}, max=...)"
             )
     if known and not chosen:
         raise TargetError(
-            "use_cuda_graph: no dynamic dimension has an upper bound for memory to be planned by; "
+            "CUDA graphs: no dynamic dimension has an upper bound for memory to be planned by; "
             "export the model with torch.export.Dim(..., max=...)"
         )
     main = main.with_attr(_SYMBOLS, chosen).with_attr(_UPPER, upper)

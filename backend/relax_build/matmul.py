@@ -110,8 +110,9 @@ def stored_fragments(builder: Builder, weight: Value) -> Value:
     assert known_type is not None
     dense = Dense(known_type)
     (argument,) = dense.arguments(1, int(array.shape[1]), int(array.shape[0]))
-    name = f"{weight.name}.fragments"
-    return builder.stored(name, argument.shape, weight.dtype, lambda: dense.pack(array.T[None]))
+    return builder.stored(
+        weight.name, "fragments", argument.shape, weight.dtype, lambda: dense.pack(array.T[None])
+    )
 
 
 def _stored_by_rows(builder: Builder, weight: Value) -> Value:
@@ -119,7 +120,7 @@ def _stored_by_rows(builder: Builder, weight: Value) -> Value:
     array = weight.host
     assert array is not None
     shape = (int(array.shape[1]), int(array.shape[0]))
-    return builder.stored(f"{weight.name}.by_rows", shape, weight.dtype, lambda: array.T)
+    return builder.stored(weight.name, "by_rows", shape, weight.dtype, lambda: array.T)
 
 
 def stored_panels(builder: Builder, weight: Value) -> Value:
@@ -127,8 +128,7 @@ def stored_panels(builder: Builder, weight: Value) -> Value:
     array = weight.host
     assert array is not None
     shape = (-(-array.shape[1] // COLUMNS), array.shape[0], COLUMNS)
-    name = f"{weight.name}.packed"
-    return builder.stored(name, shape, weight.dtype, lambda: pack_columns(array))
+    return builder.stored(weight.name, "packed", shape, weight.dtype, lambda: pack_columns(array))
 
 
 def batched(builder: Builder, first: Value, second: Value, *, group: int = 1) -> Value:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ class TvmModule:
         inputs, outputs: signatures in the order of the graph.
         dimension_bounds: lowest and highest allowed value of symbolic dimensions; a key may be an
             expression such as `past + seq`. The code does not check them: a session must.
+        sources: the site or constant of the model that each weight is made of.
         generic_functions: names of the PrimFuncs that only the last rule scheduled, with its name,
             or that none did, with None: the first to look at where time is lost.
         libraries: that the code calls, by their names in `-libs=` of a target.
@@ -44,6 +46,7 @@ class TvmModule:
     inputs: Sequence[Signature]
     outputs: Sequence[Signature]
     dimension_bounds: dict[str, tuple[int, int | None]]
+    sources: Mapping[str, str]
     generic_functions: dict[str, str | None]
     libraries: frozenset[str] = frozenset()
 
@@ -51,6 +54,14 @@ class TvmModule:
     def parameter_names(self) -> list[str]:
         """Names of the parameters in the order in which `main` takes them."""
         return list(self.weights)
+
+    @property
+    def bytes_by_name(self) -> dict[str, int]:
+        """Bytes of the weights that each site or constant of the model became."""
+        found: Counter[str] = Counter()
+        for name, array in self.weights.items():
+            found[self.sources[name]] += array.nbytes
+        return dict(found)
 
     def export(self, folder: str | os.PathLike[str]) -> Path:
         """Writes `module.so`, the code without weights, and returns its path.

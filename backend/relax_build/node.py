@@ -10,10 +10,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ...passes.errors import LoweringError
+from ..kernels.gpu import on_gpu
 from .builder import Builder
 from .values import Dim, Value
-
-WAY_OUT = "compile with --target ort-cpu, which covers all of ONNX"
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +92,13 @@ class Node:
 def refusal(node: ir.Node, cause: str) -> LoweringError:
     """The error for a node that is not covered: operator, node, cause and the way out."""
     operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-    return LoweringError(f"{operator} (node {node.name!r}): {cause}; {WAY_OUT}")
+    return LoweringError(f"{operator} (node {node.name!r}): {cause}; {way_out()}")
+
+
+def way_out() -> str:
+    """What to do with a model that is not covered: the other engine, on the same device."""
+    target = "ort-cuda" if on_gpu() else "ort-cpu"
+    return f"compile for target {target}, which covers all of ONNX"
 
 
 Lowering = Callable[[Builder, Node], Value | Sequence[Value]]

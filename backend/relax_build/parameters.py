@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,25 @@ class Parameters:
     def __init__(self) -> None:
         self._makers: dict[str, Make] = {}
         self._variables: dict[tuple[str, tuple[int, ...]], Any] = {}
+        self._sources: dict[str, str] = {}
 
-    def variable(self, name: str, shape: Sequence[int], dtype: str, make: Make) -> Any:
-        """The variable of that name and shape; `make` is that of the first call."""
+    def variable(self, name: str, shape: Sequence[int], dtype: str, make: Make, source: str) -> Any:
+        """The variable of that name and shape; `make` is that of the first call.
+
+        `source` names the site or constant of the model that it is made of.
+        """
         key = (name, tuple(shape))
         if key not in self._variables:
             unique = name if name not in self._makers else f"{name}.{len(self._makers)}"
             self._makers[unique] = make
+            self._sources[unique] = source
             self._variables[key] = relax.Var(unique, relax.TensorType(shape, dtype))
         return self._variables[key]
+
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """What each array is made of."""
+        return self._sources
 
     @property
     def variables(self) -> list[Any]:

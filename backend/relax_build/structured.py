@@ -27,7 +27,7 @@ def lower_structured(builder: Builder, node: Node) -> Value:
     if packed is None:
         arrays = kernel.pack(structured.structure, structured.factors())
         packed = {
-            suffix: builder.stored(f"{structured.site}.{suffix}", *_kept(array)).expr
+            suffix: builder.stored(structured.site, suffix, *_kept(array)).expr
             for suffix, array in arrays.items()
         }
         builder.packed[structured.site] = packed

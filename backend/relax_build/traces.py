@@ -59,7 +59,7 @@ def replayed(function: Any, trace: Any) -> Any:
     except (ScheduleError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise LoweringError(
             f"the tuning record of function {function_key(function)} does not fit it: tune again, "
-            "or compile with --no-tuned"
+            "or compile without tuned tilings"
         ) from error
     return schedule.mod["main"]
 

@@ -18,8 +18,9 @@ from .attention import fused_attention
 from .builder import Builder
 from .dimensions import extent
 from .fold import fold
+from .graphs import marked
 from .module import Signature
-from .node import WAY_OUT, Node, refusal
+from .node import Node, refusal, way_out
 from .normalization import normalised
 from .operators import operators
 from .patterns import ScaledAttention, root_mean_square, scaled_attention
@@ -46,21 +47,27 @@ def check(model: ir.Model, target: Target) -> None:
     Raises:
         LoweringError: an operator, attribute or type that the lowering does not cover; names the
             operators, the first node and the way out.
+        TargetError: CUDA graphs for a dimension that the model has not, or that has no bound.
     """
     tensors = [value.const_value for value in model.graph.initializers.values()]
     closed = [t for t in tensors if isinstance(t, ir.ExternalTensor) and t.raw is None]
     with target.tvm():
-        Walk(model)
+        _check_graphs(Walk(model), target)
     gc.collect()  # the walk is cyclic, and a map of a file closes only when nobody looks into it
     for tensor in closed:
         tensor.release()
+
+
+def _check_graphs(walk: Walk, target: Target) -> None:
+    if target.graphs is not None:
+        marked(walk.module, walk.builder.bounds, target.graphs.symbols)
 
 
 def _check_names(graph: ir.Graph) -> None:
     for value in [*graph.inputs, *graph.initializers.values()]:
         if value.dtype is not None and not covered(value.dtype) and value.uses():
             raise LoweringError(
-                f"{value.name}: type {value.dtype.name} is not covered by TVM; {WAY_OUT}"
+                f"{value.name}: type {value.dtype.name} is not covered by TVM; {way_out()}"
             )
     unknown = [node for node in graph if not _covered(node)]
     if unknown:
@@ -119,7 +126,7 @@ class Walk:
     def _input(self, value: ir.Value) -> Any:
         name = str(value.name)
         if value.dtype not in SUPPORTED or value.shape is None:
-            raise LoweringError(f"input {name}: its type or rank is not known; {WAY_OUT}")
+            raise LoweringError(f"input {name}: its type or rank is not known; {way_out()}")
         shape = tuple(self._dimension(dim, name, axis) for axis, dim in enumerate(value.shape))
         dtype = SUPPORTED[value.dtype]
         kind = relax.TensorType([extent(dim) for dim in shape], dtype)
@@ -206,7 +213,9 @@ class Walk:
         if tensor is None:
             raise LoweringError(f"{value.name}: neither computed nor an initializer; mend the file")
         if tensor.dtype not in SUPPORTED:
-            raise LoweringError(f"{value.name}: type {tensor.dtype.name} is not covered; {WAY_OUT}")
+            raise LoweringError(
+                f"{value.name}: type {tensor.dtype.name} is not covered; {way_out()}"
+            )
         return known(tensor.numpy(), SUPPORTED[tensor.dtype], str(value.name))
 
 

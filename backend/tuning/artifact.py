@@ -106,7 +106,7 @@ def tune(
     if artifact.manifest.engine != "tvm":
         raise TargetError(
             f"{path} is for {artifact.manifest.target}, whose kernels have no tilings to measure; "
-            "compile with --target llvm or cuda"
+            "compile for target llvm or cuda"
         )
     target = Target.parse(artifact.manifest.target)
     check_toolchain(target)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ...passes.cache import default_folder
 from ...passes.errors import TuningError, cause_of
 from .record import FunctionRecord, Record, record_from_json
 
@@ -22,11 +22,7 @@ _READ = (1, _FORMAT)
 
 def database_path() -> Path:
     """`tuning.json` in `$UNDENSE_CACHE`, else in the folder `undense` of the user's cache."""
-    folder = os.environ.get("UNDENSE_CACHE")
-    if folder:
-        return Path(folder) / "tuning.json"
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "undense" / "tuning.json"
+    return default_folder() / "tuning.json"
 
 
 def read_records(path: Path | None = None) -> list[Record | FunctionRecord]:
@@ -59,7 +55,7 @@ def records_of(text: str, origin: Path) -> list[Record | FunctionRecord]:
         if document["format"] not in _READ:
             raise TuningError(
                 f"{origin} has format {document['format']} and this undense reads {_FORMAT}: "
-                "move it away, install the undense that wrote it, or compile with --no-tuned"
+                "move it away, install the undense that wrote it, or compile without tuned tilings"
             )
         return [record_from_json(found) for found in document["records"]]
     except (KeyError, TypeError, ValueError) as error:
@@ -111,5 +107,5 @@ def _replace(path: Path, records: list[dict[str, Any]]) -> None:
 
 def _damaged(path: Path, cause: str) -> TuningError:
     return TuningError(
-        f"{path} is damaged ({cause}): delete it and tune again, or compile with --no-tuned"
+        f"{path} is damaged ({cause}): delete it and tune again, or compile without tuned tilings"
     )

@@ -57,7 +57,7 @@ def rebuild(
             if name not in (MODULE, WEIGHTS, MANIFEST):
                 shutil.copyfile(artifact.path / name, folder / name)
         lowered = lower(model, target, folder, with_onnx=False)
-        sizes = {**report["bytes"], "after": lowered.engine_bytes}
+        sizes = {**report["bytes"], **lowered.stored.report()}
         write_report(folder, {**report, "bytes": sizes, **lowered.report()})
         bounds = {**artifact.manifest.dimension_bounds, **lowered.dimension_bounds}
         return replace(

@@ -2,7 +2,7 @@
 
 `LOSSLESS` names them in the order they run in. Only the first two are on unless asked for:
 
-- absorbing what comes before a linear makes codes of its weight worse, by 1.2 to 3 times in
+- absorbing what comes before a linear makes codes of its weight worse, by 1.1 to 3 times in
   SmolLM2, since the weight of a norm belongs to columns and columns of a group share a scale;
 - an RMSNorm takes as long as a LayerNorm in one kernel, and below opset 23 longer in ONNX Runtime,
   which has no such operator there; it is worth having before a rotation;

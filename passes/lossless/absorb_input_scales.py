@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ..constants import static_values, trace
-from .constants import bypass, computed, initializer
+from ..edits import bypass, computed, initializer
 from .journal import Journal, counted
 from .linears import Linear, linear_at
 from .vectors import Array, constant_operand

@@ -7,9 +7,9 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ..constants import static_values
-from .constants import bypass
+from ..edits import bypass, only_reader
 from .journal import Journal, counted
-from .linears import Linear, linear_at, linears, only_reader
+from .linears import Linear, linear_at, linears
 from .vectors import Array, constant_operand
 
 

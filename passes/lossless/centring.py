@@ -12,8 +12,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..constants import constant_tensor
+from ..edits import edit, readers
 from ..uses import int_attribute
-from .constants import edit, readers
 from .linears import Linear
 from .root_mean_square import reduce_mean
 from .stream import Stream

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ..constants import static_values
-from .constants import computed, initializer
+from ..edits import computed, initializer
 from .journal import Journal
 from .linears import Linear, linears
 

@@ -23,6 +23,11 @@ class Journal:
         """Keeps why a rewrite left the value `name`."""
         self.refusals.append(Refusal(str(name), reason))
 
+    def sentences(self, *, refusals: bool) -> list[str]:
+        """What was done, and if wanted what was not and why."""
+        refused = [f"{refusal.name}: {refusal.reason}" for refusal in self.refusals]
+        return [*self.done, *(refused if refusals else ())]
+
 
 def counted(number: int, singular: str, plural: str | None = None) -> str:
     """`1 linear`, `2 linears`."""

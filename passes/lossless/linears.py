@@ -10,8 +10,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..constants import ConstantPath, trace
+from ..edits import edit, only_reader, private, readers
 from ..uses import Match, float_attribute, match_use
-from .constants import edit, private, readers
 
 Matrix = NDArray[np.float64]
 
@@ -111,12 +111,6 @@ def linears(graph: ir.Graph, static: set[ir.Value]) -> list[Linear]:
     """Every linear of a graph, in order."""
     found = (linear_at(node, static) for node in graph)
     return [linear for linear in found if linear is not None]
-
-
-def only_reader(value: ir.Value) -> ir.Node | None:
-    """The node that reads `value`, if it is the only one and the value is no output."""
-    uses = tuple(value.uses())
-    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
 
 def _gemm_bias(linear: Linear) -> Linear | None:

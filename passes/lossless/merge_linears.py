@@ -6,9 +6,9 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ..constants import static_values
-from .constants import computed, initializer
+from ..edits import computed, initializer, only_reader
 from .journal import Journal
-from .linears import Linear, linear_at, linears, only_reader
+from .linears import Linear, linear_at, linears
 
 
 class MergeLinears(ir.passes.InPlacePass):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from ..edits import number
 from ..uses import float_attribute
-from .constants import number
 
 _EPSILON = float(np.float32(1e-5))
 """What ONNX takes where a norm has none, as the float32 that attributes are."""

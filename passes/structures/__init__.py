@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from .base import Structure
+from .base import DENSE_BITS, Structure
 
 
 @cache
@@ -17,3 +17,15 @@ def structures() -> dict[str, type[Structure]]:
     from .trit_planes import TritPlanes
 
     return {cls.kind: cls for cls in (IntCodes, LowRank, Monarch, Residual, TritPlanes)}
+
+
+def candidates(out_features: int, in_features: int) -> list[Structure]:
+    """What a planner should consider for a shape: of every structure, and smaller than dense.
+
+    All are resolved, and `activations=auto` is not decided yet. An embedding can take those with
+    `gathers`.
+    """
+    shape = (out_features, in_features)
+    dense = DENSE_BITS * out_features * in_features
+    every = (option for cls in structures().values() for option in cls.candidates(*shape))
+    return list(dict.fromkeys(option for option in every if option.bits(*shape) < dense))

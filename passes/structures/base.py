@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 DOMAIN = "undense"
 """The ONNX domain of structured operators; its functions are written to the model itself."""
 
+DENSE_BITS = 32
+"""Sites are float32 models' weights as they run; narrower storage is widened at load."""
+
 Factors = dict[str, NDArray[np.generic]]
 """Logical, unpacked factors by name: floats, or int8 codes with their scales."""
 
@@ -59,7 +62,7 @@ class Structure(ABC):
 
     @property
     def activations(self) -> Activations | None:
-        """Whether x is rounded to int8; None for a structure that never rounds it.
+        """Whether x is rounded to int8; None for a structure that no engine rounds it for.
 
         `int8` rounds in blocks, as the fastest kernels do; `float` does not. `auto` is decided by
         the backend and counts as `float` until then.

@@ -38,6 +38,8 @@ from .levels import integer_codes
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+_CANDIDATE_BITS: tuple[Literal[3, 4, 8], ...] = (8, 4, 3)
+
 _GATHER_OPSETS: Mapping[Form, int] = {"fast": 13, "cuda": CUDA_OPSET, "portable": PORTABLE_OPSET}
 
 # Shapes come from `scales` and `indices`, so that one function serves every table and bit width.
@@ -141,10 +143,10 @@ class IntCodes(BlockQuantized):
 
     @classmethod
     def candidates(cls, out_features: int, in_features: int) -> Sequence[IntCodes]:
-        """8 and 4 bits, in groups of 32 and in the largest up to 128 that divides in_features."""
+        """8, 4 and 3 bits in the largest group up to 128 that divides in_features, 4 in 32 too."""
         group = largest_group(in_features)
-        options = [cls(bits_=8, group=group), cls(bits_=4, group=group), cls(bits_=4, group=32)]
-        return list(dict.fromkeys(options))
+        options = [cls(bits_=bits, group=group) for bits in _CANDIDATE_BITS]
+        return list(dict.fromkeys([*options, cls(bits_=4, group=32)]))
 
     def resolve(self, out_features: int, in_features: int, *, site: str) -> IntCodes:
         """Itself: every shape admits it."""

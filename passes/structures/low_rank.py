@@ -13,13 +13,18 @@ from numpy.typing import NDArray
 from ..errors import FitError, SchemeError
 from ..linalg import check_weight, fit_moment, project_low_rank
 from ..stats import Stats
+<<<<<<< HEAD
 from .base import Factors, Form, Structure, parse_function, random_matrix
+=======
+from .base import Activations, Factors, Form, Structure, parse_function
+>>>>>>> wt-res
 from .coded_factors import CodedFactors
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 _CANDIDATE_RATIOS = (0.25, 0.375, 0.5, 0.625, 0.75)
+_CANDIDATE_BITS: tuple[Literal[8, 32], ...] = (32, 8)
 _RANK_STEP = 16
 """Tuned kernels are full at multiples of 16."""
 
@@ -66,10 +71,13 @@ class LowRank(Structure):
 
     @classmethod
     def candidates(cls, out_features: int, in_features: int) -> Sequence[Structure]:
-        """Ranks that keep a quarter to three quarters of the parameters, in steps of 16."""
+        """Ranks that keep a quarter to three quarters of the parameters, of 32 and of 8 bits.
+
+        They go in steps of 16.
+        """
         ranks = (_rank_of(ratio, out_features, in_features) for ratio in _CANDIDATE_RATIOS)
-        snapped = {rank // _RANK_STEP * _RANK_STEP or rank for rank in ranks}
-        return [cls(rank=rank) for rank in sorted(snapped)]
+        snapped = sorted({rank // _RANK_STEP * _RANK_STEP or rank for rank in ranks})
+        return [cls(rank=rank, factor_bits=bits) for bits in _CANDIDATE_BITS for rank in snapped]
 
     def resolve(self, out_features: int, in_features: int, *, site: str) -> LowRank:
         """`rank = ⌊ratio · mn / (m + n)⌋`, at least 1."""
@@ -151,6 +159,11 @@ class LowRank(Structure):
         """Two MatMuls in either form, or two products with codes."""
         coded = self.coded
         return parse_function(_FUNCTION, opset) if coded is None else coded.function(form, opset)
+
+    @property
+    def activations(self) -> Activations | None:
+        """Never rounded for coded factors, which not every engine can promise."""
+        return "float" if self.factor_bits == 8 else None
 
     @property
     def coded(self) -> CodedFactors | None:

@@ -189,5 +189,5 @@ def dense_step(out_features: int, in_features: int, dtype: str) -> Step:
 def _known(dtype: str) -> Activation:
     known = activation(dtype)
     if known is None:
-        raise LoweringError(f"there are no CUDA kernels for {dtype}; compile with dtype='float16'")
+        raise LoweringError(f"there are no CUDA kernels for {dtype}; compile with dtype float16")
     return known

@@ -32,8 +32,8 @@ def read_results(path: Path, target: Target) -> list[tuple[Record, Found]]:
         TuningError: the candidates were made by other versions, or measured on a GPU that the
             target is not for.
     """
-    candidates = _read(path.with_name(CANDIDATES), "export it again")
     results = _read(path, "measure again")
+    candidates = _read(path.with_name(CANDIDATES), "export it again")
     _check(candidates, path.with_name(CANDIDATES), target)
     try:
         if results["candidates"] != candidates["digest"]:

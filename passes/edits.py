@@ -1,4 +1,4 @@
-"""Initializers of the exact rewrites: computed from others, in float64, whenever they are read."""
+"""Edits of constants: computed from others, in float64, whenever they are read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..constants import PATH_OPS, read_tensor
+from .constants import PATH_OPS, read_tensor
 
 Array = NDArray[np.float64]
 
@@ -100,3 +100,9 @@ def bypass(node: ir.Node, value: ir.Value) -> None:
     result.replace_all_uses_with(value, replace_graph_outputs=True)
     if graph is not None:
         graph.remove(node, safe=True)
+
+
+def only_reader(value: ir.Value) -> ir.Node | None:
+    """The node that reads `value`, if it is the only one and the value is no output."""
+    uses = tuple(value.uses())
+    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
