@@ -9,15 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["UndenseError", "__version__", "compile", "load"]
+__all__ = ["UndenseError", "__version__", "compile", "load", "plan"]
 
 if TYPE_CHECKING:
-    from .compiler import compile
+    from .compiler import compile, plan
     from .passes.errors import UndenseError
     from .runtime.session import load
 
 _HOMES = {
     "compile": ".compiler",
+    "plan": ".compiler",
     "load": ".runtime.session",
     "UndenseError": ".passes.errors",
 }

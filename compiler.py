@@ -1,40 +1,27 @@
-"""The facade: capture → calibrate → plan → fit → rewrite → lower → package → load."""
+"""The facade: `compile` a model, or `plan` what a compile would make of it."""
 
 from __future__ import annotations
 
 import gc
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .passes.errors import SchemeError
 from .passes.progress import Progress, silent
+from .passes.request import BATCHES, PLAN_SECONDS, Request
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-
-    from .backend.expected import Expected
-    from .backend.package import Lowered
-    from .backend.stored import Stored
     from .backend.target import Target
-    from .frontend.sample_check import Sample
-    from .frontend.samples import Samples
+    from .job import Job
     from .passes.cache import Cache
-    from .passes.fit import FitResult
     from .passes.plan import Plan
-    from .passes.sites import Refusal, Site
-    from .passes.stats import Stats
     from .passes.structures.base import Form
+    from .planning import Planned
     from .runtime.artifact import Manifest
     from .runtime.session import Session
-
-_VERIFY_SAMPLES = 2
-_VERIFY_LENGTH = 64
-"""Verification samples are cut to this length along each dynamic dimension."""
 
 
 def compile(
@@ -48,6 +35,8 @@ def compile(
     budget: Mapping[str, float] | str | None = None,
     calibration_dataset: Any = None,
     ignored_scope: Sequence[str] = (),
+    batch: Sequence[int] = BATCHES,
+    plan_time: float = PLAN_SECONDS,
     plan: Plan | str | Path | None = None,
     seed: int = 0,
     lossless: bool | Sequence[str] = True,
@@ -73,9 +62,15 @@ def compile(
         dtype: `float16` or `bfloat16` to convert a float32 model to before anything else is
             decided, as `.half()` does: weights, activations, inputs and outputs. Sums and
             exponentials stay float32.
-        scheme: one scheme text for all sites, `auto` (8-bit codes wherever they are smaller), or
-            rules `[{"match": pattern, "scheme": text}]` of which the first match wins.
-        budget: not there yet; plans are made by naming schemes.
+        scheme: one scheme text for all sites, or rules `[{"match": pattern, "scheme": text}]` of
+            which the first match wins. `auto` plans by measurement, within the budget; without
+            calibration data it is 8-bit codes wherever they are smaller.
+        budget: limits for `auto`, which hold together: `size_ratio`, `latency_ratio`,
+            `effective_bits` and `max_drop`, as a mapping or `"size_ratio=0.25,max_drop=0.01"`.
+            Without one a distortion of 0.01 is allowed for the least bytes and time.
+        batch: for `auto`, the products of the dynamic dimensions of a call (tokens, or samples) at
+            which kernels are timed.
+        plan_time: for `auto`, seconds that measuring distortions may take.
         calibration_dataset: an iterable of dicts, tuples, arrays or tensors, or an `.npz` path.
             Without it fits are data-free, and the report says so.
         ignored_scope: names of sites that stay dense: globs, or `re:` and a regular expression.
@@ -110,56 +105,148 @@ def compile(
         UndenseError: one of its kinds, naming the layer or file, the cause and the remedy.
     """
     from .backend.package import check_toolchain
-    from .backend.stored import weight_bytes
-    from .backend.target import Target
-    from .frontend.load import check_path
-    from .frontend.load import load as capture
-    from .frontend.samples import check_archive
-    from .passes.duplicates import MergeDuplicateWeights
-    from .passes.lossless import apply_lossless, chosen
-    from .passes.precision import parse_dtype
-    from .passes.request import check_request
-    from .runtime.artifact import check_destination, write_artifact
+    from .runtime.artifact import write_artifact
     from .runtime.unloaded import load_if_possible
 
-    if budget is not None:
-        raise SchemeError(
-            "budget: plans made by measurement are not there yet; name the schemes by a scheme, "
-            "rules or a plan"
-        )
-    parsed = Target.parse(target).with_kernels(kernels).with_graphs(use_cuda_graph)
-    form = parsed.form(portable=portable)
-    parsed.check_onnx(wanted=with_onnx)
-    replayed = check_request(scheme, ignored_scope, plan, seed)
-    wanted = None if dtype is None else parse_dtype(dtype)
-    if wanted is not None:
-        parsed.check_dtype(wanted)
-    rewrites = chosen(lossless)
-    # Before the toolchain, which takes seconds to look at.
-    check_path(model)
-    check_archive(calibration_dataset)
-    if output is not None:
-        check_destination(output)
+    request = Request.checked(scheme, ignored_scope, plan, budget, batch, plan_time)
+    parsed = _target(target, kernels, use_cuda_graph, with_onnx=with_onnx)
+    job = _job(
+        parsed,
+        parsed.form(portable=portable),
+        dtype,
+        seed,
+        lossless,
+        cache,
+        scheduler,
+        progress,
+        with_onnx=with_onnx,
+        tuned=tuned,
+    )
+    _check_files(model, calibration_dataset, output)
     check_toolchain(parsed)
-    stored = _cache(cache)
-    job = _Job(parsed, wanted, form, with_onnx, tuned, seed, progress, stored, scheduler)
 
     def fill(folder: Path) -> Manifest:
-        progress(0, 1, "capture")
-        captured = capture(model, args, dynamic_shapes)
-        MergeDuplicateWeights()(captured)  # a weight that is tied is not to be edited
-        before = weight_bytes(captured)
-        rewritten = apply_lossless(captured, rewrites)
-        prepared = job.prepare(captured)
-        progress(1, 1, "capture")
-        decided = job.decide(captured, args, calibration_dataset, scheme, ignored_scope, replayed)
-        decided.notes.extend(rewritten.sentences(refusals=not isinstance(lossless, bool)))
-        return job.build(captured, prepared, decided, folder, before)
+        captured = job.capture(model, args, dynamic_shapes)
+        decided = job.decide(captured, args, calibration_dataset, request)
+        return job.build(captured, decided, folder)
 
     with _destination(output) as folder:
         write_artifact(folder, fill)
         gc.collect()  # graphs are cyclic: the dense weights would stay beside the new ones
         return load_if_possible(folder)
+
+
+def plan(
+    model: Any,
+    args: tuple[Any, ...] | Mapping[str, Any] | None = None,
+    *,
+    calibration_dataset: Any,
+    dynamic_shapes: Any = None,
+    target: str = "llvm",
+    dtype: str | None = None,
+    scheme: str | Sequence[Mapping[str, str]] = "auto",
+    budget: Mapping[str, float] | str | None = None,
+    ignored_scope: Sequence[str] = (),
+    batch: Sequence[int] = BATCHES,
+    plan_time: float = PLAN_SECONDS,
+    point: int | None = None,
+    seed: int = 0,
+    lossless: bool | Sequence[str] = True,
+    kernels: str | None = None,
+    cache: Cache | str | Path | bool = True,
+    scheduler: str | None = None,
+    progress: Progress = silent,
+) -> Planned:
+    """Plans what `compile` would do, and predicts size, latency and drop, writing no model.
+
+    The arguments are those of `compile`; `point` is one of the Pareto table, from 1, instead of
+    what the budget chooses.
+
+    Returns:
+        The plan, which `compile` takes; its report has the table of five points to choose from.
+
+    Raises:
+        UndenseError: as `compile`.
+    """
+    from .backend.package import check_toolchain
+    from .passes.errors import SchemeError
+
+    request = Request.checked(scheme, ignored_scope, None, budget, batch, plan_time, point)
+    parsed = _target(target, kernels, False, with_onnx=True)
+    job = _job(
+        parsed, parsed.form(portable=False), dtype, seed, lossless, cache, scheduler, progress
+    )
+    _check_files(model, calibration_dataset, None)
+    check_toolchain(parsed)
+    captured = job.capture(model, args, dynamic_shapes)
+    decided = job.decide(captured, args, calibration_dataset, request)
+    if decided.planned is None:
+        raise SchemeError(
+            "plan: every site has a scheme by name, so that nothing is left to plan; give some the "
+            "scheme auto"
+        )
+    return decided.planned
+
+
+def _target(
+    text: str, kernels: str | None, use_cuda_graph: bool | Sequence[str], *, with_onnx: bool
+) -> Target:
+    from .backend.target import Target
+
+    parsed = Target.parse(text).with_kernels(kernels).with_graphs(use_cuda_graph)
+    parsed.check_onnx(wanted=with_onnx)
+    return parsed
+
+
+def _job(
+    target: Target,
+    form: Form,
+    dtype: str | None,
+    seed: int,
+    lossless: bool | Sequence[str],
+    cache: Cache | str | Path | bool,
+    scheduler: str | None,
+    progress: Progress,
+    *,
+    with_onnx: bool = True,
+    tuned: bool = True,
+) -> Job:
+    """The job of options that are checked here, as far as that goes without a model."""
+    from .job import Job, Rewrites
+    from .passes.errors import SchemeError
+    from .passes.lossless import chosen
+    from .passes.precision import parse_dtype
+
+    wanted = None if dtype is None else parse_dtype(dtype)
+    if wanted is not None:
+        target.check_dtype(wanted)
+    if seed < 0:
+        raise SchemeError(f"seed {seed}: give 0 or more")
+    rewrites = Rewrites(chosen(lossless), named=not isinstance(lossless, bool))
+    return Job(
+        target,
+        form,
+        wanted,
+        with_onnx,
+        tuned,
+        seed,
+        rewrites,
+        _cache(cache),
+        scheduler,
+        progress,
+    )
+
+
+def _check_files(model: Any, dataset: Any, output: str | Path | None) -> None:
+    """Before the toolchain, which takes seconds to look at."""
+    from .frontend.load import check_path
+    from .frontend.samples import check_archive
+    from .runtime.artifact import check_destination
+
+    check_path(model)
+    check_archive(dataset)
+    if output is not None:
+        check_destination(output)
 
 
 def _cache(named: Cache | str | Path | bool) -> Cache | None:
@@ -181,250 +268,3 @@ def _destination(output: str | Path | None) -> Iterator[Path]:
     parent = Path(tempfile.mkdtemp(prefix="undense-"))
     atexit.register(shutil.rmtree, parent, ignore_errors=True)
     yield parent / "model.undense"
-
-
-@dataclass(frozen=True)
-class _Decided:
-    """What a compile carries out: choices by site, and the samples behind them."""
-
-    sites: list[Site]
-    refusals: list[Refusal]
-    plan: Plan
-    samples: Samples | None
-    held_out: list[Sample]
-    notes: list[str]
-
-    @property
-    def schemes(self) -> dict[str, str]:
-        """The scheme of each site."""
-        return {choice.name: choice.scheme for choice in self.plan.sites}
-
-
-@dataclass(frozen=True)
-class _Job:
-    """The stages of one compile, which share these options."""
-
-    target: Target
-    dtype: ir.DataType | None
-    form: Form
-    with_onnx: bool
-    tuned: bool
-    seed: int
-    progress: Progress
-    cache: Cache | None = None
-    scheduler: str | None = None
-
-    def prepare(self, captured: ir.Model) -> ir.Model:
-        """What will be rewritten: the captured model, or a copy of it in the wanted type.
-
-        Both have the same sites: calibration and fits take the captured one, which ONNX Runtime
-        can run on any CPU, and whose weights are not rounded yet.
-        """
-        from .backend.package import prepare
-        from .passes.precision import ConvertFloats
-
-        model = captured
-        if self.dtype is not None:
-            model = captured.clone()
-            ConvertFloats(self.dtype)(model)
-        prepare(model, self.target, self.form, with_onnx=self.with_onnx)
-        return model
-
-    def decide(
-        self,
-        model: ir.Model,
-        args: tuple[Any, ...] | Mapping[str, Any] | None,
-        dataset: Any,
-        scheme: str | Sequence[Mapping[str, str]],
-        ignored_scope: Sequence[str],
-        plan: Plan | None,
-    ) -> _Decided:
-        """Finds the sites and says what becomes of each."""
-        from .frontend.samples import read_samples, shortened, synthetic_sample
-        from .passes.decide import (
-            decide,
-            refuse_exact_activations,
-            refuse_rounded_activations,
-            settled,
-        )
-        from .passes.plan import Plan, versions
-        from .passes.rules import choose_schemes
-        from .passes.sites import find_sites
-
-        sites, refusals = find_sites(model)
-        notes = []
-        samples: Samples | None = None
-        held_out: Iterable[Sample] = ()
-        if dataset is not None:
-            samples, held_out = read_samples(dataset, model).held_out(_VERIFY_SAMPLES)
-        else:
-            notes.append("data-free fit: no calibration data was given")
-            if args is not None:
-                held_out = read_samples([args], model)
-        checked = list(held_out) or [synthetic_sample(model, seed=self.seed)]
-        checked = [shortened(sample, model, _VERIFY_LENGTH) for sample in checked]
-        calibration = None if samples is None else samples.sha256
-        activations = self.target.activations
-        if plan is not None:
-            plan.check_replay(sites, calibration, self.seed)
-            choices = tuple(settled(choice, activations) for choice in plan.sites)
-            made = replace(plan, sites=choices)
-        else:
-            schemes = choose_schemes(sites, scheme, ignored_scope)
-            choices = tuple(decide(site, schemes[site.name], activations) for site in sites)
-            made = Plan(choices, calibration, self.seed, versions())
-        if self.form == "portable":
-            refuse_exact_activations(choices)
-        if self.target.device == "cuda":
-            refuse_rounded_activations(choices)
-        if self.form == "cuda":
-            notes.append(
-                "ONNX Runtime's CPU provider stood in for its CUDA provider in the checks of layers"
-            )
-        return _Decided(sites, refusals, made, samples, checked, notes)
-
-    def fit(self, model: ir.Model, decided: _Decided) -> dict[str, FitResult]:
-        """Fits every site that does not stay dense, and that no earlier compile fitted alike."""
-        from .frontend.calibrate import calibrate
-        from .passes.fit_sites import fit_sites
-        from .passes.scheme import parse_scheme
-        from .passes.structures.base import Structure
-
-        chosen = {choice.name: parse_scheme(choice.scheme) for choice in decided.plan.sites}
-        structures = {name: found for name, found in chosen.items() if isinstance(found, Structure)}
-        sites = [site for site in decided.sites if site.name in structures]
-        groups: Iterable[tuple[list[Site], dict[str, Stats]]] = [(sites, {})]
-        if decided.samples is not None:
-            groups = calibrate(
-                model, sites, decided.samples, cache=self.cache, progress=self.progress
-            )
-        return fit_sites(
-            sites,
-            structures,
-            groups,
-            calibrated=decided.samples is not None,
-            seed=self.seed,
-            form=self.form,
-            cache=self.cache,
-            scheduler=self.scheduler,
-            progress=self.progress,
-        )
-
-    def build(
-        self, captured: ir.Model, model: ir.Model, decided: _Decided, folder: Path, before: int
-    ) -> Manifest:
-        """Fits, rewrites `model` in place, and writes everything but the manifest to `folder`.
-
-        `before` is the bytes of the weights that the model came with.
-        """
-        from .backend.expected import expected_outputs
-        from .backend.layer_check import check_layers
-        from .backend.onnx_runtime import slow_forms
-        from .backend.package import lower
-        from .backend.stored import bytes_by_name, larger_than_dense
-        from .frontend.bounds import index_bounds
-        from .frontend.dense import run_dense
-        from .frontend.samples import typed
-        from .passes.replace import ReplaceDense
-        from .runtime.artifact import PLAN
-        from .runtime.report import write_report
-        from .runtime.verify import write_expectations
-
-        bounds, unreplaced = index_bounds(captured), bytes_by_name(model)
-        samples = [typed(sample, model) for sample in decided.held_out]
-        dense = run_dense(captured, decided.held_out)
-        results = self.fit(captured, decided)
-        fitted = {name: found.fitted for name, found in results.items()}
-        corrected = sum(found.bias_correction is not None for found in fitted.values())
-        if corrected:
-            decided.notes.append(f"biases of {corrected} sites take up the mean error of the fits")
-        ReplaceDense(decided.plan, fitted, self.form)(model)
-        self.progress(0, 1, "lower")
-        lowered = lower(model, self.target, folder, with_onnx=self.with_onnx, tuned=self.tuned)
-        self.progress(1, 1, "lower")
-        self.progress(0, 2, "check")
-        expected = expected_outputs(model, samples)
-        self.progress(1, 2, "check")
-        costs = {
-            "bytes": {"before": before, **lowered.stored.report()},
-            "kernels": lowered.kernels,
-            **lowered.report(),
-            "activation_rounding_effect": expected.rounding_effect,
-            "layer_execution_error": check_layers(model, folder, samples)
-            if lowered.engine == "ort"
-            else None,
-            "warnings": [
-                *(
-                    slow_forms(model, self.form, own_kernels=lowered.kernels is not None)
-                    if lowered.engine == "ort"
-                    else ()
-                ),
-                *larger_than_dense(decided.sites, decided.schemes, unreplaced, lowered.stored),
-                *expected.warnings(),
-            ],
-        }
-        self.progress(2, 2, "check")
-        (folder / PLAN).write_text(decided.plan.to_json(), encoding="utf-8")
-        write_expectations(folder, samples, dense, expected.outputs)
-        write_report(folder, {**self.report(decided, results, lowered.stored), **costs})
-        return self.manifest(model, lowered, expected, bounds)
-
-    def report(
-        self, decided: _Decided, results: Mapping[str, FitResult], stored: Stored
-    ) -> dict[str, Any]:
-        """What was replaced by what, and why."""
-        from .backend.stored import site_bytes
-        from .passes.report import refusal_rows, site_rows
-
-        choices = {choice.name: choice for choice in decided.plan.sites}
-        samples = decided.samples
-        calibration = samples and {
-            "samples": len(samples),
-            "tokens": samples.tokens,
-            "sha256": samples.sha256,
-        }
-        return {
-            "target": str(self.target),
-            "cuda_graphs": self.target.graphs is not None,
-            "dtype": None if self.dtype is None else self.dtype.numpy().name,
-            "sites": site_rows(
-                decided.sites,
-                choices,
-                results,
-                {site.name: site_bytes(site, stored.by_name) for site in decided.sites},
-            ),
-            "refusals": refusal_rows(decided.refusals),
-            "calibration": calibration,
-            "error_measure": "weights" if samples is None else "outputs on the calibration data",
-            "notes": decided.notes,
-        }
-
-    def manifest(
-        self,
-        model: ir.Model,
-        lowered: Lowered,
-        expected: Expected,
-        bounds: Mapping[str, tuple[int, int]],
-    ) -> Manifest:
-        """What a session has to know; the hashes are added when the folder is complete."""
-        from .backend.package import tensor_infos
-        from .frontend.bounds import dimension_bounds
-        from .runtime.artifact import Manifest, Tolerance, package_versions
-
-        return Manifest(
-            engine=lowered.engine,
-            target=str(self.target),
-            device=self.target.device,
-            architectures=self.target.architectures,
-            inputs=tensor_infos(model.graph.inputs, bounds),
-            outputs=tensor_infos(model.graph.outputs, {}),
-            dimension_bounds={**dimension_bounds(model), **lowered.dimension_bounds},
-            parameters=lowered.parameters,
-            cpu_features=lowered.cpu_features,
-            kernels=lowered.kernels,
-            execution_tolerance={
-                name: Tolerance(bound, expected.derivation)
-                for name, bound in expected.tolerance.items()
-            },
-            versions={**package_versions(), **lowered.versions},
-        )

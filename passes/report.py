@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from .plan import Choice
 from .sites import Refusal, Site
-from .structures.base import DENSE_BITS
 
 if TYPE_CHECKING:
     from .fit import FitResult

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from .budget import Budget
 from .errors import SchemeError
 from .plan import Plan, read_plan
 from .rules import Rule, matches
@@ -13,17 +16,90 @@ from .scheme import parse_scheme
 Schemes = str | Sequence[Mapping[str, str]]
 """One scheme text for all sites, or rules of which the first match wins."""
 
+BATCHES = (1, 32)
+"""At which kernels are timed: a token that is decoded, and some lines of text."""
 
-def check_request(
-    scheme: Schemes, ignored_scope: Sequence[str], plan: Plan | str | Path | None, seed: int
-) -> Plan | None:
-    """The plan that is to be carried out, if one is given.
+PLAN_SECONDS = 600.0
+"""For measurements of distortion."""
 
-    Raises:
-        SchemeError: a scheme, rule, pattern or seed that is not understood, or that stands beside
-            a plan.
-        PlanError: a plan that cannot be read.
+
+@dataclass(frozen=True)
+class Request:
+    """How every site gets its scheme.
+
+    Attributes:
+        scheme: as `Schemes`.
+        ignored_scope: patterns of sites that stay dense.
+        plan: that is to be carried out instead.
+        budget: of a plan made by measurement; None is `Budget`'s own.
+        batch: at which kernels are timed.
+        plan_time: seconds for measurements of distortion.
+        point: a point of the Pareto table, from 1, instead of what the budget chooses.
     """
+
+    scheme: Schemes = "auto"
+    ignored_scope: Sequence[str] = ()
+    plan: Plan | None = None
+    budget: Budget | None = None
+    batch: Sequence[int] = BATCHES
+    plan_time: float = PLAN_SECONDS
+    point: int | None = None
+
+    @staticmethod
+    def checked(
+        scheme: Schemes = "auto",
+        ignored_scope: Sequence[str] = (),
+        plan: Plan | str | Path | None = None,
+        budget: Mapping[str, float] | str | None = None,
+        batch: Sequence[int] = BATCHES,
+        plan_time: float = PLAN_SECONDS,
+        point: int | None = None,
+    ) -> Request:
+        """The request of these arguments.
+
+        Raises:
+            SchemeError: a scheme, rule, pattern, budget or number that is not understood, or one
+                that stands beside a plan.
+            PlanError: a plan that cannot be read.
+        """
+        _check_schemes(scheme, ignored_scope)
+        limits = None if budget is None else Budget.parse(budget)
+        if not batch or any(size < 1 for size in batch):
+            raise SchemeError(f"batch {list(batch)}: give numbers of 1 or more")
+        if not (math.isfinite(plan_time) and plan_time >= 0):
+            raise SchemeError(f"plan time {plan_time:g}: give seconds, 0 or more")
+        if point is not None and point < 1:
+            raise SchemeError(f"point {point}: points are counted from 1")
+        if plan is not None:
+            if scheme != "auto" or ignored_scope or limits is not None:
+                raise SchemeError(
+                    "a plan has the scheme of every site: leave it out, or scheme, rules, ignored "
+                    "patterns and budget"
+                )
+            plan = plan if isinstance(plan, Plan) else read_plan(plan)
+        sizes = tuple(dict.fromkeys(batch))
+        return Request(scheme, ignored_scope, plan, limits, sizes, plan_time, point)
+
+    def check_budget(self, *, automatic: bool, calibrated: bool) -> None:
+        """Refuses a budget that nothing can be planned for.
+
+        Raises:
+            SchemeError: no site is left to choose for, or there is no data to measure with.
+        """
+        if self.budget is None and self.point is None:
+            return
+        if not automatic:
+            raise SchemeError(
+                "budget: every site has a scheme by name, so that nothing is left to choose; give "
+                "some the scheme auto, or leave the budget out"
+            )
+        if not calibrated:
+            raise SchemeError(
+                "budget: what forms cost the outputs is measured on calibration data; give some"
+            )
+
+
+def _check_schemes(scheme: Schemes, ignored_scope: Sequence[str]) -> None:
     if isinstance(scheme, str):
         parse_scheme(scheme)
     else:
@@ -31,13 +107,3 @@ def check_request(
             Rule.parse(item, f"rule {number}")
     for pattern in ignored_scope:
         matches(pattern, "")
-    if seed < 0:
-        raise SchemeError(f"seed {seed}: give 0 or more")
-    if plan is None:
-        return None
-    if scheme != "auto" or ignored_scope:
-        raise SchemeError(
-            "a plan has the scheme of every site: leave it out, or scheme, rules and ignored "
-            "patterns"
-        )
-    return plan if isinstance(plan, Plan) else read_plan(plan)

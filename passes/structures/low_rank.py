@@ -13,11 +13,7 @@ from numpy.typing import NDArray
 from ..errors import FitError, SchemeError
 from ..linalg import check_weight, fit_moment, project_low_rank
 from ..stats import Stats
-<<<<<<< HEAD
-from .base import Factors, Form, Structure, parse_function, random_matrix
-=======
-from .base import Activations, Factors, Form, Structure, parse_function
->>>>>>> wt-res
+from .base import Activations, Factors, Form, Structure, parse_function, random_matrix
 from .coded_factors import CodedFactors
 
 if TYPE_CHECKING:

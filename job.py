@@ -1,0 +1,370 @@
+"""The stages of a compile: capture → rewrite → decide → fit → lower → package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .passes.progress import Progress
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from .backend.expected import Expected
+    from .backend.package import Lowered
+    from .backend.stored import Stored
+    from .backend.target import Target
+    from .frontend.sample_check import Sample
+    from .frontend.samples import Samples
+    from .passes.cache import Cache
+    from .passes.fit import FitResult
+    from .passes.plan import Plan
+    from .passes.request import Request
+    from .passes.sites import Refusal, Site
+    from .passes.stats import Stats
+    from .passes.structures.base import Form
+    from .planning import Planned, Planner
+    from .runtime.artifact import Manifest
+
+_VERIFY_SAMPLES = 2
+_VERIFY_LENGTH = 64
+"""Verification samples are cut to this length along each dynamic dimension."""
+
+
+@dataclass(frozen=True)
+class Rewrites:
+    """Exact rewrites to make; `named` ones say why where they do not apply."""
+
+    chosen: Sequence[str]
+    named: bool
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A model on its way.
+
+    Attributes:
+        dense: as it came, but for exact rewrites.
+        prepared: what the plan will be carried out on.
+        bytes: of the weights that the model came with.
+        notes: for the report.
+    """
+
+    dense: ir.Model
+    prepared: ir.Model
+    bytes: int
+    notes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What a compile carries out: choices by site, and the samples behind them."""
+
+    sites: list[Site]
+    refusals: list[Refusal]
+    plan: Plan
+    samples: Samples | None
+    held_out: list[Sample]
+    notes: list[str]
+    planned: Planned | None = None
+
+    @property
+    def schemes(self) -> dict[str, str]:
+        """The scheme of each site."""
+        return {choice.name: choice.scheme for choice in self.plan.sites}
+
+
+@dataclass(frozen=True)
+class Job:
+    """The stages of one compile, which share these options.
+
+    Attributes:
+        target, form: where the module will run, and how structured layers are stored there.
+        dtype: to convert the model to; None leaves it as it is.
+        with_onnx: for a TVM target, write `model.onnx` too.
+        tuned: take tilings that were measured before.
+        seed: of every fit.
+        rewrites: the exact ones to make, and whether they were named.
+        cache: of statistics, fits and times.
+        scheduler: address of a dask scheduler that fits.
+        progress: is told what is done.
+    """
+
+    target: Target
+    form: Form
+    dtype: ir.DataType | None
+    with_onnx: bool
+    tuned: bool
+    seed: int
+    rewrites: Rewrites
+    cache: Cache | None
+    scheduler: str | None
+    progress: Progress
+
+    def capture(
+        self, model: Any, args: tuple[Any, ...] | Mapping[str, Any] | None, dynamic_shapes: Any
+    ) -> Captured:
+        """Loads the model, makes exact rewrites, and readies what will be rewritten for the target.
+
+        That has the same sites as the captured one, which calibration and fits take: ONNX Runtime
+        can run it on any CPU, and its weights are not rounded yet.
+        """
+        from .backend.package import prepare
+        from .backend.stored import weight_bytes
+        from .frontend.load import load
+        from .passes.duplicates import MergeDuplicateWeights
+        from .passes.lossless import apply_lossless
+        from .passes.precision import ConvertFloats
+
+        self.progress(0, 1, "capture")
+        captured = load(model, args, dynamic_shapes)
+        MergeDuplicateWeights()(captured)  # a weight that is tied is not to be edited
+        before = weight_bytes(captured)
+        rewritten = apply_lossless(captured, self.rewrites.chosen)
+        prepared = captured
+        if self.dtype is not None:
+            prepared = captured.clone()
+            ConvertFloats(self.dtype)(prepared)
+        prepare(prepared, self.target, self.form, with_onnx=self.with_onnx)
+        self.progress(1, 1, "capture")
+        notes = rewritten.sentences(refusals=self.rewrites.named)
+        return Captured(captured, prepared, before, notes)
+
+    def decide(
+        self,
+        captured: Captured,
+        args: tuple[Any, ...] | Mapping[str, Any] | None,
+        dataset: Any,
+        request: Request,
+    ) -> Decided:
+        """Finds the sites and says what becomes of each."""
+        from .frontend.samples import read_samples, shortened, synthetic_sample
+        from .passes.decide import (
+            decide,
+            refuse_exact_activations,
+            refuse_rounded_activations,
+            settled,
+        )
+        from .passes.plan import Plan, versions
+        from .passes.rules import choose_schemes
+        from .passes.sites import find_sites
+
+        model = captured.dense
+        sites, refusals = find_sites(model)
+        notes = list(captured.notes)
+        samples: Samples | None = None
+        held_out: Iterable[Sample] = ()
+        if dataset is not None:
+            samples, held_out = read_samples(dataset, model).held_out(_VERIFY_SAMPLES)
+        else:
+            notes.append("data-free fit: no calibration data was given")
+            if args is not None:
+                held_out = read_samples([args], model)
+        checked = list(held_out) or [synthetic_sample(model, seed=self.seed)]
+        checked = [shortened(sample, model, _VERIFY_LENGTH) for sample in checked]
+        calibration = None if samples is None else samples.sha256
+        activations = self.target.activations
+        planned: Planned | None = None
+        if request.plan is not None:
+            request.plan.check_replay(sites, calibration, self.seed)
+            choices = tuple(settled(choice, activations) for choice in request.plan.sites)
+            made = replace(request.plan, sites=choices)
+        else:
+            schemes = choose_schemes(sites, request.scheme, request.ignored_scope)
+            automatic = any(scheme == "auto" for scheme in schemes.values())
+            request.check_budget(automatic=automatic, calibrated=samples is not None)
+            if automatic and samples is not None:
+                planned = self.planner(model, sites, samples, held_out, request).plan(
+                    schemes, request.point
+                )
+                made, choices = planned.plan, planned.plan.sites
+            else:
+                choices = tuple(decide(site, schemes[site.name], activations) for site in sites)
+                made = Plan(choices, calibration, self.seed, versions())
+        if self.form == "portable":
+            refuse_exact_activations(choices)
+        if self.target.device == "cuda":
+            refuse_rounded_activations(choices)
+        if self.form == "cuda":
+            notes.append(
+                "ONNX Runtime's CPU provider stood in for its CUDA provider in the checks of layers"
+            )
+        return Decided(sites, refusals, made, samples, checked, notes, planned)
+
+    def planner(
+        self,
+        model: ir.Model,
+        sites: Sequence[Site],
+        samples: Samples,
+        held_out: Iterable[Sample],
+        request: Request,
+    ) -> Planner:
+        """What makes plans by measurement for this job."""
+        from .backend.stored import weight_bytes
+        from .passes.budget import Budget
+        from .planning import Planner
+
+        return Planner(
+            model,
+            sites,
+            weight_bytes(model),
+            self.target,
+            self.dtype,
+            self.form,
+            self.seed,
+            request.budget or Budget.parse(None),
+            request.batch,
+            request.plan_time,
+            samples,
+            list(held_out),
+            self.cache,
+            self.scheduler,
+            self.progress,
+        )
+
+    def fit(self, model: ir.Model, decided: Decided) -> dict[str, FitResult]:
+        """Fits every site that does not stay dense, unless the plan was made from its fit."""
+        if decided.planned is not None:
+            return decided.planned.results
+        from .frontend.calibrate import calibrate
+        from .passes.fit_sites import fit_sites
+        from .passes.scheme import parse_scheme
+        from .passes.structures.base import Structure
+
+        chosen = {choice.name: parse_scheme(choice.scheme) for choice in decided.plan.sites}
+        structures = {name: found for name, found in chosen.items() if isinstance(found, Structure)}
+        sites = [site for site in decided.sites if site.name in structures]
+        groups: Iterable[tuple[list[Site], dict[str, Stats]]] = [(sites, {})]
+        if decided.samples is not None:
+            groups = calibrate(
+                model, sites, decided.samples, cache=self.cache, progress=self.progress
+            )
+        return fit_sites(
+            sites,
+            structures,
+            groups,
+            calibrated=decided.samples is not None,
+            seed=self.seed,
+            form=self.form,
+            cache=self.cache,
+            scheduler=self.scheduler,
+            progress=self.progress,
+        )
+
+    def build(self, captured: Captured, decided: Decided, folder: Path) -> Manifest:
+        """Fits, rewrites the model, and writes everything but the manifest to `folder`."""
+        from .backend.expected import expected_outputs
+        from .backend.layer_check import check_layers
+        from .backend.onnx_runtime import slow_forms
+        from .backend.package import lower
+        from .backend.stored import bytes_by_name, larger_than_dense
+        from .frontend.bounds import index_bounds
+        from .frontend.dense import run_dense
+        from .frontend.samples import typed
+        from .passes.replace import ReplaceDense
+        from .runtime.artifact import PLAN
+        from .runtime.report import write_report
+        from .runtime.verify import write_expectations
+
+        model = captured.prepared
+        bounds, unreplaced = index_bounds(captured.dense), bytes_by_name(model)
+        samples = [typed(sample, model) for sample in decided.held_out]
+        dense = run_dense(captured.dense, decided.held_out)
+        results = self.fit(captured.dense, decided)
+        fitted = {name: found.fitted for name, found in results.items()}
+        corrected = sum(found.bias_correction is not None for found in fitted.values())
+        if corrected:
+            decided.notes.append(f"biases of {corrected} sites take up the mean error of the fits")
+        ReplaceDense(decided.plan, fitted, self.form)(model)
+        self.progress(0, 1, "lower")
+        lowered = lower(model, self.target, folder, with_onnx=self.with_onnx, tuned=self.tuned)
+        self.progress(1, 1, "lower")
+        self.progress(0, 2, "check")
+        expected = expected_outputs(model, samples)
+        self.progress(1, 2, "check")
+        costs = {
+            "bytes": {"before": captured.bytes, **lowered.stored.report()},
+            "kernels": lowered.kernels,
+            **lowered.report(),
+            "activation_rounding_effect": expected.rounding_effect,
+            "layer_execution_error": check_layers(model, folder, samples)
+            if lowered.engine == "ort"
+            else None,
+            "warnings": [
+                *(
+                    slow_forms(model, self.form, own_kernels=lowered.kernels is not None)
+                    if lowered.engine == "ort"
+                    else ()
+                ),
+                *larger_than_dense(decided.sites, decided.schemes, unreplaced, lowered.stored),
+                *expected.warnings(),
+            ],
+        }
+        self.progress(2, 2, "check")
+        (folder / PLAN).write_text(decided.plan.to_json(), encoding="utf-8")
+        write_expectations(folder, samples, dense, expected.outputs)
+        write_report(folder, {**self.report(decided, results, lowered.stored), **costs})
+        return self.manifest(model, lowered, expected, bounds)
+
+    def report(
+        self, decided: Decided, results: Mapping[str, FitResult], stored: Stored
+    ) -> dict[str, Any]:
+        """What was replaced by what, and why."""
+        from .backend.stored import site_bytes
+        from .passes.report import refusal_rows, site_rows
+
+        choices = {choice.name: choice for choice in decided.plan.sites}
+        samples = decided.samples
+        calibration = samples and {
+            "samples": len(samples),
+            "tokens": samples.tokens,
+            "sha256": samples.sha256,
+        }
+        return {
+            "target": str(self.target),
+            "cuda_graphs": self.target.graphs is not None,
+            "dtype": None if self.dtype is None else self.dtype.numpy().name,
+            "sites": site_rows(
+                decided.sites,
+                choices,
+                results,
+                {site.name: site_bytes(site, stored.by_name) for site in decided.sites},
+            ),
+            "refusals": refusal_rows(decided.refusals),
+            "calibration": calibration,
+            "error_measure": "weights" if samples is None else "outputs on the calibration data",
+            "notes": decided.notes,
+            "planning": None if decided.planned is None else decided.planned.report,
+        }
+
+    def manifest(
+        self,
+        model: ir.Model,
+        lowered: Lowered,
+        expected: Expected,
+        bounds: Mapping[str, tuple[int, int]],
+    ) -> Manifest:
+        """What a session has to know; the hashes are added when the folder is complete."""
+        from .backend.package import tensor_infos
+        from .frontend.bounds import dimension_bounds
+        from .runtime.artifact import Manifest, Tolerance, package_versions
+
+        return Manifest(
+            engine=lowered.engine,
+            target=str(self.target),
+            device=self.target.device,
+            architectures=self.target.architectures,
+            inputs=tensor_infos(model.graph.inputs, bounds),
+            outputs=tensor_infos(model.graph.outputs, {}),
+            dimension_bounds={**dimension_bounds(model), **lowered.dimension_bounds},
+            parameters=lowered.parameters,
+            cpu_features=lowered.cpu_features,
+            kernels=lowered.kernels,
+            execution_tolerance={
+                name: Tolerance(bound, expected.derivation)
+                for name, bound in expected.tolerance.items()
+            },
+            versions={**package_versions(), **lowered.versions},
+        )
