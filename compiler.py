@@ -159,11 +159,8 @@ def plan(
 ) -> Planned:
     """Plans what `compile` would do, and predicts size, latency and drop, writing no model.
 
-    Args:
-        model, args, dynamic_shapes, target, dtype, scheme, budget, calibration_dataset,
-            ignored_scope, batch, plan_time, seed, lossless, kernels, cache, scheduler, progress:
-            as `compile` takes them.
-        point: a point of the Pareto table, from 1, instead of what the budget chooses.
+    The arguments are those of `compile`; `point` is one of the Pareto table, from 1, instead of
+    what the budget chooses.
 
     Returns:
         The plan, which `compile` takes; its report has the table of five points to choose from.

@@ -203,6 +203,7 @@ class Job:
     ) -> Planner:
         """What makes plans by measurement for this job."""
         from .backend.stored import weight_bytes
+        from .passes.budget import Budget
         from .planning import Planner
 
         return Planner(
@@ -213,7 +214,7 @@ class Job:
             self.dtype,
             self.form,
             self.seed,
-            request.budget,
+            request.budget or Budget.parse(None),
             request.batch,
             request.plan_time,
             samples,

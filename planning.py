@@ -19,22 +19,21 @@ from .passes.settle import Settled, joint_distortion, settle
 from .passes.structures.base import Structure
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnx_ir as ir
-    from numpy.typing import NDArray
 
+    from .backend.kernel_times import Layer
     from .backend.target import Target
     from .frontend.sample_check import Sample
     from .frontend.samples import Samples
+    from .passes.cache import Cache
     from .passes.fit import FitResult
     from .passes.sites import Site
-    from .passes.stats import Stats
     from .passes.structures.base import Form
 
-PLAN_SECONDS = 600.0
-"""For measurements of distortion, unless the caller says otherwise."""
+DENSE = "dense"
 
-BATCHES = (1, 32)
+_Times = dict[tuple[str, str], dict[int, float]]
+"""Milliseconds by site, scheme and batch."""
 
 _TOKENS = 512
 """That distortion is measured on, more or less."""
@@ -65,13 +64,15 @@ class Planner:
         model: the captured dense model.
         sites: of it.
         bytes: of all its weights.
-        target, form: where the options will run, and how they are stored.
+        target, dtype, form: where the options will run, in which type if it is another, and how
+            they are stored.
         seed: of every fit.
         budget: what is allowed.
         batches: at which kernels are timed; products of the lengths of dynamic dimensions.
         seconds: for measurements of distortion.
         samples: to calibrate on.
         held_out: to measure distortion on, before samples of the calibration.
+        cache, scheduler: as `fit_options` takes them.
         progress: told of every stage.
     """
 
@@ -79,6 +80,7 @@ class Planner:
     sites: Sequence[Site]
     bytes: int
     target: Target
+    dtype: ir.DataType | None
     form: Form
     seed: int
     budget: Budget
@@ -86,6 +88,8 @@ class Planner:
     seconds: float
     samples: Samples
     held_out: Sequence[Sample]
+    cache: Cache | None
+    scheduler: str | None
     progress: Progress
 
     def plan(self, schemes: Mapping[str, Scheme], point: int | None = None) -> Planned:
@@ -98,13 +102,11 @@ class Planner:
         Raises:
             PlanError: the budget cannot be kept; says which limit, and how near one can come.
         """
-        fits = _Fits(self.sites)
-        for site, stats in self._calibrated():
-            for structure in self._options(site, schemes[site.name], stats):
-                fits.add(site, structure, stats, self.seed, self.form)
-            self.progress(len(fits.done), len(self.sites), "fit")
-        model = self._priced(fits, schemes)
-        with self._distortion(fits) as sensitivities:
+        options = {site.name: self._options(site, schemes[site.name]) for site in self.sites}
+        times = self._times(options)
+        fits = self._fits(options, times)
+        model = self._priced(fits, times, schemes)
+        with self._sensitivities(fits) as sensitivities:
             model = sensitivities.priced(model, self.progress)
             points = [] if point is None else pareto(model, _POINTS)
             if point is None:
@@ -118,36 +120,93 @@ class Planner:
             ]
         return self._planned(settled, fits, check, table)
 
-    def _calibrated(self) -> Iterator[tuple[Site, Stats | None]]:
-        from .frontend.calibrate import calibrate
-
-        for group, stats in calibrate(self.model, self.sites, self.samples, progress=self.progress):
-            for site in group:
-                yield site, stats.get(site.name)
-
-    def _options(self, site: Site, scheme: Scheme, stats: Stats | None) -> Sequence[Structure]:
-        """What is worth a fit."""
+    def _options(self, site: Site, scheme: Scheme) -> list[Structure]:
         from .passes.decide import decide
         from .passes.options import site_options
         from .passes.scheme import parse_scheme
-        from .passes.screen import screened
 
-        if scheme != "auto":
-            chosen = parse_scheme(decide(site, scheme, self.target.activations).scheme)
-            return [chosen] if isinstance(chosen, Structure) else []
-        options = site_options(site, self.target.activations)
-        shape = site.out_features, site.in_features
-        costs = {option: (option.bits(*shape) / 8,) for option in options}
-        return screened(site.weight(), options, costs, stats, seed=self.seed, site=site.name)
+        if scheme == "auto":
+            return site_options(site, self.target.activations)
+        chosen = parse_scheme(decide(site, scheme, self.target.activations).scheme)
+        return [chosen] if isinstance(chosen, Structure) else []
 
-    def _priced(self, fits: _Fits, schemes: Mapping[str, Scheme]) -> PricedModel:
+    def _times(self, options: Mapping[str, Sequence[Structure]]) -> _Times:
+        """Milliseconds of every option at every batch, by kernels that run here."""
+        from .backend.kernel_times import kernel_times
+        from .passes.options import rows
+
+        wanted: dict[tuple[int, ...], dict[Layer, None]] = {}
+        uses: dict[str, list[tuple[bool, str, tuple[int, ...]]]] = {}
+        for site in self.sites:
+            for use in site.uses:
+                dtype = (self.dtype or use.dtype).numpy().name
+                counts = tuple(rows(use, batch) for batch in self.batches)
+                uses.setdefault(site.name, []).append((use.form == "gather", dtype, counts))
+                layers = wanted.setdefault(counts, {})
+                for scheme in [DENSE, *map(str, options[site.name])]:
+                    layers[_layer(site, scheme, gathers=use.form == "gather", dtype=dtype)] = None
+        measured = {
+            counts: kernel_times(
+                layers, self.target, self.form, counts, table=self.cache, progress=self.progress
+            )
+            for counts, layers in wanted.items()
+        }
+        found: _Times = {}
+        for site in self.sites:
+            for scheme in [DENSE, *map(str, options[site.name])]:
+                found[site.name, scheme] = {
+                    batch: sum(
+                        measured[counts][_layer(site, scheme, gathers=gathers, dtype=dtype)][
+                            counts[number]
+                        ].median_ms
+                        for gathers, dtype, counts in uses[site.name]
+                    )
+                    for number, batch in enumerate(self.batches)
+                }
+        return found
+
+    def _fits(
+        self, options: Mapping[str, Sequence[Structure]], times: _Times
+    ) -> dict[str, dict[str, FitResult]]:
+        from .frontend.calibrate import calibrate
+        from .passes.fit_options import fit_options
+
+        costs: dict[str, dict[Structure, tuple[float, ...]]] = {}
+        for site in self.sites:
+            shape = site.out_features, site.in_features
+            costs[site.name] = {
+                option: (option.bits(*shape) / 8, *times[site.name, str(option)].values())
+                for option in options[site.name]
+            }
+        return fit_options(
+            self.sites,
+            costs,
+            calibrate(
+                self.model, self.sites, self.samples, cache=self.cache, progress=self.progress
+            ),
+            seed=self.seed,
+            form=self.form,
+            cache=self.cache,
+            scheduler=self.scheduler,
+            progress=self.progress,
+        )
+
+    def _priced(
+        self,
+        fits: Mapping[str, Mapping[str, FitResult]],
+        times: _Times,
+        schemes: Mapping[str, Scheme],
+    ) -> PricedModel:
         sites = []
         for site in self.sites:
-            weight_bytes = 4 * site.out_features * site.in_features
-            options = [Option("dense", weight_bytes, {}, 0.0, 0.0, measured=True)]
-            for scheme, found in fits.done[site.name].items():
+            dense = Option(
+                DENSE, _dense_bytes(site, self.dtype), times[site.name, DENSE], 0.0, 0.0, True
+            )
+            options = [dense]
+            for scheme, found in fits[site.name].items():
                 stored = sum(tensor.nbytes for tensor in found.fitted.tensors.values())
-                options.append(Option(scheme, stored, {}, found.relative_error, 0.0, False))
+                spent = times[site.name, scheme]
+                options.append(Option(scheme, stored, spent, found.relative_error, 0.0, False))
             fixed = None if schemes[site.name] == "auto" else len(options) - 1
             sites.append(
                 PricedSite(site.name, site.in_features, site.out_features, tuple(options), fixed)
@@ -155,15 +214,23 @@ class Planner:
         return PricedModel(tuple(sites), self.bytes, {})
 
     @contextmanager
-    def _distortion(self, fits: _Fits) -> Iterator[Sensitivities]:
-        from .frontend.distortion import distortion
+    def _sensitivities(
+        self, fits: Mapping[str, Mapping[str, FitResult]]
+    ) -> Iterator[Sensitivities]:
+        from .frontend.distortion import Exchange, distortion
 
-        names = [site.name for site in self.sites]
-        with distortion(self.model, names, self._measured_samples()) as measured:
+        shapes = {site.name: (site.out_features, site.in_features) for site in self.sites}
+
+        def exchange(name: str, found: FitResult) -> Exchange:
+            fitted = found.fitted
+            factors = fitted.structure.unpack(fitted.tensors, *shapes[name])
+            return Exchange(fitted.structure.dense(factors), fitted.bias_correction)
+
+        with distortion(self.model, shapes, self._measured_samples()) as measured:
 
             def measure(schemes: Mapping[str, str]) -> float:
                 return measured.of(
-                    {name: fits.weight(name, scheme) for name, scheme in schemes.items()}
+                    {name: exchange(name, fits[name][scheme]) for name, scheme in schemes.items()}
                 )
 
             yield Sensitivities(measure, self.seconds, self.seed)
@@ -192,7 +259,7 @@ class Planner:
     def _planned(
         self,
         settled: Settled,
-        fits: _Fits,
+        fits: Mapping[str, Mapping[str, FitResult]],
         check: dict[str, Any],
         table: Sequence[Mapping[str, Any]],
     ) -> Planned:
@@ -209,9 +276,9 @@ class Planner:
             for site, number in pairs
         )
         results = {
-            choice.name: fits.done[choice.name][choice.scheme]
+            choice.name: fits[choice.name][choice.scheme]
             for choice in choices
-            if choice.scheme != "dense"
+            if choice.scheme != DENSE
         }
         report = {
             "budget": str(self.budget),
@@ -241,24 +308,12 @@ def _at(
     return Settled(model, chosen, joint_distortion(model, chosen, sensitivities))
 
 
-class _Fits:
-    """The fitted options of every site."""
+def _layer(site: Site, scheme: str, *, gathers: bool, dtype: str) -> Layer:
+    from .backend.kernel_times import Layer
 
-    def __init__(self, sites: Sequence[Site]) -> None:
-        self.done: dict[str, dict[str, FitResult]] = {}
-        self._sites = {site.name: site for site in sites}
+    return Layer(site.out_features, site.in_features, scheme, gathers, dtype)
 
-    def add(
-        self, site: Site, structure: Structure, stats: Stats | None, seed: int, form: Form
-    ) -> None:
-        """Fits one option."""
-        from .passes.fit import fit_site
 
-        found = fit_site(site, structure, stats, seed=seed, form=form)
-        self.done.setdefault(site.name, {})[str(structure)] = found
-
-    def weight(self, name: str, scheme: str) -> NDArray[np.float64]:
-        """Ŵ of an option."""
-        fitted, site = self.done[name][scheme].fitted, self._sites[name]
-        factors = fitted.structure.unpack(fitted.tensors, site.out_features, site.in_features)
-        return fitted.structure.dense(factors)
+def _dense_bytes(site: Site, dtype: ir.DataType | None) -> int:
+    stored = dtype or site.uses[0].dtype
+    return int(stored.itemsize) * site.out_features * site.in_features

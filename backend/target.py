@@ -202,9 +202,12 @@ class Target:
 
         if self.device == "cuda":
             host = {"kind": "llvm", "mcpu": _HOST}
+            # What only one of several architectures has is no choice for their common kernels.
+            alone = len(self.architectures) == 1
+            least = self.architectures[0] if alone else self.architectures[0].removesuffix("a")
             form = {
                 "kind": "cuda",
-                "arch": self.architectures[0],
+                "arch": least,
                 "max_shared_memory_per_block": shared_limit(self.architectures),
                 "host": host,
             }

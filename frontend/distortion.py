@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
+from ..passes.bias_correction import has_bias
 from ..passes.canonicalize import to_dense
 from ..passes.errors import CalibrationError
 from ..passes.sites import Site, Use, find_sites
@@ -20,6 +22,20 @@ from .sample_check import Sample
 Measure = Literal["kl", "relative_mse"]
 
 Arrays = Mapping[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True, eq=False)
+class Exchange:
+    """What stands in for the weight of a site.
+
+    Attributes:
+        weight: Ŵ, `[out_features, in_features]`.
+        bias_correction: what is added to the outputs, `[out_features]`; None for nothing.
+    """
+
+    weight: NDArray[np.floating]
+    bias_correction: NDArray[np.floating] | None = None
+
 
 _ROWS = 512
 """Of logits whose probabilities are held in float64 at once."""
@@ -46,14 +62,14 @@ class Distortion:
         for outputs in self._dense:
             self._check(outputs)
 
-    def of(self, weights: Mapping[str, NDArray[np.floating]]) -> float:
-        """D with these W, `[out_features, in_features]`, by the names of their sites.
+    def of(self, exchanges: Mapping[str, Exchange]) -> float:
+        """D with these weights, by the names of their sites.
 
         Infinite if an output is then not finite where the dense model's is.
         """
         found, whole = 0.0, 0.0
         for sample, dense in zip(self._samples, self._dense, strict=True):
-            outputs = self.run(weights, sample)
+            outputs = self.run(exchanges, sample)
             for name in self.outputs:
                 lost, size = self._compare(dense[name], outputs[name])
                 found, whole = found + lost, whole + size
@@ -61,12 +77,13 @@ class Distortion:
             return float("inf")
         return found / whole if whole else 0.0
 
-    def run(self, weights: Mapping[str, NDArray[np.floating]], inputs: Arrays) -> dict[str, Any]:
+    def run(self, exchanges: Mapping[str, Exchange], inputs: Arrays) -> dict[str, Any]:
         """The model's outputs for `inputs`, with these weights."""
         given = {
-            slot.name: slot.stored(weight)
-            for name, weight in weights.items()
+            slot.name: stored
+            for name, exchange in exchanges.items()
             for slot in self._slots[name]
+            if (stored := slot.stored(exchange)) is not None
         }
         return self._run({**inputs, **given})
 
@@ -115,51 +132,74 @@ def distortion(
         yield Distortion(open_session(stored, lean=True), slots, samples)
 
 
+@dataclass(frozen=True)
 class _Slot:
-    """An input of the graph that takes a weight, or its transpose."""
+    """An input of the graph that takes a weight, its transpose, or the correction of a bias."""
 
-    def __init__(self, name: str, transposed: bool, dtype: np.dtype[np.generic]) -> None:
-        self.name, self.transposed, self.dtype = name, transposed, dtype
+    name: str
+    kind: Literal["weight", "transposed", "bias"]
+    dtype: np.dtype[np.generic]
 
-    def stored(self, weight: NDArray[np.floating]) -> NDArray[np.generic]:
-        """W as the graph reads it."""
-        seen = weight.T if self.transposed else weight
+    def stored(self, exchange: Exchange) -> NDArray[np.generic] | None:
+        """What the graph reads there; None for the default."""
+        if self.kind == "bias":
+            correction = exchange.bias_correction
+            return None if correction is None else correction.astype(self.dtype)
+        seen = exchange.weight.T if self.kind == "transposed" else exchange.weight
         return np.ascontiguousarray(seen, self.dtype)
 
 
 def _expose(graph: ir.Graph, site: Site) -> list[_Slot]:
-    """Makes the weight of a site an input with itself as default: W for gathers, Wᵀ for others."""
-    weight = site.weight()
-    made: dict[tuple[bool, ir.DataType], ir.Value] = {}
-    slots = []
+    """Makes the weight of a site an input with itself as default, and its outputs correctable."""
+    corrected = has_bias(site)
+    slots: dict[_Slot, ir.Value] = {}
+
+    def slot(kind: Literal["weight", "transposed", "bias"], use: Use) -> ir.Value:
+        dtype = use.dtype.numpy()
+        made = _Slot(f"undense.{kind}.{use.dtype.name}.{site.name}", kind, dtype)
+        if made not in slots:
+            nothing = np.zeros(site.out_features, dtype)
+            default = None if kind == "bias" else made.stored(Exchange(site.weight()))
+            slots[made] = _input(graph, made.name, nothing if default is None else default)
+        return slots[made]
+
     for use in site.uses:
-        gathers = use.form == "gather"
-        key = not gathers, use.dtype
-        if key not in made:
-            slot = _Slot(f"undense.{site.name}.{len(made)}", not gathers, use.dtype.numpy())
-            made[key] = _input(graph, slot, weight)
-            slots.append(slot)
-        _reads(site, use, made[key])
-    return slots
+        if use.form == "gather":
+            use.node.replace_input_with(use.weight_input, slot("weight", use))
+            continue
+        weight, bias = slot("transposed", use), slot("bias", use) if corrected else None
+        node = to_dense(site, use)
+        node.replace_input_with(1, weight)
+        node.domain, node.op_type = "", "MatMul"
+        if bias is not None:
+            _add(node, bias)
+    return list(slots)
 
 
-def _input(graph: ir.Graph, slot: _Slot, weight: NDArray[np.float32]) -> ir.Value:
-    tensor = ir.tensor(slot.stored(weight), name=slot.name)
+def _input(graph: ir.Graph, name: str, default: NDArray[np.generic]) -> ir.Value:
+    tensor = ir.tensor(default, name=name)
     value = ir.Value(
-        name=slot.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+        name=name,
+        shape=ir.Shape(default.shape),
+        type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
     )
     graph.register_initializer(value)
     graph.inputs.append(value)
     return value
 
 
-def _reads(site: Site, use: Use, value: ir.Value) -> None:
-    if use.form == "gather":
-        use.node.replace_input_with(use.weight_input, value)
-        return
-    node = to_dense(site, use)
-    node.replace_input_with(1, value)
-    node.domain, node.op_type = "", "MatMul"
+def _add(node: ir.Node, bias: ir.Value) -> None:
+    """Adds a vector to what a node computes."""
+    product = node.outputs[0]
+    added = ir.node("Add", [product, bias])
+    total = added.outputs[0]
+    total.type, total.shape = product.type, product.shape
+    product.replace_all_uses_with(total, replace_graph_outputs=True)
+    added.replace_input_with(0, product)
+    if product.name is not None:
+        total.name, product.name = product.name, f"{product.name}.product"
+    node.append(added)
 
 
 def _is_logits(name: str) -> bool:

@@ -108,7 +108,7 @@ class _Free:
             for batch in model.batches:
                 rest = model.rest_milliseconds.get(batch, 0.0)
                 whole = rest + sum(site.dense.milliseconds[batch] for site in model.sites)
-                times = self.table(lambda _, option, batch=batch: option.milliseconds[batch])
+                times = self.table(_milliseconds(batch))
                 name = f"latency_ratio at batch {batch}"
                 limits.append(Limit(name, times, budget.latency_ratio * whole - rest))
         return limits
@@ -165,6 +165,10 @@ def _open(site: PricedSite, budget: Budget) -> list[int]:
         for number, option in enumerate(site.options)
         if np.isfinite(option.distortion) and not site.gate(option, budget)
     ]
+
+
+def _milliseconds(batch: int) -> Price:
+    return lambda _, option: option.milliseconds[batch]
 
 
 def _bytes(_: PricedSite, option: Option) -> float:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from .decide import Activations, with_activations
+from .decide import with_activations
 from .sites import Site, Use
 from .structures import candidates
-from .structures.base import Structure
+from .structures.base import Activations, Structure
 
 
 def site_options(site: Site, activations: Activations) -> list[Structure]:

@@ -8,34 +8,62 @@ floating form is left out, too, where codes are better in everything even withou
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .allocate import lower_hull
+from .fingerprint import array_sha256, code_fingerprint
 from .linalg import damped, relative_error
 from .stats import Stats
 from .structures.base import Structure
 from .structures.low_rank import LowRank
 from .structures.monarch import Monarch
 from .structures.residual import Residual
+from .threads import single_threaded
 
-Costs = Mapping[Structure, Sequence[float]]
-"""Of each option: bytes, then milliseconds at each batch where they are known."""
+KIND = "screen"
+"""Of the entries of the cache."""
 
 
-def screened(
-    weight: NDArray[np.float32],
-    options: Sequence[Structure],
-    costs: Costs,
-    stats: Stats | None,
-    *,
-    seed: int,
-    site: str,
-) -> list[Structure]:
-    """The options on a hull of error and one of their costs, in the given order."""
-    errors = _Errors(weight, stats, seed, site)
-    points = {option: (errors.of(option), *costs[option]) for option in options}
+@dataclass(frozen=True, eq=False)
+class ScreenJob:
+    """What the choice follows from; it can be sent to another process or machine.
+
+    Attributes:
+        site: what errors name.
+        weight: W, `[out_features, in_features]`.
+        stats: that fits are made under; None for data-free ones.
+        costs: of each option bytes, then milliseconds at each batch where they are known.
+        seed: of what is drawn at random.
+    """
+
+    site: str
+    weight: NDArray[np.float32]
+    stats: Stats | None
+    costs: Mapping[Structure, Sequence[float]]
+    seed: int
+
+    def key(self) -> dict[str, Any]:
+        """What the cache knows the result by."""
+        stats = self.stats
+        return {
+            "weight": array_sha256(self.weight),
+            "stats": stats and array_sha256(stats.second_moment),
+            "costs": [[repr(option), *costs] for option, costs in self.costs.items()],
+            "seed": self.seed,
+            "code": code_fingerprint(),
+        }
+
+
+def screened(job: ScreenJob) -> list[int]:
+    """The numbers of the options on a hull of error and one of their costs."""
+    options, costs = list(job.costs), job.costs
+    with single_threaded(with_torch=False):
+        errors = _Errors(job.weight, job.stats, job.seed, job.site)
+        points = {option: (errors.of(option), *costs[option]) for option in options}
     codes = [option for option in options if not isinstance(option, LowRank | Monarch)]
     floating = [
         option
@@ -44,7 +72,7 @@ def screened(
         and not any(_no_worse(points[other], points[option]) for other in codes)
     ]
     kept = {option for family in (codes, floating) for option in _on_a_hull(family, points)}
-    return [option for option in options if option in kept]
+    return [number for number, option in enumerate(options) if option in kept]
 
 
 def _on_a_hull(
@@ -97,9 +125,11 @@ class _Errors:
         rows, columns = matrix.shape
         if rows <= columns:
             weighted = matrix if self._moment is None else matrix @ self._moment
-            return np.linalg.eigvalsh(weighted @ matrix.T)[::-1]
-        weighted = matrix if self._root is None else matrix @ self._root
-        return np.linalg.eigvalsh(weighted.T @ weighted)[::-1]
+            gram = weighted @ matrix.T
+        else:
+            weighted = matrix if self._root is None else matrix @ self._root
+            gram = weighted.T @ weighted
+        return np.asarray(np.linalg.eigvalsh(gram)[::-1], np.float64)
 
     def _tail(self, energies: NDArray[np.float64], rank: int) -> float:
         """The share that is left when the `rank` strongest directions are kept."""

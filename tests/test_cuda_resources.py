@@ -5,8 +5,9 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ctypes.util import find_library
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,11 @@ from undense.backend.kernels.cuda.norm import norm_step
 from undense.backend.kernels.cuda.product import Product
 from undense.backend.kernels.cuda.products import Tiling, product_function, tilings
 from undense.backend.kernels.cuda.rows import gather_step
+from undense.backend.kernels.cuda.warpgroup_rows import WarpgroupRowsTiling
 from undense.backend.kernels.cuda.weights import Coded, Dense, Weights
 from undense.backend.kernels.lowering import lowering_context
 from undense.cli import main
-from undense.passes.errors import MissingDependencyError, TargetError
+from undense.passes.errors import LoweringError, MissingDependencyError, TargetError
 
 ARCHITECTURES = ("sm_80", "sm_90")
 SIZE = 4096
@@ -63,6 +65,21 @@ PRODUCTS: dict[str, tuple[Weights, int]] = {
 }
 """With the blocks of one row's kernel that a multiprocessor has registers for: dense weights are
 under way in more of them."""
+
+HOPPERS: dict[str, Weights] = {
+    **{name: weights for name, (weights, _) in PRODUCTS.items() if "float32" not in name},
+    "dense-bfloat16": Dense(known("bfloat16")),
+    "codes-3": Coded(known("bfloat16"), 3, 4, 32),
+    "codes-5": Coded(known("float16"), 5, 13, 128),
+    "codes-8-bfloat16": Coded(known("bfloat16"), 8, 128, 128),
+    "planes-4": Coded(known("float16"), 4, 8, 128, 2),
+}
+"""Weights of products by instructions of a warpgroup."""
+
+HOPPER_QUICK = ("dense-float16", "planes-4")
+
+HOPPER_SHARED = 227 * 1024
+"""The most that a block may have on sm_90."""
 
 QUICK = ("codes-4",)
 OTHERS: dict[str, tuple[Callable[[], Any], int]] = {
@@ -113,27 +130,30 @@ def product_of(name: str) -> Product:
     return Product.plain(weights.activation, weights, SIZE, SIZE)
 
 
-def resources(function: Any) -> dict[str, list[nvcc.Resources]]:
-    """What each kernel of a function needs, by name, on both architectures."""
+def resources(
+    function: Any, architectures: Sequence[str] = ARCHITECTURES
+) -> dict[str, list[nvcc.Resources]]:
+    """What each kernel of a function needs, by name, on all architectures."""
     sources: list[str] = []
 
     def code(source: str, architectures: Any) -> bytes:
         sources.append(source)
         return b"not loaded"
 
-    machine = TvmTarget({"kind": "cuda", "arch": "sm_80", "host": {"kind": "llvm"}})
+    machine = TvmTarget({"kind": "cuda", "arch": architectures[0], "host": {"kind": "llvm"}})
     module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
-    with device_code_by(code), cuda_modules(ARCHITECTURES), machine, lowering_context():
+    with device_code_by(code), cuda_modules(architectures), machine, lowering_context():
         tvm.compile(module, target=machine)
     found: dict[str, list[nvcc.Resources]] = {}
-    for item in nvcc.resources(sources[0], ARCHITECTURES):
+    for item in nvcc.resources(sources[0], architectures):
         found.setdefault(item.kernel, []).append(item)
-    assert all(len(items) == len(ARCHITECTURES) for items in found.values())
+    assert all(len(items) == len(architectures) for items in found.values())
     return found
 
 
 def check(item: nvcc.Resources, threads: int, blocks: int) -> None:
     """Fails unless so many blocks fit by their registers, and nothing lies in local memory."""
+    assert not item.serialized, item
     assert item.registers <= min(255, REGISTERS // (threads * blocks)), item
     assert item.spilled_bytes <= SPILLED, item
     assert item.stack_bytes <= SPILLED, item
@@ -160,6 +180,50 @@ def test_products_fit_into_registers(name: str) -> None:
 
 
 @makes_modules
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in HOPPER_QUICK else pytest.mark.slow) for n in HOPPERS],
+)
+def test_products_of_warpgroups_stay_under_way(name: str) -> None:
+    weights = HOPPERS[name]
+    product = Product.plain(weights.activation, weights, SIZE, SIZE)
+    for _, tiling in tilings(product, warpgroups=True):
+        if isinstance(tiling, WarpgroupRowsTiling):
+            function = product_function(product, ((None, tiling),))
+            ((item,),) = resources(function, ["sm_90a"]).values()
+            check(replace(item, shared_bytes=0), 32 * tiling.warps, 1)
+            assert tiling.shared_bytes(weights) <= HOPPER_SHARED
+
+
+SERIALIZED = """
+extern "C" __global__ void stored_to_early(const unsigned* a, float* y) {
+  extern __shared__ __align__(1024) unsigned x[];
+  float sums[64] = {};
+  for (int i = 0; i < 4; ++i) {
+    undense_wgmma_fence();
+    undense_multiply_rows_f16(sums, a, x);
+    undense_wgmma_commit();
+    sums[i] += 1;
+  }
+  undense_wgmma_finish(sums, 64);
+  for (int i = 0; i < 64; ++i) y[threadIdx.x * 64 + i] = sums[i];
+}
+"""
+
+
+@needs_nvcc
+def test_products_that_wait_for_each_other_are_told() -> None:
+    (item,) = nvcc.resources(SERIALIZED, ["sm_90a"])
+    assert item.serialized
+
+
+@needs_nvcc
+def test_no_other_architecture_has_products_of_warpgroups() -> None:
+    with pytest.raises(LoweringError, match=r"wgmma.* not supported on .target 'sm_90'"):
+        nvcc.resources(SERIALIZED, ["sm_90"])
+
+
+@makes_modules
 @pytest.mark.parametrize("name", OTHERS)
 def test_norms_and_gathers_fit_into_registers(name: str) -> None:
     make, blocks = OTHERS[name]
@@ -182,14 +246,15 @@ def allocated_shared(function: Any) -> list[int]:
     return allocated
 
 
+@pytest.mark.parametrize("warpgroups", [False, True])
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_shared_memory_is_what_the_tilings_say(name: str) -> None:
+def test_shared_memory_is_what_the_tilings_say(name: str, warpgroups: bool) -> None:
     product = product_of(name)
-    rules = tilings(product)
+    rules = tilings(product, warpgroups)
     allocated = allocated_shared(product_function(product, rules))
     wanted = [shared_bytes(tiling, product.weights) for _, tiling in rules]
     assert sorted(4 * words for words in allocated) == sorted(wanted)
-    assert max(wanted) <= SHARED
+    assert max(wanted) <= (HOPPER_SHARED if warpgroups else SHARED)
 
 
 _BUILD = """

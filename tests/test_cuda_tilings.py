@@ -16,6 +16,7 @@ from undense.backend.kernels.cuda.fragments import row_tiles
 from undense.backend.kernels.cuda.many_rows import ManyRowsTiling
 from undense.backend.kernels.cuda.product import Product, Scatter
 from undense.backend.kernels.cuda.products import MANY, Ruled, chosen
+from undense.backend.kernels.cuda.warpgroup_rows import WarpgroupRowsTiling
 from undense.backend.kernels.cuda.weights import Coded, Dense
 from undense.backend.kernels.targets import asked, tuned
 from undense.backend.target import Target
@@ -30,6 +31,9 @@ TARGET = "cuda -arch=sm_90"
 HALF = activation("float16")
 assert HALF is not None
 CODES = Product.plain(HALF, Coded(HALF, 4, 8, 64), 64, 128)
+
+# The part of TVM that makes CUDA modules comes into a process once: here the emulation's.
+makes_modules = pytest.mark.usefixtures("cuda_device")
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +112,7 @@ def test_a_block_has_the_shared_memory_that_all_architectures_have() -> None:
         chosen(CODES)
 
 
+@makes_modules
 @pytest.mark.parametrize("rows", Ruled(CODES).rows)
 def test_candidates_differ_and_have_a_place_in_shared_memory(rows: int) -> None:
     target = Target.parse("cuda -arch=sm_80,sm_90")
@@ -126,6 +131,20 @@ def test_candidates_differ_and_have_a_place_in_shared_memory(rows: int) -> None:
         assert isinstance(tiling, ManyRowsTiling)
         assert blocks[0] == -(-rows // tiling.height)
         assert found[0].launch.shared_bytes == tiling.shared_bytes(CODES.weights)
+
+
+@makes_modules
+@pytest.mark.parametrize("rows", [512, MANY])
+def test_candidates_of_warpgroups_have_a_place_on_hopper(rows: int) -> None:
+    wide = dataclasses.replace(CODES, width=4096, columns=4096)
+    ruled, target = Ruled(wide, warpgroups=True), Target.parse("cuda -arch=sm_90a")
+    found = sources(ruled, rows, target, trials=4, seed=0)
+    tiling = ruled.serving(rows)
+    assert isinstance(tiling, WarpgroupRowsTiling)
+    assert found[0].launch.grid[0] == -(-rows // tiling.height)
+    assert found[0].launch.shared_bytes == tiling.shared_bytes(CODES.weights)
+    assert len({source.text for source in found}) == 5
+    assert all(source.launch.shared_bytes <= 227 * 1024 for source in found)
 
 
 def test_what_a_multiprocessor_has_no_place_for() -> None:

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "emulation.h"
+#include "warpgroup.h"
 
 #include <utility>
 
@@ -64,6 +65,13 @@ __attribute__((optimize("O3"))) void multiply_fragments(void* const* lanes) {
     unsigned group = lane / 4, member = lane % 4;
     for (unsigned i = 0; i < 4; ++i) c_taken[i] = c[group + i / 2 * 8][member * 2 + i % 2];
   }
+}
+
+template <typename Element, float (*widen)(Element)>
+float widen_bits(uint16_t bits) {
+  Element value;
+  memcpy(static_cast<void*>(&value), &bits, sizeof value);
+  return widen(value);
 }
 
 inline float widen_f16(__half value) { return __half2float(value); }
@@ -127,7 +135,17 @@ __device__ inline void undense_copy_async(void* shared, const void* global, int 
   if (bytes != 0 && bytes != 16) {
     emulation::fail(CUDA_ERROR_INVALID_VALUE, "an asynchronous copy of %d bytes", bytes);
   }
-  emulation::copy_later(shared, global, bytes);
+  emulation::copy_later(shared, global, bytes, 16);
+}
+
+__device__ inline void undense_copy_async_4(void* shared, const void* global, int bytes) {
+  if (reinterpret_cast<uintptr_t>(shared) % 4 || reinterpret_cast<uintptr_t>(global) % 4) {
+    emulation::fail(CUDA_ERROR_MISALIGNED_ADDRESS, "a misaligned asynchronous copy of 4 bytes");
+  }
+  if (bytes != 0 && bytes != 4) {
+    emulation::fail(CUDA_ERROR_INVALID_VALUE, "an asynchronous copy of %d bytes", bytes);
+  }
+  emulation::copy_later(shared, global, bytes, 4);
 }
 
 __device__ inline void undense_copy_commit() { emulation::commit_copies(); }
@@ -137,3 +155,39 @@ __device__ inline void undense_copy_wait(int pending) {
 }
 
 __device__ inline float undense_exp2(float x) { return exp2f(x); }
+
+__device__ inline unsigned undense_shared_offset(const void* shared) {
+  return emulation::shared_offset(shared);
+}
+
+__device__ inline void undense_fence_proxy_async() { emulation::publish_shared(); }
+
+__device__ inline void undense_wgmma_fence(int line = __builtin_LINE()) {
+  emulation::order_registers(line);
+}
+
+__device__ inline void undense_wgmma_commit(int line = __builtin_LINE()) {
+  emulation::commit_products(line);
+}
+
+__device__ inline void undense_wgmma_wait_3(int line = __builtin_LINE()) {
+  emulation::finish_products(3, line);
+}
+
+__device__ inline void undense_wgmma_finish(float*, int, int line = __builtin_LINE()) {
+  emulation::finish_products(0, line);
+}
+
+__device__ inline void undense_wgmma_f16(float* sums, const unsigned* a,
+                                         unsigned long long descriptor,
+                                         int line = __builtin_LINE()) {
+  constexpr auto widen = emulation::widen_bits<__half, emulation::widen_f16>;
+  emulation::multiply_later(sums, a, descriptor, widen, line);
+}
+
+__device__ inline void undense_wgmma_bf16(float* sums, const unsigned* a,
+                                          unsigned long long descriptor,
+                                          int line = __builtin_LINE()) {
+  constexpr auto widen = emulation::widen_bits<__nv_bfloat16, emulation::widen_bf16>;
+  emulation::multiply_later(sums, a, descriptor, widen, line);
+}

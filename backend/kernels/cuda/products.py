@@ -8,15 +8,17 @@ from functools import cache, partial
 
 from ..base import Output, Step
 from ..finish import Finish
+from ..gpu import has_warpgroups
 from ..targets import recorded, tell
 from ..tir import Argument, Buffer, Expr, PrimFunc, by_rows, prim_func
 from .few_rows import FewRowsTiling, emit_few_rows
 from .many_rows import ManyRowsTiling, emit_many_rows
 from .product import Product
 from .tiling_checks import check_launch
+from .warpgroup_rows import WarpgroupRowsTiling, emit_warpgroup_rows
 from .words import WARP
 
-Tiling = FewRowsTiling | ManyRowsTiling
+Tiling = FewRowsTiling | ManyRowsTiling | WarpgroupRowsTiling
 
 Rules = tuple[tuple[int | None, Tiling], ...]
 """Tilings, each with the greatest number of rows that it serves; the last one all."""
@@ -27,18 +29,25 @@ MANY = 2048
 
 @dataclass(frozen=True)
 class Ruled:
-    """A product whose tilings can be measured."""
+    """A product whose tilings can be measured.
+
+    Attributes:
+        product: to cut up.
+        warpgroups: whether it may use instructions of a warpgroup.
+    """
 
     product: Product
+    warpgroups: bool = False
 
     @property
     def rows(self) -> tuple[int, ...]:
         """Numbers of rows that a tiling is chosen for."""
-        return tuple(most or MANY for most, _ in tilings(self.product))
+        return tuple(most or MANY for most, _ in tilings(self.product, self.warpgroups))
 
     def serving(self, rows: int) -> Tiling:
         """The rules' own tiling for one of these numbers."""
-        return dict(zip(self.rows, tilings(self.product), strict=True))[rows][1]
+        rules = tilings(self.product, self.warpgroups)
+        return dict(zip(self.rows, rules, strict=True))[rows][1]
 
 
 _WIDE = 8192
@@ -50,12 +59,25 @@ _AHEAD_BYTES = 72 * 1024
 _TURN_BYTES = 8192
 """Of weights that the warps of a block multiply before they wait for the next inputs of x."""
 
+_SQUARE = WarpgroupRowsTiling(warpgroups=2, height=128, tiles=1, stages=6)
+"""128 rows by 128 outputs a block."""
 
-def tilings(product: Product) -> Rules:
+_TALL = WarpgroupRowsTiling(warpgroups=2, height=256, tiles=1, stages=4)
+"""Twice the rows for each decoded weight, in half as many blocks."""
+
+_FEW_TALL, _NARROW = 512, 2048
+"""Rows up to which, and outputs below which, tall blocks are too few for all multiprocessors."""
+
+
+def tilings(product: Product, warpgroups: bool = False) -> Rules:
     """How a product is cut up for each number of rows: what fits into registers without spilling.
 
     Of float32 every value is a register, so warps have smaller shares of the result there; codes
     take registers to decode.
+
+    Args:
+        product: to cut up.
+        warpgroups: whether it may use instructions of a warpgroup, of which float32 has none.
     """
     if product.activation.bytes == 4:
         low = ManyRowsTiling(row_warps=1, column_warps=4, eights=2, tiles=1, stages=2)
@@ -65,12 +87,12 @@ def tilings(product: Product) -> Rules:
         many = ManyRowsTiling(row_warps=2, column_warps=2, eights=8, tiles=4, stages=3)
         if product.weights.scaled:
             many = ManyRowsTiling(row_warps=2, column_warps=4, eights=8, tiles=2, stages=3)
-    return (
-        (8, _few(product, 1)),
-        (16, _few(product, 2)),
-        (64, low),
-        (None, many),
-    )
+    common = ((8, _few(product, 1)), (16, _few(product, 2)), (64, low))
+    if not warpgroups or product.activation.bytes == 4:
+        return (*common, (None, many))
+    if product.blocks * product.width < _NARROW:
+        return (*common, (None, _SQUARE))
+    return (*common, (_FEW_TALL, _SQUARE), (None, _TALL))
 
 
 def _few(product: Product, eights: int) -> FewRowsTiling:
@@ -102,11 +124,12 @@ def chosen(product: Product) -> Rules:
     Raises:
         LoweringError: a record is of no tiling, or of one that the target does not launch.
     """
-    tell(product.workload, Ruled(product))
+    warpgroups = has_warpgroups()
+    tell(product.workload, Ruled(product, warpgroups))
     launched = partial(check_launch, weights=product.weights)
     return tuple(
         (most, recorded(tiling, (*product.workload, most or MANY), launched))
-        for most, tiling in tilings(product)
+        for most, tiling in tilings(product, warpgroups)
     )
 
 
@@ -121,8 +144,10 @@ def product_function(product: Product, rules: Rules, finish: Finish | None = Non
         def emit(tiling: Tiling, least: int, most: int | None) -> None:
             if isinstance(tiling, FewRowsTiling):
                 emit_few_rows(product, tiling, finish, rows, buffers)
-            else:
+            elif isinstance(tiling, ManyRowsTiling):
                 emit_many_rows(product, tiling, finish, rows, buffers)
+            else:
+                emit_warpgroup_rows(product, tiling, finish, rows, buffers)
 
         by_rows(rows, rules, emit)
 

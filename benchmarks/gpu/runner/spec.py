@@ -98,6 +98,8 @@ class Case:
         result: the output that is checked; others are not counted in what must be written.
         sizes: to measure.
         facts: numbers that the reference needs beside the shapes.
+        architecture: the one GPU that it has code for, as nvcc names it, where it is not for all
+            of the bundle.
     """
 
     name: str
@@ -112,6 +114,14 @@ class Case:
     result: str
     sizes: tuple[dict[str, int], ...]
     facts: dict[str, Any]
+    architecture: str = ""
+
+    def refusal(self, capability: tuple[int, int]) -> str | None:
+        """Why a GPU of a compute capability cannot run the case; None if it can."""
+        major, minor = capability
+        if self.architecture in ("", f"sm_{major}{minor}a"):
+            return None
+        return f"it is for {self.architecture} alone, and this GPU is an sm_{major}{minor}"
 
     @property
     def output(self) -> Tensor:
