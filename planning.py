@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .passes.auto import pareto, reason, runners_up
 from .passes.budget import Budget
-from .passes.errors import PlanError
+from .passes.errors import PlanError, TargetError
 from .passes.plan import Choice, Plan, versions
 from .passes.pricing import Option, PricedModel, PricedSite
 from .passes.progress import Progress
@@ -103,8 +103,8 @@ class Planner:
             PlanError: the budget cannot be kept; says which limit, and how near one can come.
         """
         options = {site.name: self._options(site, schemes[site.name]) for site in self.sites}
-        times = self._times(options)
-        fits = self._fits(options, times)
+        fits = self._fits(options)
+        times, notes = self._times_if_possible(fits)
         model = self._priced(fits, times, schemes)
         with self._sensitivities(fits) as sensitivities:
             model = sensitivities.priced(model, self.progress)
@@ -118,7 +118,7 @@ class Planner:
                 self._row(settled.model, chosen, sensitivities)
                 for chosen in points or pareto(settled.model, _POINTS)
             ]
-        return self._planned(settled, fits, check, table)
+        return self._planned(settled, fits, check, table, notes)
 
     def _options(self, site: Site, scheme: Scheme) -> list[Structure]:
         from .passes.decide import decide
@@ -130,7 +130,29 @@ class Planner:
         chosen = parse_scheme(decide(site, scheme, self.target.activations).scheme)
         return [chosen] if isinstance(chosen, Structure) else []
 
-    def _times(self, options: Mapping[str, Sequence[Structure]]) -> _Times:
+    def _times_if_possible(
+        self, fits: Mapping[str, Mapping[str, FitResult]]
+    ) -> tuple[_Times, list[str]]:
+        """The times, or none and why, for a target that this machine cannot run.
+
+        Raises:
+            TargetError: the budget is about the latency, which cannot be measured then.
+        """
+        from .backend.kernel_times import check_measurable
+
+        try:
+            check_measurable(self.target)
+        except TargetError as error:
+            if self.budget.latency_ratio is not None:
+                raise
+            none: dict[int, float] = {}
+            untimed = {
+                (site, scheme): none for site, found in fits.items() for scheme in (DENSE, *found)
+            }
+            return untimed, [f"planned for size alone: {error}"]
+        return self._times(fits), []
+
+    def _times(self, fits: Mapping[str, Mapping[str, FitResult]]) -> _Times:
         """Milliseconds of every option at every batch, by kernels that run here."""
         from .backend.kernel_times import kernel_times
         from .passes.options import rows
@@ -143,7 +165,7 @@ class Planner:
                 counts = tuple(rows(use, batch) for batch in self.batches)
                 uses.setdefault(site.name, []).append((use.form == "gather", dtype, counts))
                 layers = wanted.setdefault(counts, {})
-                for scheme in [DENSE, *map(str, options[site.name])]:
+                for scheme in (DENSE, *fits[site.name]):
                     layers[_layer(site, scheme, gathers=use.form == "gather", dtype=dtype)] = None
         measured = {
             counts: kernel_times(
@@ -153,7 +175,7 @@ class Planner:
         }
         found: _Times = {}
         for site in self.sites:
-            for scheme in [DENSE, *map(str, options[site.name])]:
+            for scheme in (DENSE, *fits[site.name]):
                 found[site.name, scheme] = {
                     batch: sum(
                         measured[counts][_layer(site, scheme, gathers=gathers, dtype=dtype)][
@@ -165,25 +187,17 @@ class Planner:
                 }
         return found
 
-    def _fits(
-        self, options: Mapping[str, Sequence[Structure]], times: _Times
-    ) -> dict[str, dict[str, FitResult]]:
+    def _fits(self, options: Mapping[str, Sequence[Structure]]) -> dict[str, dict[str, FitResult]]:
         from .frontend.calibrate import calibrate
         from .passes.fit_options import fit_options
 
-        costs: dict[str, dict[Structure, tuple[float, ...]]] = {}
-        for site in self.sites:
-            shape = site.out_features, site.in_features
-            costs[site.name] = {
-                option: (option.bits(*shape) / 8, *times[site.name, str(option)].values())
-                for option in options[site.name]
-            }
         return fit_options(
             self.sites,
-            costs,
+            options,
             calibrate(
                 self.model, self.sites, self.samples, cache=self.cache, progress=self.progress
             ),
+            floating=self.budget.wants_latency,
             seed=self.seed,
             form=self.form,
             cache=self.cache,
@@ -262,6 +276,7 @@ class Planner:
         fits: Mapping[str, Mapping[str, FitResult]],
         check: dict[str, Any],
         table: Sequence[Mapping[str, Any]],
+        notes: Sequence[str],
     ) -> Planned:
         model = settled.model
         pairs = list(zip(model.sites, settled.chosen, strict=True))
@@ -282,6 +297,7 @@ class Planner:
         }
         report = {
             "budget": str(self.budget),
+            "notes": list(notes),
             "batches": list(model.batches),
             "size_ratio": model.size_ratio(settled.chosen),
             "latency_ratio": {b: model.latency_ratio(settled.chosen, b) for b in model.batches},

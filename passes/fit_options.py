@@ -18,8 +18,8 @@ from .stats import Stats
 from .structures.base import Form, Structure
 from .workers import cluster_workers, local_workers
 
-Costs = Mapping[Structure, Sequence[float]]
-"""Of each option of a site: bytes, then milliseconds at each batch where they are known."""
+Options = Mapping[str, Sequence[Structure]]
+"""Of each site, by its name."""
 
 _KEPT = 8
 """Options that screening leaves of a site, more or less: for progress alone."""
@@ -27,9 +27,10 @@ _KEPT = 8
 
 def fit_options(
     sites: Sequence[Site],
-    costs: Mapping[str, Costs],
+    options: Options,
     groups: Iterable[tuple[list[Site], dict[str, Stats]]],
     *,
+    floating: bool,
     seed: int,
     form: Form,
     cache: Cache | None = None,
@@ -40,8 +41,9 @@ def fit_options(
 
     Args:
         sites: all that are in `groups`.
-        costs: of the options of each, which are resolved; a single one is not screened.
+        options: resolved; a single one is not screened.
         groups: sites with their statistics, as `calibrate` yields them.
+        floating: whether low rank and Monarch are wanted, which take more bytes than codes.
         seed: of every fit.
         form: what tensors are packed for.
         cache: where results are looked up and kept.
@@ -53,7 +55,7 @@ def fit_options(
         SchedulerError: the scheduler cannot be used.
         MissingDependencyError: there is no dask to reach the scheduler with.
     """
-    expected = {site.name: min(len(costs[site.name]), _KEPT) for site in sites}
+    expected = {site.name: min(len(options[site.name]), _KEPT) for site in sites}
     cost = sum(
         expected[site.name] * fit_cost(site.out_features, site.in_features, calibrated=True)
         for site in sites
@@ -63,7 +65,7 @@ def fit_options(
     found: dict[str, dict[str, FitResult]] = {site.name: {} for site in sites}
     with chosen as workers:
         results = fit_all(
-            _jobs(groups, costs, seed, form, workers.executor, cache),
+            _jobs(groups, options, floating, seed, form, workers.executor, cache),
             cost=cost,
             executor=workers.executor,
             in_flight=workers.in_flight,
@@ -74,21 +76,22 @@ def fit_options(
             for name, result in results:
                 found[name][str(result.fitted.structure)] = result
     return {
-        name: {str(option): fits[str(option)] for option in costs[name] if str(option) in fits}
+        name: {str(option): fits[str(option)] for option in options[name] if str(option) in fits}
         for name, fits in found.items()
     }
 
 
 def _jobs(
     groups: Iterable[tuple[list[Site], dict[str, Stats]]],
-    costs: Mapping[str, Costs],
+    options: Options,
+    floating: bool,
     seed: int,
     form: Form,
     executor: Executor | None,
     cache: Cache | None,
 ) -> Iterator[FitJob]:
     for group, stats in groups:
-        kept = _screened(group, costs, stats, seed, executor, cache)
+        kept = _screened(group, options, stats, floating, seed, executor, cache)
         for site in group:
             for option in kept[site.name]:
                 yield FitJob.of_site(site, option, stats.get(site.name), seed=seed, form=form)
@@ -97,21 +100,24 @@ def _jobs(
 
 def _screened(
     sites: Iterable[Site],
-    costs: Mapping[str, Costs],
+    options: Options,
     stats: Mapping[str, Stats],
+    floating: bool,
     seed: int,
     executor: Executor | None,
     cache: Cache | None,
 ) -> dict[str, list[Structure]]:
     """The options of each site that are worth a fit."""
-    found = {site.name: list(costs[site.name]) for site in sites}
+    found = {site.name: list(options[site.name]) for site in sites}
     waiting: list[tuple[str, dict[str, Any], list[int] | Future[list[int]]]] = []
     for site in sites:
-        if len(costs[site.name]) < 2:
+        if len(options[site.name]) < 2:
             continue
         known = stats.get(site.name)
         moments = known.centred() if known is not None and has_bias(site) else known
-        job = ScreenJob(site.name, site.weight(), moments, costs[site.name], seed)
+        job = ScreenJob(
+            site.name, site.weight(), moments, tuple(options[site.name]), floating, seed
+        )
         key = {} if cache is None else job.key()
         stored = None if cache is None else cache.get(KIND, key)
         if stored is not None:

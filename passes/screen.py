@@ -1,13 +1,12 @@
 """Which options are worth a real fit: their errors under C without compensation, and the hull.
 
 Compensation divides the error of codes by about two whatever their levels, so codes are compared
-with codes and floating forms with each other: only corners of a hull are the best at some price. A
-floating form is left out, too, where codes are better in everything even without compensation.
+with codes, by their bytes, and floating forms with each other, by their operations: only corners of
+a hull are the best at some price. Kernels are timed afterwards, for what is left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,14 +35,16 @@ class ScreenJob:
         site: what errors name.
         weight: W, `[out_features, in_features]`.
         stats: that fits are made under; None for data-free ones.
-        costs: of each option bytes, then milliseconds at each batch where they are known.
+        options: resolved.
+        floating: whether low rank and Monarch, which can only be faster than codes, are wanted.
         seed: of what is drawn at random.
     """
 
     site: str
     weight: NDArray[np.float32]
     stats: Stats | None
-    costs: Mapping[Structure, Sequence[float]]
+    options: tuple[Structure, ...]
+    floating: bool
     seed: int
 
     def key(self) -> dict[str, Any]:
@@ -52,41 +53,34 @@ class ScreenJob:
         return {
             "weight": array_sha256(self.weight),
             "stats": stats and array_sha256(stats.second_moment),
-            "costs": [[repr(option), *costs] for option, costs in self.costs.items()],
+            "options": [repr(option) for option in self.options],
+            "floating": self.floating,
             "seed": self.seed,
             "code": code_fingerprint(),
         }
 
 
 def screened(job: ScreenJob) -> list[int]:
-    """The numbers of the options on a hull of error and one of their costs."""
-    options, costs = list(job.costs), job.costs
+    """The numbers of the options on their family's hull."""
+    shape = job.weight.shape
+    floating = [option for option in job.options if _is_floating(option)] if job.floating else []
+    codes = [option for option in job.options if not _is_floating(option)]
     with single_threaded(with_torch=False):
         errors = _Errors(job.weight, job.stats, job.seed, job.site)
-        points = {option: (errors.of(option), *costs[option]) for option in options}
-    codes = [option for option in options if not isinstance(option, LowRank | Monarch)]
-    floating = [
-        option
-        for option in options
-        if isinstance(option, LowRank | Monarch)
-        and not any(_no_worse(points[other], points[option]) for other in codes)
-    ]
-    kept = {option for family in (codes, floating) for option in _on_a_hull(family, points)}
-    return [number for number, option in enumerate(options) if option in kept]
+        kept = {
+            *_hull(codes, [float(option.bits(*shape)) for option in codes], errors),
+            *_hull(floating, [float(option.macs(*shape)) for option in floating], errors),
+        }
+    return [number for number, option in enumerate(job.options) if option in kept]
 
 
-def _on_a_hull(
-    options: Sequence[Structure], points: Mapping[Structure, Sequence[float]]
-) -> Iterator[Structure]:
-    """Those on the hull of the error and one of the costs."""
-    for resource in range(1, len(points[options[0]]) if options else 0):
-        prices = [points[option][resource] for option in options]
-        hull = lower_hull(prices, [points[option][0] for option in options])
-        yield from (options[number] for number in hull)
+def _is_floating(option: Structure) -> bool:
+    return isinstance(option, Monarch) or (isinstance(option, LowRank) and option.coded is None)
 
 
-def _no_worse(one: Sequence[float], other: Sequence[float]) -> bool:
-    return all(a <= b for a, b in zip(one, other, strict=True))
+def _hull(options: list[Structure], costs: list[float], errors: _Errors) -> list[Structure]:
+    hull = lower_hull(costs, [errors.of(option) for option in options])
+    return [options[number] for number in hull]
 
 
 class _Errors:

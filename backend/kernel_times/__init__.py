@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .layer import Layer, Time
+from .machine import check_measurable
 from .measure import kernel_times
 from .table import Table
 
-__all__ = ["Layer", "Table", "Time", "kernel_times"]
+__all__ = ["Layer", "Table", "Time", "check_measurable", "kernel_times"]
