@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_tuning_database import RECORD
+from test_tuning_database import RECORD as CPU_RECORD
 from undense.backend.cuda.limits import shared_limit
 from undense.backend.cuda.nvcc import Resources
 from undense.backend.kernels.cuda.dtypes import activation
@@ -21,16 +21,21 @@ from undense.backend.kernels.cuda.weights import Coded, Dense
 from undense.backend.kernels.targets import asked, tuned
 from undense.backend.target import Target
 from undense.backend.tuning import choose
+from undense.backend.tuning import record as record_module
 from undense.backend.tuning.choose import choose_records
 from undense.backend.tuning.cuda.candidates import sources
 from undense.backend.tuning.cuda.limits import fits
 from undense.backend.tuning.database import add_records
+from undense.backend.tuning.record import versions
 from undense.passes.errors import LoweringError
 
 TARGET = "cuda -arch=sm_90"
 HALF = activation("float16")
 assert HALF is not None
 CODES = Product.plain(HALF, Coded(HALF, 4, 8, 64), 64, 128)
+RECORD = dataclasses.replace(
+    CPU_RECORD, processor="sm_90", kind="cuda dense float16", versions=versions("cuda")
+)
 
 # The part of TVM that makes CUDA modules comes into a process once: here the emulation's.
 makes_modules = pytest.mark.usefixtures("cuda_device")
@@ -89,9 +94,8 @@ def test_kinds_name_what_speed_depends_on() -> None:
 def test_a_record_of_no_tiling_is_refused(rows: int, fields: dict[str, Any], cause: str) -> None:
     kind, outputs, inputs = CODES.workload
     found = dataclasses.replace(
-        RECORD, processor="sm_90", kind=kind, out_features=outputs, in_features=inputs,
-        rows=rows, fields=fields,
-    )  # fmt: skip
+        RECORD, kind=kind, out_features=outputs, in_features=inputs, rows=rows, fields=fields
+    )
     add_records([found])
     target = Target.parse(TARGET)
     message = f"of {kind} 64x128 for {rows} rows does not fit its tiling .*{cause}.*without tuned"
@@ -158,12 +162,20 @@ def test_what_a_multiprocessor_has_no_place_for() -> None:
 
 
 def test_shipped_records_are_for_the_very_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
-    shipped = dataclasses.replace(RECORD, processor="sm_90", kind="cuda dense float16")
-    family = choose.Family("sm_90", frozenset({"sm_90"}), True, "a GPU", (shipped,))
+    family = choose.Family("sm_90", frozenset({"sm_90"}), True, "a GPU", (RECORD,))
     monkeypatch.setattr(choose, "families", lambda: (family,))
-    assert choose_records(Target.parse(TARGET)).fields == {shipped.key: shipped.fields}
+    assert choose_records(Target.parse(TARGET)).fields == {RECORD.key: RECORD.fields}
     assert not choose_records(Target.parse("cuda -arch=sm_80,sm_90")).fields
     assert not choose_records(Target.parse("llvm")).fields
-    mine = dataclasses.replace(shipped, fields={"tiles": 1})
+    mine = dataclasses.replace(RECORD, fields={"tiles": 1})
     add_records([mine, dataclasses.replace(mine, processor="sm_80", rows=16)])
     assert choose_records(Target.parse(TARGET)).fields == {mine.key: mine.fields}
+
+
+def test_a_new_kernel_of_one_device_leaves_the_records_of_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    records = (CPU_RECORD, RECORD)
+    assert [record.current for record in records] == [True, True]
+    monkeypatch.setattr(record_module, "SCHEDULES", {**record_module.SCHEDULES, "cuda": 99})
+    assert [record.current for record in records] == [True, False]
