@@ -107,6 +107,24 @@ def test_a_record_of_no_tiling_is_refused(rows: int, fields: dict[str, Any], cau
         chosen(CODES)
 
 
+@pytest.mark.parametrize(
+    ("fields", "cause"),
+    [
+        ({"height": 192}, "height is 192 and no multiple of 128"),
+        ({"stages": 2}, "stages is 2 and no whole number from 3 on"),
+        ({"warpgroups": 9}, "a block has 36 warps, and 32 at most"),
+        ({"stages": 12}, "bytes of shared memory, and 232448 at most"),
+    ],
+)
+def test_a_record_of_no_tiling_of_warpgroups_is_refused(fields: dict[str, Any], cause: str) -> None:
+    with (
+        Target.parse("cuda -arch=sm_90a").tvm(),
+        tuned({(*CODES.workload, MANY): fields}),
+        pytest.raises(LoweringError, match=f"for {MANY} rows does not fit its tiling .*{cause}"),
+    ):
+        chosen(CODES)
+
+
 def test_a_block_has_the_shared_memory_that_all_architectures_have() -> None:
     large = {(*CODES.workload, 8): {"warps": 8, "tiles": 4, "ahead": 8}}
     one, both = (Target.parse(f"cuda -arch={names}") for names in ("sm_80", "sm_80,sm_86"))
