@@ -83,8 +83,8 @@ def _compile(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     from .compiler import plan
-    from .runtime.progress import progress_bar
     from .runtime.plan_report import print_plan
+    from .runtime.progress import progress_bar
 
     decisions = _decisions(options)
     output = Path(options.output)

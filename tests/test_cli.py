@@ -213,7 +213,7 @@ def test_bad_input_is_one_sentence(
         (["--ignore", "re:("], "re:("),
         (["--calib", "missing.npz"], "missing.npz"),
         (["--calib", "MODEL"], "model.onnx: not an .npz"),
-        (["--budget", "size_ratio=0.5"], "budget"),
+        (["--budget", "size=0.5"], "size_ratio"),
         (["--plan", "missing.json"], "missing.json"),
         (["--plan", "missing.json", "--scheme", "dense"], "leave it out"),
         (["--plan", "missing.json", "--ignore", "first"], "leave it out"),

@@ -28,7 +28,7 @@ from undense.runtime.verify import verify
 
 SCHEMES = [
     "dense",
-    "auto",
+    "int_codes",
     "int_codes{bits=4,group=32}",
     "int_codes{bits=3,group=32}",
     "trit_planes{planes=2,group=32}",
@@ -64,7 +64,7 @@ def test_an_engine_computes_what_the_reference_says(
 @pytest.mark.parametrize(
     "scheme",
     [
-        *("auto", "int_codes{bits=4,group=32}", "low_rank{ratio=0.5}"),
+        *("int_codes", "int_codes{bits=4,group=32}", "low_rank{ratio=0.5}"),
         "int_codes{bits=4,group=32}+residual{rank=8}",
     ],
 )
