@@ -34,19 +34,29 @@ def joined(parts: Iterable[str], separator: str = "") -> Markup:
 
 
 def table(
-    headings: Sequence[str], rows: Sequence[Sequence[str]], class_: str | None = None
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    class_: str | None = None,
+    notes: Sequence[str] | None = None,
 ) -> Markup:
-    """A table that scrolls by itself where it is too wide; cells of numbers stand to the right."""
+    """A table that scrolls by itself where it is too wide; cells of numbers stand to the right.
+
+    Args:
+        headings: of the columns.
+        rows: as long as the headings.
+        class_: of the table.
+        notes: one under each row, over the whole width; an empty one takes no room.
+    """
     numeric = [all(_is_number(row[column]) for row in rows) for column in range(len(headings))]
     alignments = ["number" if number else None for number in numeric]
     head = [element("th", name, class_=how) for name, how in zip(headings, alignments, strict=True)]
-    body = [
-        element(
-            "tr",
-            *(element("td", cell, class_=how) for cell, how in zip(row, alignments, strict=True)),
-        )
-        for row in rows
-    ]
+    body = []
+    for row, note in zip(rows, notes or [""] * len(rows), strict=True):
+        cells = [element("td", cell, class_=how) for cell, how in zip(row, alignments, strict=True)]
+        body.append(element("tr", *cells, class_="noted" if note else None))
+        if note:
+            width = element("td", element("div", note), colspan=len(headings))
+            body.append(element("tr", width, class_="note"))
     whole = element(
         "table",
         element("thead", element("tr", *head)),
@@ -57,4 +67,4 @@ def table(
 
 
 def _is_number(cell: str) -> bool:
-    return cell[:1].isdigit() or cell == "–"
+    return cell.lstrip("+-")[:1].isdigit() or cell in ("", "–")

@@ -30,8 +30,6 @@ def plan_html(planning: Planning, sizes: Mapping[str, Any]) -> Markup:
         element("dl", facts),
         *(element("p", note, class_="warning") for note in planning["notes"]),
         element("div", _front(planning), _predictions(planning), class_="columns"),
-        element("h3", "Schemes"),
-        table(("sites", "scheme"), scheme_rows(planning), class_="narrow"),
     )
 
 
@@ -55,4 +53,5 @@ def _predictions(planning: Planning) -> Markup:
         element("h3", "Prediction and measurement"),
         plot or element("p", "No prediction was compared with a measurement."),
         *([element("figcaption", caption)] if plot else []),
+        table(("sites", "scheme"), scheme_rows(planning), class_="narrow"),
     )

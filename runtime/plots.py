@@ -9,7 +9,8 @@ from .axes import Axis, linear_axis, log_axis
 from .markup import Markup, element
 
 _WIDTH, _HEIGHT = 520, 340
-_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 20, 16, 48
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 20, 16, 48
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _RIGHT_EDGE, _LOWER_EDGE = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
 
 
@@ -66,8 +67,17 @@ def prediction_plot(pairs: Sequence[Mapping[str, Any]]) -> Markup | None:
                 class_="dot",
             )
         )
-    axes = _axes(both, both, "predicted distortion", "measured distortion", "{:g}".format)
+    axes = _axes(both, both, "predicted distortion", "measured distortion", _in_powers)
     return _plot("measured over predicted distortion", [*axes, *marks])
+
+
+def _in_powers(value: float) -> str:
+    """`0.05`, but `5·10⁻⁵`; for numbers of one digit."""
+    if value >= 1e-3:
+        return f"{value:g}"
+    digit, _, power = f"{value:.0e}".partition("e")
+    raised = f"10{str(int(power)).translate(_RAISED)}"
+    return raised if digit == "1" else f"{digit}·{raised}"
 
 
 def _positive(value: float | None) -> bool:
@@ -97,7 +107,7 @@ def _axes(
     for tick in up.ticks:
         y = _y(up, tick)
         yield element("line", x1=_LEFT, x2=_RIGHT_EDGE, y1=y, y2=y, class_="grid")
-        yield element("text", f"{tick:g}", x=_LEFT - 8, y=y + 4, text_anchor="end")
+        yield element("text", _in_powers(tick), x=_LEFT - 8, y=y + 4, text_anchor="end")
     middle = (_LEFT + _RIGHT_EDGE) / 2
     yield element("text", across_name, x=middle, y=_HEIGHT - 8, class_="axis")
     turned = f"translate(14 {(_TOP + _LOWER_EDGE) / 2}) rotate(-90)"

@@ -86,7 +86,7 @@ def _tiles(report: Mapping[str, Any]) -> Iterator[Markup]:
         return
     for batch, ratio in planning["latency_ratio"].items():
         yield _tile(f"time of sites, batch {batch}", times(ratio), "of dense, predicted")
-    yield _tile("distortion", f"{planning['distortion']:.2g}", planning["budget"])
+    yield _tile("distortion", f"{planning['distortion']:.2g}", f"budget {planning['budget']}")
     yield _tile("stored bits", f"{planning['effective_bits']:.3g}", "a weight of the sites")
 
 

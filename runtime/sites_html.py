@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from ..passes.pricing import SAME_TIME
 from .axes import Axis, linear_axis, log_axis
 from .markup import Markup, element, joined, table
 from .plan_report import times
 from .table import percent
 
-Site = Mapping[str, Any]
+
+@dataclass(frozen=True)
+class _Clock:
+    """The axis of times, and the unit in which they are not all below 1."""
+
+    axis: Axis
+    unit: str
+    scale: float
+
+    @staticmethod
+    def of(costs: Iterable[Mapping[str, float]]) -> _Clock:
+        """For milliseconds of sites, dense and chosen."""
+        spent = [milliseconds for cost in costs for milliseconds in cost.values()]
+        unit, scale = ("ms", 1.0) if max(spent) >= 1 else ("µs", 1e3)
+        return _Clock(linear_axis([scale * value for value in spent]), unit, scale)
 
 
 def site_bars(report: Mapping[str, Any]) -> Markup:
@@ -22,29 +38,21 @@ def site_bars(report: Mapping[str, Any]) -> Markup:
     if not errors:
         return element("p", "No site was changed.")
     error_axis = log_axis(errors)
-    time_axes = {
-        batch: linear_axis([value for times in spent.values() for value in times[batch].values()])
-        for batch in batches
-    }
+    clocks = {batch: _Clock.of(costs[batch] for costs in spent.values()) for batch in batches}
     heads = [
         element("th", "site"),
-        element("th", "scheme"),
         _scale("relative error", percent(error_axis.ticks[0]), percent(error_axis.ticks[-1])),
         *(
-            _scale(f"ms at batch {batch}", "0", f"{axis.ticks[-1]:g}")
-            for batch, axis in time_axes.items()
+            _scale(f"{clock.unit} at batch {batch}", "0", f"{clock.axis.ticks[-1]:g}")
+            for batch, clock in clocks.items()
         ),
     ]
     rows = [
         element(
             "tr",
-            element("th", site["name"], scope="row"),
-            element("td", site["scheme"], class_="scheme"),
+            element("th", site["name"], element("small", site["scheme"]), scope="row"),
             _error_cell(error_axis, site.get("relative_error")),
-            *(
-                _time_cell(axis, spent[site["name"]][batch])
-                for batch, axis in time_axes.items()
-            ),
+            *(_time_cell(clock, spent[site["name"]][batch]) for batch, clock in clocks.items()),
         )
         for site in sites
     ]  # fmt: skip
@@ -59,27 +67,28 @@ def site_bars(report: Mapping[str, Any]) -> Markup:
 
 
 def site_table(
-    report: Mapping[str, Any], headings: Sequence[str], rows: Iterable[Sequence[str]]
+    report: Mapping[str, Any], headings: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> Markup:
-    """The rows, each with what else was tried for the site, folded up under its reason."""
+    """The rows, their last column and what else was tried for the site under each."""
     others = (report.get("planning") or {}).get("runners_up", {})
-    named = zip(report["sites"], rows, strict=True)
     return table(
-        headings, [[*row[:-1], _reason(row[-1], others.get(site["name"]))] for site, row in named]
+        headings[:-1],
+        [row[:-1] for row in rows],
+        notes=[
+            _reason(row[-1], others.get(site["name"], ()))
+            for site, row in zip(report["sites"], rows, strict=True)
+        ],
     )
 
 
-def _reason(reason: str, others: Sequence[Mapping[str, str]] | None) -> Markup:
+def _reason(reason: str, others: Sequence[Mapping[str, str]]) -> Markup:
     if not others:
         return joined((reason,))
     terms = joined(
-        joined((element("dt", other["scheme"]), element("dd", other["reason"])))
-        for other in others
-    )  # fmt: skip
-    count = f"{len(others)} others"
-    return joined(
-        (reason, element("details", element("summary", count), element("dl", terms)))
-    )  # fmt: skip
+        joined((element("dt", other["scheme"]), element("dd", other["reason"]))) for other in others
+    )
+    count = element("summary", f"{len(others)} other options")
+    return joined((reason, element("details", count, element("dl", terms))))
 
 
 def _positive(value: float | None) -> bool:
@@ -93,26 +102,26 @@ def _scale(name: str, low: str, high: str) -> Markup:
 
 def _error_cell(axis: Axis, error: float | None) -> Markup:
     if error is None or error <= 0:
-        return element("td", element("span", "exact" if error == 0 else "–"), class_="none")
+        return element("td", element("span", percent(error)), class_="none")
     grid = [_line(axis.place(tick)) for tick in axis.ticks[1:-1]]
     # The least error would have no length.
     bar = _rect(max(axis.place(error), 0.01), 3, 8, "error")
     return _bar_cell([*grid, bar], percent(error), f"relative error {percent(error)}")
 
 
-def _time_cell(axis: Axis, spent: Mapping[str, float]) -> Markup:
-    dense, chosen = spent["dense"], spent["chosen"]
+def _time_cell(clock: _Clock, spent: Mapping[str, float]) -> Markup:
+    dense, chosen = (clock.scale * spent[which] for which in ("dense", "chosen"))
     bars = [
-        _rect(axis.place(dense), 0, 14, "dense"),
-        _rect(axis.place(chosen), 3, 8, "slower" if chosen > dense else "chosen"),
+        _rect(clock.axis.place(dense), 0, 14, "dense"),
+        _rect(clock.axis.place(chosen), 3, 8, "slower" if chosen > SAME_TIME * dense else "chosen"),
     ]
-    said = f"{chosen:.3g} ms, dense {dense:.3g} ms"
+    said = f"{chosen:.3g} {clock.unit}, dense {dense:.3g} {clock.unit}"
     return _bar_cell(bars, f"{chosen:.3g}", said, times(chosen / dense if dense else None))
 
 
 def _bar_cell(marks: Sequence[Markup], value: str, title: str, ratio: str = "") -> Markup:
     picture = element("svg", element("title", title), *marks, class_="bar", role="img")
-    return element("td", picture, element("span", value, " ", element("small", ratio)))
+    return element("td", picture, element("span", value, element("small", ratio)))
 
 
 def _rect(share: float, top: int, height: int, class_: str) -> Markup:
@@ -127,12 +136,13 @@ def _line(share: float) -> Markup:
 def _legend(batches: Sequence[str]) -> list[Markup]:
     if not batches:
         return []
+    kinds = {
+        "chosen": "time as planned",
+        "slower": "the same, slower than dense",
+        "dense": "dense",
+    }
     keys = [
-        element("span", class_=f"key {kind}") + element("span", said)
-        for kind, said in (
-            ("chosen", "time as planned"),
-            ("slower", "the same, slower than dense"),
-            ("dense", "dense"),
-        )
+        joined((element("span", class_=f"key {kind}"), element("span", said)))
+        for kind, said in kinds.items()
     ]
-    return [element("p", *map(Markup, keys), class_="legend")]
+    return [element("p", *keys, class_="legend")]
