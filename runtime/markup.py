@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
+
+_NUMBER = re.compile(r"[+-]?[\d,]+(\.\d+)?(e[+-]\d+)?[%×]?")
 
 
 class Markup(str):
@@ -67,4 +70,4 @@ def table(
 
 
 def _is_number(cell: str) -> bool:
-    return cell.lstrip("+-")[:1].isdigit() or cell in ("", "–")
+    return cell in ("", "–") or _NUMBER.fullmatch(cell) is not None

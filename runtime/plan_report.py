@@ -58,16 +58,17 @@ def plan_facts(
     yield "stored bits", f"{text(planning['effective_bits'])} a weight"
     yield "distortion", f"{text(planning['distortion'])}, {measure(planning)}"
     if planning["additivity"] is not None:
-        yield (
-            "additivity",
-            (f"{planning['additivity']:.3g} times the sum of what each site loses alone"),
-        )
+        ratio = f"{planning['additivity']:.3g}"
+        yield "additivity", f"{ratio} times the sum of what each site loses alone"
     if planning["swaps"]:
         yield "swaps", f"{planning['swaps']} pairs of sites, because that sum misled"
     counts = planning["distortions"]
     yield (
         "options",
-        (f"{counts['measured']} with measured distortion, {counts['predicted']} with predicted"),
+        (
+            f"chosen from by {counts['measured']} measured and {counts['predicted']} predicted "
+            "distortions"
+        ),
     )
     yield "prediction", _prediction(planning["prediction"])
 
@@ -81,7 +82,8 @@ def _latencies(planning: Planning) -> str:
     ratios = planning["latency_ratio"].items()
     if not ratios:
         return "not measured"
-    return ", ".join(f"{times(ratio)} dense at batch {batch}" for batch, ratio in ratios)
+    found = ", ".join(f"{times(ratio)} at batch {batch}" for batch, ratio in ratios)
+    return f"{found}, of dense"
 
 
 def _prediction(found: Mapping[str, Any]) -> str:

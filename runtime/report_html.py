@@ -78,7 +78,7 @@ def _tiles(report: Mapping[str, Any]) -> Iterator[Markup]:
         change = f"{_bytes(sizes['before'])} → {_bytes(after)}"
         yield _tile("weights", f"{after / sizes['before']:.1%}", change)
     else:
-        yield _tile("weights", _bytes(sizes["before"]), "before")
+        yield _tile("weights", _bytes(sizes["before"]), "dense")
     replaced = sum(site["scheme"] != "dense" for site in sites)
     yield _tile("sites replaced", str(replaced), f"of {len(sites)}")
     planning = report.get("planning")
@@ -86,7 +86,7 @@ def _tiles(report: Mapping[str, Any]) -> Iterator[Markup]:
         return
     for batch, ratio in planning["latency_ratio"].items():
         yield _tile(f"time of sites, batch {batch}", times(ratio), "of dense, predicted")
-    yield _tile("distortion", f"{planning['distortion']:.2g}", f"budget {planning['budget']}")
+    yield _tile("distortion", text(planning["distortion"]), f"budget {planning['budget']}")
     yield _tile("stored bits", f"{planning['effective_bits']:.3g}", "a weight of the sites")
 
 
