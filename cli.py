@@ -1,4 +1,4 @@
-"""`undense`: compile, inspect, run, verify, bench, tune, cache and doctor on the command line."""
+"""`undense`: the verbs of the command line, from compile to doctor."""
 
 from __future__ import annotations
 
@@ -58,34 +58,20 @@ def _show_warning(message: Any, category: type[Warning], *_: Any, **__: Any) -> 
 
 def _compile(options: argparse.Namespace) -> int:
     from .compiler import compile
-    from .passes.rules import read_rules
     from .runtime.progress import progress_bar
     from .runtime.report import print_report
     from .runtime.unloaded import Unloaded
 
-    if options.cache and options.no_cache:
-        raise InputError("--cache names a folder and --no-cache says to use none; give one of them")
-    if options.rules and options.scheme != "auto":
-        raise InputError("give --scheme or --rules; a rule that matches '*' serves the rest")
+    decisions = _decisions(options)
     with progress_bar(quiet=options.quiet) as progress:
         session = compile(
             options.model,
-            target=options.target,
-            dtype=options.dtype,
-            scheme=read_rules(options.rules) if options.rules else options.scheme,
-            budget=options.budget,
-            calibration_dataset=options.calib,
-            ignored_scope=options.ignore,
+            **decisions,
             plan=options.plan,
-            seed=options.seed,
-            lossless=options.lossless,
             portable=options.portable,
-            kernels=options.kernels,
             with_onnx=not options.no_onnx,
             tuned=not options.no_tuned,
             use_cuda_graph=options.use_cuda_graph,
-            cache=options.cache or not options.no_cache,
-            scheduler=options.scheduler,
             output=options.output,
             progress=progress,
         )
@@ -93,6 +79,52 @@ def _compile(options: argparse.Namespace) -> int:
     if isinstance(session, Unloaded):
         print(f"undense: compiled, and not run here: {session.reason}", file=sys.stderr)
     return EXIT_OK
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from .compiler import plan
+    from .runtime.plan_report import print_plan
+    from .runtime.progress import progress_bar
+
+    decisions = _decisions(options)
+    output = Path(options.output)
+    if output.is_dir() or not output.parent.is_dir():
+        raise InputError(f"{output}: no file can be written there; give the path of a plan.json")
+    with progress_bar(quiet=options.quiet) as progress:
+        planned = plan(options.model, **decisions, point=options.point, progress=progress)
+    planned.plan.save(output)
+    _print(options, planned.report, print_plan)
+    return EXIT_OK
+
+
+def _decisions(options: argparse.Namespace) -> dict[str, Any]:
+    """What `compile` and `plan` are given alike.
+
+    Raises:
+        InputError: options that contradict each other.
+        SchemeError: rules that cannot be read.
+    """
+    from .passes.rules import read_rules
+
+    if options.cache and options.no_cache:
+        raise InputError("--cache names a folder and --no-cache says to use none; give one of them")
+    if options.rules and options.scheme != "auto":
+        raise InputError("give --scheme or --rules; a rule that matches '*' serves the rest")
+    return {
+        "target": options.target,
+        "dtype": options.dtype,
+        "kernels": options.kernels,
+        "scheme": read_rules(options.rules) if options.rules else options.scheme,
+        "ignored_scope": options.ignore,
+        "calibration_dataset": options.calib,
+        "budget": options.budget,
+        "batch": _numbers("--batch", options.batch),
+        "plan_time": options.plan_time,
+        "seed": options.seed,
+        "lossless": options.lossless,
+        "cache": options.cache or not options.no_cache,
+        "scheduler": options.scheduler,
+    }
 
 
 def _inspect(options: argparse.Namespace) -> int:
@@ -266,6 +298,7 @@ def _print(options: argparse.Namespace, found: dict[str, Any], show: Callable[..
 
 _VERBS = {
     "compile": _compile,
+    "plan": _plan,
     "inspect": _inspect,
     "run": _run,
     "verify": _verify,

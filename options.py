@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping
 
 from . import __version__
+from .passes.request import BATCHES, PLAN_SECONDS
 
 Run = Callable[[argparse.Namespace], int]
 """Carries out a verb; returns the exit code."""
@@ -35,37 +36,10 @@ def parser(verbs: Mapping[str, Run]) -> argparse.ArgumentParser:
     compiling = verb("compile", "compile a model into an artifact folder")
     compiling.add_argument("model", metavar="MODEL", help=".onnx or .pt2 file")
     compiling.add_argument("-o", "--output", metavar="OUT", required=True, help="artifact folder")
-    compiling.add_argument(
-        "--target",
-        default="llvm",
-        help="llvm (default), cuda, ort-cpu or ort-cuda; 'cuda -libs=cublas' leaves dense layers "
-        "of many rows to cuBLAS and stores their weights twice",
-    )
-    compiling.add_argument(
-        "--dtype", metavar="float16|bfloat16", help="convert a float32 model to this type first"
-    )
-    compiling.add_argument("--scheme", default="auto", help="scheme of all sites, e.g. " + _SCHEMES)
-    compiling.add_argument("--rules", metavar="FILE.yaml", help="schemes by site, first match wins")
-    compiling.add_argument(
-        "--ignore", metavar="PATTERN", action="append", default=[],
-        help="keep these sites dense: a glob, or re: and a regular expression; may be repeated",
-    )  # fmt: skip
-    compiling.add_argument("--calib", metavar="FILE.npz", help="calibration samples")
-    compiling.add_argument("--budget", metavar="K=V,...", help="not there yet: see --scheme")
+    _add_decisions(compiling)
     compiling.add_argument("--plan", metavar="FILE", help="carry out this plan.json instead")
-    compiling.add_argument("--seed", type=int, default=0)
-    compiling.add_argument(
-        "--lossless", metavar="NAME,...", default=True, type=lambda text: text.split(","),
-        help="exact rewrites to make, instead of those that pay by themselves",
-    )  # fmt: skip
-    compiling.add_argument(
-        "--no-lossless", dest="lossless", action="store_false", help="make no exact rewrites"
-    )
     compiling.add_argument(
         "--portable", action="store_true", help="write model.onnx with standard operators only"
-    )
-    compiling.add_argument(
-        "--kernels", metavar="tvm", help="for ort-cpu: kernels compiled by TVM for this CPU"
     )
     compiling.add_argument(
         "--no-onnx", action="store_true", help="for a TVM target: leave model.onnx out"
@@ -79,13 +53,18 @@ def parser(verbs: Mapping[str, Run]) -> argparse.ArgumentParser:
         help="for cuda: launch as CUDA graphs what depends on these dynamic dimensions alone "
         "(batch=8,tokens=1), or on any with an upper bound",
     )  # fmt: skip
-    _add_cache_folder(compiling)
-    compiling.add_argument(
-        "--no-cache", action="store_true", help="compute everything, and keep nothing of it"
-    )
-    compiling.add_argument(
-        "--scheduler", metavar="ADDRESS", help="fit on the workers of a dask scheduler"
-    )
+
+    planning = verb("plan", "plan what compile would do, and predict size, latency and drop")
+    planning.add_argument("model", metavar="MODEL", help=".onnx or .pt2 file")
+    planning.add_argument(
+        "-o", "--output", metavar="PLAN.json", default="plan.json",
+        help="where the plan is written (default plan.json), for compile --plan",
+    )  # fmt: skip
+    _add_decisions(planning)
+    planning.add_argument(
+        "--point", type=int, metavar="N",
+        help="take this point of the Pareto table, from 1, instead of what the budget chooses",
+    )  # fmt: skip
 
     inspecting = verb("inspect", "list the linears of a model or artifact, and why")
     inspecting.add_argument("source", metavar="OUT|MODEL")
@@ -154,6 +133,61 @@ def parser(verbs: Mapping[str, Run]) -> argparse.ArgumentParser:
     checking = verb("doctor", "what is installed and usable, and the traps of a model")
     checking.add_argument("model", metavar="MODEL.onnx", nargs="?")
     return found
+
+
+def _add_decisions(parser: argparse.ArgumentParser) -> None:
+    """What decides the scheme of every site."""
+    parser.add_argument(
+        "--target",
+        default="llvm",
+        help="llvm (default), cuda, ort-cpu or ort-cuda; 'cuda -libs=cublas' leaves dense layers "
+        "of many rows to cuBLAS and stores their weights twice",
+    )
+    parser.add_argument(
+        "--dtype", metavar="float16|bfloat16", help="convert a float32 model to this type first"
+    )
+    parser.add_argument(
+        "--kernels", metavar="tvm", help="for ort-cpu: kernels compiled by TVM for this CPU"
+    )
+    parser.add_argument(
+        "--scheme", default="auto",
+        help="scheme of all sites: auto (default), which measures what pays, or e.g. " + _SCHEMES,
+    )  # fmt: skip
+    parser.add_argument("--rules", metavar="FILE.yaml", help="schemes by site, first match wins")
+    parser.add_argument(
+        "--ignore", metavar="PATTERN", action="append", default=[],
+        help="keep these sites dense: a glob, or re: and a regular expression; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--calib", metavar="FILE.npz", help="calibration samples")
+    parser.add_argument(
+        "--budget", metavar="K=V,...",
+        help="for auto, limits that hold together: size_ratio, latency_ratio, effective_bits, "
+        "max_drop (default max_drop=0.01, of the distortion of the outputs)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch", metavar="N,...", default=",".join(map(str, BATCHES)),
+        help="for auto, rows at which kernels are timed: tokens, or samples, of one call "
+        "(default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--plan-time", type=float, metavar="SECONDS", default=PLAN_SECONDS,
+        help="for auto, what measuring distortions may take (default %(default)g)",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--lossless", metavar="NAME,...", default=True, type=lambda text: text.split(","),
+        help="exact rewrites to make, instead of those that pay by themselves",
+    )  # fmt: skip
+    parser.add_argument(
+        "--no-lossless", dest="lossless", action="store_false", help="make no exact rewrites"
+    )
+    _add_cache_folder(parser)
+    parser.add_argument(
+        "--no-cache", action="store_true", help="compute everything, and keep nothing of it"
+    )
+    parser.add_argument(
+        "--scheduler", metavar="ADDRESS", help="fit on the workers of a dask scheduler"
+    )
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:

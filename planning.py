@@ -16,7 +16,7 @@ from .passes.pricing import Option, PricedModel, PricedSite
 from .passes.progress import Progress
 from .passes.scheme import Scheme
 from .passes.sensitivity import Sensitivities
-from .passes.settle import Settled, joint_distortion, settle
+from .passes.settle import Settled, settle
 from .passes.structures.base import Structure
 
 if TYPE_CHECKING:
@@ -104,10 +104,11 @@ class Planner:
             PlanError: the budget cannot be kept; says which limit, and how near one can come.
         """
         options = {site.name: self._options(site, schemes[site.name]) for site in self.sites}
-        fits = self._fits(options)
+        fitted = self._fits(options)
+        fits, weights = self._variants(fitted, schemes)
         times, notes = self._times_if_possible(fits)
-        model = self._priced(fits, times, schemes)
-        with self._sensitivities(fits) as (sensitivities, measure):
+        model = self._priced(fits, weights, times, schemes)
+        with self._sensitivities(fitted) as (sensitivities, measure):
             model = sensitivities.priced(model, self.progress)
             points = [] if point is None else pareto(model, _POINTS)
             if point is None:
@@ -127,9 +128,28 @@ class Planner:
         from .passes.scheme import parse_scheme
 
         if scheme == "auto":
-            return site_options(site, self.target.activations)
+            return site_options(site)
         chosen = parse_scheme(decide(site, scheme, self.target.activations).scheme)
         return [chosen] if isinstance(chosen, Structure) else []
+
+    def _variants(
+        self, fits: Mapping[str, Mapping[str, FitResult]], schemes: Mapping[str, Scheme]
+    ) -> tuple[dict[str, dict[str, FitResult]], dict[tuple[str, str], str]]:
+        """The options by site and scheme, and the scheme that each was fitted as."""
+        from .passes.options import variants
+
+        options: dict[str, dict[str, FitResult]] = {}
+        weights: dict[tuple[str, str], str] = {}
+        for site in self.sites:
+            found: dict[str, FitResult] = options.setdefault(site.name, {})
+            if schemes[site.name] != "auto":
+                found.update(fits[site.name])
+                continue
+            tried = self.target.activation_options
+            for fitted_as, result in variants(site, fits[site.name], tried):
+                found[str(result.fitted.structure)] = result
+                weights[site.name, str(result.fitted.structure)] = fitted_as
+        return options, weights
 
     def _times_if_possible(
         self, fits: Mapping[str, Mapping[str, FitResult]]
@@ -209,10 +229,12 @@ class Planner:
     def _priced(
         self,
         fits: Mapping[str, Mapping[str, FitResult]],
+        weights: Mapping[tuple[str, str], str],
         times: _Times,
         schemes: Mapping[str, Scheme],
     ) -> PricedModel:
         sites = []
+        rounding = self._rounding(fits)
         for site in self.sites:
             dense = Option(
                 DENSE, _dense_bytes(site, self.dtype), times[site.name, DENSE], 0.0, 0.0, True
@@ -220,13 +242,43 @@ class Planner:
             options = [dense]
             for scheme, found in fits[site.name].items():
                 stored = sum(tensor.nbytes for tensor in found.fitted.tensors.values())
-                spent = times[site.name, scheme]
-                options.append(Option(scheme, stored, spent, found.relative_error, 0.0, False))
+                options.append(
+                    Option(
+                        scheme,
+                        stored,
+                        times[site.name, scheme],
+                        found.relative_error,
+                        0.0,
+                        measured=False,
+                        rounding=rounding.get((site.name, scheme), 0.0),
+                        weights=weights.get((site.name, scheme), ""),
+                    )
+                )
             fixed = None if schemes[site.name] == "auto" else len(options) - 1
             sites.append(
                 PricedSite(site.name, site.in_features, site.out_features, tuple(options), fixed)
             )
         return PricedModel(tuple(sites), self.bytes, {})
+
+    def _rounding(
+        self, fits: Mapping[str, Mapping[str, FitResult]]
+    ) -> dict[tuple[str, str], float]:
+        """The relative error of a site's outputs by rounded activations, by site and scheme."""
+        from .frontend.rounding import rounding_errors
+        from .passes.options import rounded_block
+
+        blocks = {
+            (name, scheme): block
+            for name, found in fits.items()
+            for scheme, result in found.items()
+            if (block := rounded_block(result.fitted.structure)) is not None
+        }
+        by_site: dict[str, set[int]] = {}
+        for (name, _), block in blocks.items():
+            by_site.setdefault(name, set()).add(block)
+        sample = next(iter([*self.held_out, *self.samples]))
+        errors = rounding_errors(self.model, self.sites, sample, by_site)
+        return {key: errors.get((key[0], block), 0.0) for key, block in blocks.items()}
 
     @contextmanager
     def _sensitivities(
@@ -267,7 +319,7 @@ class Planner:
         """A point of the Pareto table."""
         return {
             **costs(model, chosen),
-            "distortion": joint_distortion(model, chosen, sensitivities),
+            "distortion": sensitivities.joint(model, chosen),
         }
 
     def _planned(
@@ -323,7 +375,7 @@ def _at(
     if not 1 <= point <= len(points):
         raise PlanError(f"point {point}: this model has points 1 to {len(points)}")
     chosen = points[point - 1]
-    return Settled(model, chosen, joint_distortion(model, chosen, sensitivities))
+    return Settled(model, chosen, sensitivities.joint(model, chosen))
 
 
 def _layer(site: Site, scheme: str, *, gathers: bool, dtype: str) -> Layer:

@@ -165,6 +165,13 @@ class Target:
         """What `activations=auto` stands for: only ONNX Runtime on CPUs gains by int8 alone."""
         return "int8" if (self.engine, self.device) == ("ort", "cpu") else "float"
 
+    @property
+    def activation_options(self) -> tuple[Activations, ...]:
+        """What a planner tries behind codes: TVM's kernels for CPUs can round, and are faster."""
+        if (self.engine, self.device) == ("tvm", "cpu"):
+            return ("float", "int8")
+        return (self.activations,)
+
     def check_dtype(self, dtype: ir.DataType) -> None:
         """Refuses to convert a model to a type that its engine does not compute in.
 

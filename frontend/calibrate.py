@@ -103,7 +103,7 @@ def _measure(
     return accumulators.results()
 
 
-def _entries(site: Site) -> dict[Entry, int]:
+def inputs_of(site: Site) -> dict[Entry, int]:
     """What the uses of a site multiply by, each input once."""
     found: dict[Entry, int] = {}
     for use in site.uses:
@@ -137,7 +137,7 @@ def _grouped(model: ir.Model, sites: Sequence[Site], samples: Samples, limit: in
     sizes = [_symbol_sizes(model, sample) for sample in samples]
     groups = [_Group()]
     for site in sites:
-        entries = _entries(site)
+        entries = inputs_of(site)
         group = groups[-1]
         cost = sum(
             _bytes(values[entry[0]], features, sizes)
@@ -192,7 +192,7 @@ def _activations(
 ) -> Iterator[tuple[int, dict[str, NDArray[np.floating]]]]:
     """For each sample, the values that the group measures."""
     names = sorted({name for name, _ in group.entries})
-    part, outputs = _truncated(stored, names)
+    part, outputs = truncated(stored, names)
     run = open_session(part, lean=True)
     for index, sample in enumerate(samples):
         try:
@@ -204,7 +204,7 @@ def _activations(
         yield index, {name: found[output] for name, output in outputs.items()}
 
 
-def _truncated(stored: ir.Model, names: Sequence[str]) -> tuple[ir.Model, dict[str, str]]:
+def truncated(stored: ir.Model, names: Sequence[str]) -> tuple[ir.Model, dict[str, str]]:
     """The part of the model that leads to these values, and the output that gives each.
 
     What is not float32 is cast to it, since numpy has no bfloat16; an input of the graph may not
@@ -276,7 +276,7 @@ class _Accumulators:
         return found
 
     def _sites(self, entry: Entry) -> list[str]:
-        return [site.name for site in self._group.sites if entry in _entries(site)]
+        return [site.name for site in self._group.sites if entry in inputs_of(site)]
 
     def _not_finite(self, entry: Entry, when: str) -> CalibrationError:
         return CalibrationError(
@@ -288,7 +288,7 @@ class _Accumulators:
 def _by_site(group: _Group, found: dict[Entry, Stats]) -> dict[str, Stats]:
     merged: dict[str, Stats] = {}
     for site in group.sites:
-        for entry in _entries(site):
+        for entry in inputs_of(site):
             known = merged.get(site.name)
             merged[site.name] = found[entry] if known is None else known.merged(found[entry])
     return merged

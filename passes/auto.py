@@ -220,9 +220,5 @@ def _why_not(site: PricedSite, option: Option, chosen: Option, budget: Budget) -
 
 def _ratios(site: PricedSite, option: Option) -> str:
     parts = [f"{option.bytes / site.dense.bytes:.2f}× the bytes"]
-    parts += [
-        f"{time / site.dense.milliseconds[batch]:.2f}× the time at batch {batch}"
-        for batch, time in option.milliseconds.items()
-        if site.dense.milliseconds[batch]
-    ]
+    parts += [site.times_dense(option, batch) for batch in option.milliseconds]
     return ", ".join(parts)

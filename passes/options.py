@@ -3,26 +3,56 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from .decide import with_activations
+from .fit import FitResult
 from .sites import Site, Use
 from .structures import candidates
 from .structures.base import Activations, Structure
+from .structures.block_quantized import BlockQuantized
+from .structures.residual import Residual
+
+FITTED: Activations = "float"
+"""Activations of the options that are fitted: weights are the same whatever x is rounded to."""
 
 
-def site_options(site: Site, activations: Activations) -> list[Structure]:
-    """Every structure's candidates for the site's shape that can serve all of its uses.
-
-    Args:
-        site: the site.
-        activations: what `activations=auto` stands for on the target.
-    """
+def site_options(site: Site) -> list[Structure]:
+    """Every structure's candidates for the site's shape that can serve all of its uses."""
     found = (
-        with_activations(option, activations)
+        with_activations(option, FITTED)
         for option in candidates(site.out_features, site.in_features)
         if option.gathers or not site.gathered
     )
     return list(dict.fromkeys(found))
+
+
+def variants(
+    site: Site, fits: Mapping[str, FitResult], activations: Sequence[Activations]
+) -> Iterator[tuple[str, FitResult]]:
+    """The fits with each of the activations that are tried, behind the scheme they were fitted as.
+
+    A site that is only gathered from has no activations to round.
+    """
+    multiplied = any(use.form != "gather" for use in site.uses)
+    for scheme, found in fits.items():
+        structure = found.fitted.structure
+        if structure.activations is None or not multiplied:
+            yield scheme, found
+            continue
+        for wanted in activations:
+            variant = structure.with_activations(wanted)
+            fitted = replace(found.fitted, structure=variant)
+            yield scheme, replace(found, fitted=fitted)
+
+
+def rounded_block(structure: Structure) -> int | None:
+    """Columns of x that a structure rounds with one scale; None if it does not round."""
+    codes = structure.codes if isinstance(structure, Residual) else structure
+    if structure.activations != "int8" or not isinstance(codes, BlockQuantized):
+        return None
+    return codes.block
 
 
 def rows(use: Use, batch: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from importlib import metadata
@@ -55,6 +56,16 @@ class Plan:
     def to_json(self) -> str:
         """Indented JSON with one site a line group, in a fixed order."""
         return json.dumps(asdict(self), indent=2) + "\n"
+
+    def save(self, path: str | Path) -> None:
+        """Writes `to_json` to a file, whole or not at all."""
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        try:
+            partial.write_text(self.to_json(), encoding="utf-8")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     @staticmethod
     def from_json(text: str, origin: str | Path = "plan") -> Plan:

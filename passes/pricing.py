@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from .budget import Budget
 
@@ -12,6 +12,9 @@ Batch = int
 
 SAME_TIME = 1.02
 """Times nearer than this are the same: medians of kernels repeat within one or two percent."""
+
+RESOLUTION_MS = 0.001
+"""What a call with nothing in it varies by; a gather of a few rows can be measured as nothing."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +25,11 @@ class Option:
         scheme: resolved scheme text, or `dense`.
         bytes: that are stored.
         milliseconds: of one run's calls, at each batch; empty where nothing was timed.
-        error: relative error of the site's outputs on the calibration data.
+        error: relative error of the site's outputs on the calibration data, by its weights.
         distortion: of the model's outputs with this site alone replaced.
-        measured: whether the distortion was measured, or else predicted from the error.
+        measured: whether what the weights do was measured, or else predicted from the error.
+        rounding: relative error of the site's outputs where activations are rounded to int8.
+        weights: scheme of the fit whose weights it has; its own if empty.
     """
 
     scheme: str
@@ -33,6 +38,13 @@ class Option:
     error: float
     distortion: float
     measured: bool
+    rounding: float = 0.0
+    weights: str = ""
+
+    @property
+    def fit(self) -> str:
+        """The scheme that its weights were fitted for."""
+        return self.weights or self.scheme
 
 
 @dataclass(frozen=True)
@@ -73,10 +85,14 @@ class PricedSite:
             return f"would take {option.bytes / self.dense.bytes:.2f}× the bytes"
         if budget.wants_latency:
             for batch, time in option.milliseconds.items():
-                if time > SAME_TIME * self.dense.milliseconds[batch]:
-                    ratio = time / self.dense.milliseconds[batch]
-                    return f"would take {ratio:.2f}× the time at batch {batch}"
+                if time > SAME_TIME * self.dense.milliseconds[batch] + RESOLUTION_MS:
+                    return f"would take {self.times_dense(option, batch)}"
         return ""
+
+    def times_dense(self, option: Option, batch: Batch) -> str:
+        """`1.30× the time at batch 1`."""
+        dense = max(self.dense.milliseconds[batch], RESOLUTION_MS)
+        return f"{option.milliseconds[batch] / dense:.2f}× the time at batch {batch}"
 
 
 @dataclass(frozen=True)
@@ -124,16 +140,3 @@ class PricedModel:
     def distortion(self, chosen: Sequence[int]) -> float:
         """The sum of what each site does alone."""
         return sum(option.distortion for option in self.taken(chosen))
-
-    def with_distortions(self, measured: Mapping[tuple[str, str], float]) -> PricedModel:
-        """The same with what was measured, by site and scheme."""
-
-        def updated(site: PricedSite, option: Option) -> Option:
-            found = measured.get((site.name, option.scheme))
-            return option if found is None else replace(option, distortion=found, measured=True)
-
-        sites = (
-            replace(site, options=tuple(updated(site, option) for option in site.options))
-            for site in self.sites
-        )
-        return replace(self, sites=tuple(sites))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, quantiles
 from typing import Any
@@ -31,12 +31,15 @@ CHECKED = 20
 class Sensitivities:
     """Measures distortions until the time is up, and predicts the others.
 
+    What rounded activations add is predicted in any case: weights alone can be exchanged in the
+    dense model.
+
     Attributes:
-        measure: the distortion of a choice.
+        measure: the distortion by the weights of a choice.
         seconds: for all measurements together.
         seed: of what is measured first where not everything can be.
         clock: seconds that only grow.
-        measured: distortions by site and scheme.
+        measured: distortions by weights, by site and scheme of their fit.
     """
 
     measure: Measure
@@ -47,7 +50,7 @@ class Sensitivities:
 
     def __post_init__(self) -> None:
         self._end = self.clock() + self.seconds
-        self._reference: dict[str, float] = {}
+        self._of_site: dict[str, float] = {}
 
     @property
     def time_is_up(self) -> bool:
@@ -62,20 +65,35 @@ class Sensitivities:
         order = [site for site in model.sites if len(site.options) > 1]
         random.Random(self.seed).shuffle(order)
         for number, site in enumerate(order):
-            if self.time_is_up and self._reference:
+            if self.time_is_up and self._of_site:
                 break
             self._measure_one(site)
             progress(number + 1, len(order), "measure")
-        sites = tuple(self._predicted(site, model) for site in model.sites)
-        return replace(model, sites=sites).with_distortions(self.measured)
+        known = dict(self._of_site)
+        for site in order:
+            if site.name not in known:
+                self._of_site[site.name] = _like(site, model, known)
+        return self._updated(model)
 
     def refine(self, model: PricedModel, chosen: Sequence[int]) -> PricedModel:
         """The model with the distortions of the chosen options measured, as far as time allows."""
         for site, option in zip(model.sites, model.taken(chosen), strict=True):
             if self.time_is_up:
                 break
-            self._distortion(site, option)
-        return model.with_distortions(self.measured)
+            self._by_weights(site, option)
+        return self._updated(model)
+
+    def joint(self, model: PricedModel, chosen: Sequence[int]) -> float:
+        """The distortion with all chosen options in place at once."""
+        pairs = [
+            (site, option)
+            for site, option in zip(model.sites, model.taken(chosen), strict=True)
+            if option is not site.dense
+        ]
+        if not pairs:
+            return 0.0
+        by_weights = self.measure({site.name: option.fit for site, option in pairs})
+        return by_weights + sum(self._by_rounding(site, option) for site, option in pairs)
 
     def check(self, model: PricedModel) -> dict[str, Any]:
         """Predictions beside measurements at random options, in part measured now.
@@ -84,29 +102,29 @@ class Sensitivities:
             `pairs`, each with site, scheme, predicted and measured; `median_ratio` of measured
             over predicted and the quartiles of it, null without pairs.
         """
-        options = [
-            (site, option)
+        options = {
+            (site.name, option.fit): (site, option)
             for site in model.sites
             for option in site.options[1:]
-            if self._reference.get(site.name) is not None and math.isfinite(option.error)
-        ]
-        random.Random(self.seed).shuffle(options)
+            if math.isfinite(option.error)
+        }
+        order = list(options.values())
+        random.Random(self.seed).shuffle(order)
         pairs: list[dict[str, Any]] = []
-        for site, option in options:
-            if len(pairs) == CHECKED or (
-                self.time_is_up and (site.name, option.scheme) not in self.measured
-            ):
+        for site, option in order:
+            known = (site.name, option.fit) in self.measured
+            if len(pairs) == CHECKED or (self.time_is_up and not known):
                 continue
-            predicted = self._reference[site.name] * option.error**2
-            known = self._distortion(site, option)
-            if known == predicted or predicted == 0:
+            predicted = self._of_site[site.name] * option.error**2
+            measured = self._by_weights(site, option)
+            if measured == predicted or predicted == 0:
                 continue  # it is what the prediction was made from
             pairs.append(
                 {
                     "site": site.name,
-                    "scheme": option.scheme,
+                    "scheme": option.fit,
                     "predicted": predicted,
-                    "measured": known,
+                    "measured": measured,
                 }
             )
         ratios = [pair["measured"] / pair["predicted"] for pair in pairs]
@@ -126,31 +144,40 @@ class Sensitivities:
         )
         if options:
             middle = options[len(options) // 2]
-            self._reference[site.name] = self._distortion(site, middle) / middle.error**2
+            self._of_site[site.name] = self._by_weights(site, middle) / middle.error**2
 
-    def _distortion(self, site: PricedSite, option: Option) -> float:
+    def _by_weights(self, site: PricedSite, option: Option) -> float:
         if option is site.dense:
             return 0.0
-        key = site.name, option.scheme
+        key = site.name, option.fit
         if key not in self.measured:
-            self.measured[key] = self.measure({site.name: option.scheme})
+            self.measured[key] = self.measure({site.name: option.fit})
         return self.measured[key]
 
-    def _predicted(self, site: PricedSite, model: PricedModel) -> PricedSite:
-        sensitivity = self._reference.get(site.name)
-        if sensitivity is None:
-            shape = site.out_features, site.in_features
-            alike = (s.name for s in model.sites if (s.out_features, s.in_features) == shape)
-            sensitivity = _mean(self._reference.get(name) for name in alike)
-            if sensitivity is None:
-                sensitivity = _mean(self._reference.values())
-        options = tuple(
-            replace(option, distortion=(sensitivity or 0.0) * option.error**2)
-            for option in site.options[1:]
+    def _by_rounding(self, site: PricedSite, option: Option) -> float:
+        return self._of_site.get(site.name, 0.0) * option.rounding**2
+
+    def _updated(self, model: PricedModel) -> PricedModel:
+        """With what is known by now."""
+
+        def updated(site: PricedSite, option: Option) -> Option:
+            found = self.measured.get((site.name, option.fit))
+            predicted = self._of_site.get(site.name, 0.0) * option.error**2
+            distortion = predicted if found is None else found
+            distortion += self._by_rounding(site, option)
+            return replace(option, distortion=distortion, measured=found is not None)
+
+        sites = (
+            replace(site, options=(site.dense, *(updated(site, o) for o in site.options[1:])))
+            for site in model.sites
         )
-        return replace(site, options=(site.dense, *options))
+        return replace(model, sites=tuple(sites))
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    return fmean(known) if known else None
+def _like(site: PricedSite, model: PricedModel, known: Mapping[str, float]) -> float:
+    """The mean sensitivity of the sites of a shape, or of all."""
+    shape = site.out_features, site.in_features
+    alike = {s.name for s in model.sites if (s.out_features, s.in_features) == shape}
+    finite = {name: value for name, value in known.items() if math.isfinite(value)}
+    found = [value for name, value in finite.items() if name in alike] or list(finite.values())
+    return fmean(found) if found else 0.0

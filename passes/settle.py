@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from .auto import allowed, choose
@@ -67,16 +67,6 @@ def settle(model: PricedModel, budget: Budget, sensitivities: Sensitivities) -> 
     return found
 
 
-def joint_distortion(
-    model: PricedModel, chosen: Sequence[int], sensitivities: Sensitivities
-) -> float:
-    """With all chosen options in place at once."""
-    names = (site.name for site in model.sites)
-    taken = zip(names, model.taken(chosen), strict=True)
-    schemes = {name: option.scheme for name, option in taken if option.scheme != "dense"}
-    return sensitivities.measure(schemes) if schemes else 0.0
-
-
 def _chosen(
     model: PricedModel, budget: Budget, sensitivities: Sensitivities, limit: float | None
 ) -> Settled:
@@ -87,7 +77,7 @@ def _chosen(
             break
         model = refined
         chosen = choose(model, budget, limit)
-    return Settled(model, chosen, joint_distortion(model, chosen, sensitivities))
+    return Settled(model, chosen, sensitivities.joint(model, chosen))
 
 
 def _within(found: Settled, budget: Budget, sensitivities: Sensitivities, limit: float) -> Settled:
@@ -123,7 +113,7 @@ def _swapped(found: Settled, budget: Budget, sensitivities: Sensitivities) -> Se
     for candidate in _neighbours(found, budget):
         if sensitivities.time_is_up:
             break
-        joint = joint_distortion(found.model, candidate, sensitivities)
+        joint = sensitivities.joint(found.model, candidate)
         if joint < _BETTER * found.joint:
             found = replace(found, chosen=candidate, joint=joint, swaps=found.swaps + 1)
     return found

@@ -7,6 +7,7 @@ import signal
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -60,7 +61,10 @@ def local_workers(cost: float, jobs: int) -> Iterator[Workers]:
             job_reducers={np.ndarray: partial(_reduced, folder)},
         )
         try:
-            yield Workers(executor, count + 1)
+            with warnings.catch_warnings():
+                # Weights differ in size, which loky takes for a leak; it starts another process.
+                warnings.filterwarnings("ignore", "A worker was restarted", UserWarning)
+                yield Workers(executor, count + 1)
         finally:
             executor.shutdown(kill_workers=True)
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..passes.pricing import RESOLUTION_MS
 from .table import percent, print_rows, text
 
 Planning = Mapping[str, Any]
@@ -16,7 +17,6 @@ _MEASURES = {
     "kl": "KL divergence of the logits, nats",
     "relative_mse": "relative mean squared error of the outputs",
 }
-_UNKNOWN = "–"
 
 
 def print_plan(planning: Planning) -> None:
@@ -129,7 +129,7 @@ def site_rows(planning: Planning) -> list[list[str]]:
             site["name"],
             site["scheme"],
             percent(site["bytes"]["chosen"] / max(site["bytes"]["dense"], 1)),
-            *(_time(site["milliseconds"].get(str(batch))) for batch in planning["batches"]),
+            *(times(time_ratio(spent)) for spent in site["milliseconds"].values()),
             percent(site["relative_error"]),
             text(site["distortion"]) + _source(site),
         ]
@@ -143,15 +143,14 @@ def scheme_rows(planning: Planning) -> list[list[str]]:
     return [[str(count), scheme] for scheme, count in counts.most_common()]
 
 
-def times(ratio: float | None) -> str:
+def times(ratio: float) -> str:
     """`0.42×`."""
-    return _UNKNOWN if ratio is None else f"{ratio:.2f}×"
+    return f"{ratio:.2f}×"
 
 
-def _time(spent: Mapping[str, float] | None) -> str:
-    if not spent or not spent["dense"]:
-        return _UNKNOWN
-    return times(spent["chosen"] / spent["dense"])
+def time_ratio(spent: Mapping[str, float]) -> float:
+    """Of what a site takes to dense, as the reasons of a plan have it."""
+    return spent["chosen"] / max(spent["dense"], RESOLUTION_MS)
 
 
 def _source(site: Mapping[str, Any]) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..passes.pricing import SAME_TIME
+from ..passes.pricing import RESOLUTION_MS, SAME_TIME
 from .axes import Axis, linear_axis, log_axis
 from .markup import Markup, element, joined, table
-from .plan_report import times
+from .plan_report import time_ratio, times
 from .table import percent
 
 
@@ -111,12 +111,13 @@ def _error_cell(axis: Axis, error: float | None) -> Markup:
 
 def _time_cell(clock: _Clock, spent: Mapping[str, float]) -> Markup:
     dense, chosen = (clock.scale * spent[which] for which in ("dense", "chosen"))
+    slower = spent["chosen"] > SAME_TIME * spent["dense"] + RESOLUTION_MS
     bars = [
         _rect(clock.axis.place(dense), 0, 14, "dense"),
-        _rect(clock.axis.place(chosen), 3, 8, "slower" if chosen > SAME_TIME * dense else "chosen"),
+        _rect(clock.axis.place(chosen), 3, 8, "slower" if slower else "chosen"),
     ]
     said = f"{chosen:.3g} {clock.unit}, dense {dense:.3g} {clock.unit}"
-    return _bar_cell(bars, f"{chosen:.3g}", said, times(chosen / dense if dense else None))
+    return _bar_cell(bars, f"{chosen:.3g}", said, times(time_ratio(spent)))
 
 
 def _bar_cell(marks: Sequence[Markup], value: str, title: str, ratio: str = "") -> Markup:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from plan_reports import planning_of, report_of, untimed
@@ -34,7 +35,9 @@ def test_costs_are_those_of_the_model_with_batches_as_in_json():
 
 
 def test_each_site_has_its_costs_beside_dense():
-    priced = model(site("a"), site("b")).with_distortions({("b", TWO): 0.5})
+    other = site("b")
+    known = replace(other.options[3], distortion=0.5, measured=True)
+    priced = model(site("a"), replace(other, options=(*other.options[:3], known)))
     choices = [Choice("a", 64, 64, "dense", "why"), Choice("b", 64, 64, TWO)]
     dense, coded = site_costs(priced, [0, 3], choices)
     assert (dense["scheme"], dense["reason"], dense["relative_error"]) == ("dense", "why", 0.0)
