@@ -252,6 +252,13 @@ def test_embeddings_are_offered_what_gathers():
     assert all(option.gathers for option in options)
 
 
+def test_the_portable_form_is_offered_no_factors_in_codes():
+    site = find_sites(_model())[0][0]
+    whole, portable = ({str(o) for o in site_options(site, portable=p)} for p in (False, True))
+    assert portable < whole
+    assert all("factor_bits=8" in option for option in whole - portable)
+
+
 @pytest.mark.slow
 def test_kernels_are_timed_for_real(tmp_path: Path) -> None:
     planned = undense.plan(
