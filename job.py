@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .backend.target import Target
     from .frontend.sample_check import Sample
     from .frontend.samples import Samples
+    from .passes.budget import Budget
     from .passes.cache import Cache
     from .passes.fit import FitResult
     from .passes.plan import Plan
@@ -141,6 +142,7 @@ class Job:
     ) -> Decided:
         """Finds the sites and says what becomes of each."""
         from .frontend.samples import read_samples, shortened, synthetic_sample
+        from .passes.budget import Budget
         from .passes.decide import (
             decide,
             refuse_exact_activations,
@@ -175,10 +177,12 @@ class Job:
             schemes = choose_schemes(sites, request.scheme, request.ignored_scope)
             automatic = any(scheme == "auto" for scheme in schemes.values())
             request.check_budget(automatic=automatic, calibrated=samples is not None)
-            if automatic and samples is not None:
-                planned = self.planner(model, sites, samples, held_out, request).plan(
-                    schemes, request.point
+            if (automatic or request.predicts) and samples is not None:
+                free = Budget.parse(None) if automatic else Budget()
+                planner = self.planner(
+                    model, sites, samples, held_out, request, request.budget or free
                 )
+                planned = planner.plan(schemes, request.point)
                 made, choices = planned.plan, planned.plan.sites
             else:
                 choices = tuple(decide(site, schemes[site.name], activations) for site in sites)
@@ -200,10 +204,10 @@ class Job:
         samples: Samples,
         held_out: Iterable[Sample],
         request: Request,
+        budget: Budget,
     ) -> Planner:
         """What makes plans by measurement for this job."""
         from .backend.stored import weight_bytes
-        from .passes.budget import Budget
         from .planning import Planner
 
         return Planner(
@@ -214,7 +218,7 @@ class Job:
             self.dtype,
             self.form,
             self.seed,
-            request.budget or Budget.parse(None),
+            budget,
             request.batch,
             request.plan_time,
             samples,

@@ -29,6 +29,7 @@ class Request:
         batch: at which kernels are timed.
         plan_time: seconds for measurements of distortion.
         point: a point of the Pareto table, from 1, instead of what the budget chooses.
+        predicts: whether schemes by name are measured as well, to say what they cost.
     """
 
     scheme: Schemes = "auto"
@@ -38,6 +39,7 @@ class Request:
     batch: Sequence[int] = BATCHES
     plan_time: float = PLAN_SECONDS
     point: int | None = None
+    predicts: bool = False
 
     @staticmethod
     def checked(
