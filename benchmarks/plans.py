@@ -12,11 +12,12 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import undense
 from undense.passes.errors import PlanError
+from undense.passes.sites import find_sites
 from undense.runtime.hardware import machine, usable_cores
 
 from .efficientnet import EfficientNetLite0
@@ -72,7 +73,8 @@ def main() -> int:
     before = _peak_bytes()
     first = plan("auto", None)
     planning = {"seconds": first["seconds"], "bytes_above_import": _peak_bytes() - before}
-    rows = [_row(scheme, plan) for scheme in UNIFORM]
+    gathered = any(site.gathered for site in find_sites(model)[0])
+    rows = [_row(scheme, [TABLE] if gathered else [], plan) for scheme in UNIFORM]
     document = {
         "command": f"python -m benchmarks.plans {options.model}",
         "machine": machine(),
@@ -88,9 +90,9 @@ def main() -> int:
     return 1 if any(_loses(row) for row in rows) else 0
 
 
-def _row(scheme: str, plan: Any) -> dict[str, Any]:
+def _row(scheme: str, tables: Sequence[Mapping[str, str]], plan: Any) -> dict[str, Any]:
     """A uniform scheme, and what `auto` makes of its bytes and of its time."""
-    named = plan([TABLE, {"match": "*", "scheme": scheme}], None)
+    named = plan([*tables, {"match": "*", "scheme": scheme}], None)
     slowest = max(named["latency_ratio"].values())
     row = {"scheme": scheme, "uniform": named}
     for name, limit in (("size_ratio", named["size_ratio"]), ("latency_ratio", slowest)):
