@@ -84,7 +84,7 @@ def _compile(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> int:
     from .compiler import plan
     from .runtime.progress import progress_bar
-    from .runtime.report import print_plan
+    from .runtime.plan_report import print_plan
 
     decisions = _decisions(options)
     output = Path(options.output)

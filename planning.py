@@ -150,7 +150,7 @@ class Planner:
         options: dict[str, dict[str, FitResult]] = {}
         weights: dict[tuple[str, str], str] = {}
         for site in self.sites:
-            found = options[site.name] = dict[str, FitResult]()
+            found: dict[str, FitResult] = options.setdefault(site.name, {})
             if schemes[site.name] != "auto":
                 found.update(fits[site.name])
                 continue
@@ -316,7 +316,7 @@ class Planner:
         """A point of the Pareto table."""
         return {
             "size_ratio": model.size_ratio(chosen),
-            "latency_ratio": {b: model.latency_ratio(chosen, b) for b in model.batches},
+            "latency_ratio": {str(b): model.latency_ratio(chosen, b) for b in model.batches},
             "effective_bits": model.effective_bits(chosen),
             "distortion": sensitivities.joint(model, chosen),
         }
@@ -346,7 +346,9 @@ class Planner:
             "notes": list(notes),
             "batches": list(model.batches),
             "size_ratio": model.size_ratio(settled.chosen),
-            "latency_ratio": {b: model.latency_ratio(settled.chosen, b) for b in model.batches},
+            "latency_ratio": {
+                str(batch): model.latency_ratio(settled.chosen, batch) for batch in model.batches
+            },
             "effective_bits": model.effective_bits(settled.chosen),
             "distortion": settled.joint,
             "additivity": settled.additivity,

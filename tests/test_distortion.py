@@ -1,0 +1,136 @@
+"""Distortion with exchanged weights is that of a model that has these weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from graphs import graph, normal, outputs
+from undense.frontend.distortion import Exchange, distortion
+from undense.frontend.rounding import rounding_errors
+from undense.passes.errors import CalibrationError
+from undense.passes.sites import find_sites
+from undense.passes.structures.block_quantized import round_activations
+
+N = 40
+
+
+def _model(y="y", **changed):
+    """Every form of a use: a gather and a head on one weight, Gemm, MatMul with bias, Conv."""
+    weights = {
+        "table": normal(60, N),
+        "first": normal(N, N, seed=1),
+        "second": normal(48, N, seed=2),
+        "bias": normal(48, seed=3),
+        "third": normal(48, N, seed=4),
+        "shift": normal(N, seed=5),
+    }
+    return graph(
+        f"""g (int64[t] ids) => (float[t,60] {y}) {{
+            h = Gather(table, ids)  a = MatMul(h, first)  r = Relu(a)
+            b = Gemm <transB=1> (r, second, bias)
+            c = MatMul(b, third)  d = Add(c, shift)
+            head = Transpose <perm=[1,0]> (table)  {y} = MatMul(d, head)
+        }}""",
+        **(weights | changed),
+    )
+
+
+IDS = np.array([1, 5, 7, 59, 0], np.int64)
+ORIENTATIONS = {"table": False, "first": True, "second": False, "third": True}
+"""Whether the graph stores the transpose of W."""
+
+
+def _sites(model):
+    return {site.name: site for site in find_sites(model)[0]}
+
+
+@pytest.mark.parametrize("name", ORIENTATIONS)
+def test_an_exchanged_weight_does_what_it_does_in_the_model(name):
+    model = _model()
+    other = _sites(model)[name].weight() + 0.1 * normal(*_sites(model)[name].weight().shape, seed=9)
+    stored = np.ascontiguousarray(other.T if ORIENTATIONS[name] else other)
+    want = outputs(_model(**{name: stored}), ids=IDS)["y"].astype(np.float64)
+    dense = outputs(model, ids=IDS)["y"].astype(np.float64)
+    with distortion(model, _sites(model), [{"ids": IDS}]) as measured:
+        assert measured.measure == "relative_mse"
+        got = measured.run({name: Exchange(other)}, {"ids": IDS})["y"]
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-3)
+        expected = np.sum((want - dense) ** 2) / np.sum(dense**2)
+        assert measured.of({name: Exchange(other)}) == pytest.approx(expected, rel=1e-3)
+        assert measured.of({name: Exchange(_sites(model)[name].weight())}) == 0.0
+
+
+def test_a_corrected_bias_is_part_of_the_exchange():
+    model, sites = _model(), _sites(_model())
+    moved = normal(48, seed=8)
+    want = outputs(_model(bias=normal(48, seed=3) + moved), ids=IDS)["y"]
+    with distortion(model, sites, [{"ids": IDS}]) as measured:
+        exchange = Exchange(sites["second"].weight(), moved)
+        got = measured.run({"second": exchange}, {"ids": IDS})["y"]
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-3)
+
+
+def test_several_weights_are_exchanged_at_once():
+    model, sites = _model(), _sites(_model())
+    zero = {name: Exchange(np.zeros_like(site.weight())) for name, site in sites.items()}
+    with distortion(model, sites, [{"ids": IDS}, {"ids": IDS[:2]}]) as measured:
+        assert measured.of(zero) == pytest.approx(1.0)
+
+
+def test_of_logits_it_is_the_divergence():
+    model = _model("logits")
+    sites = _sites(model)
+    other = sites["third"].weight() * np.float32(1.2)
+    want = outputs(_model(third=np.ascontiguousarray(other.T)), ids=IDS)["y"].astype(np.float64)
+    dense = outputs(_model(), ids=IDS)["y"].astype(np.float64)
+
+    def log_softmax(x):
+        return (
+            x
+            - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True))
+            - x.max(-1, keepdims=True)
+        )
+
+    p, q = log_softmax(dense), log_softmax(want)
+    expected = np.mean(np.sum(np.exp(p) * (p - q), axis=-1))
+    with distortion(model, sites, [{"ids": IDS}]) as measured:
+        assert measured.measure == "kl"
+        assert measured.of({"third": Exchange(other)}) == pytest.approx(expected, rel=1e-3)
+
+
+def test_weights_that_make_no_numbers_distort_without_end():
+    model, sites = _model(), _sites(_model())
+    broken = np.full_like(sites["first"].weight(), np.inf)
+    with distortion(model, sites, [{"ids": IDS}]) as measured:
+        assert measured.of({"first": Exchange(broken)}) == float("inf")
+
+
+def test_a_dense_model_without_numbers_is_refused():
+    model = _model(shift=np.full(N, np.nan, np.float32))
+    with (
+        pytest.raises(CalibrationError, match="'y' of the dense model is not a number"),
+        distortion(model, _sites(model), [{"ids": IDS}]),
+    ):
+        pass
+
+
+def test_the_model_is_not_changed():
+    model = _model()
+    with distortion(model, _sites(model), [{"ids": IDS}]):
+        pass
+    assert [value.name for value in model.graph.inputs] == ["ids"]
+    assert list(_sites(model)) == list(_sites(_model()))
+
+
+def test_rounding_of_activations_is_measured_on_the_inputs_of_each_layer():
+    model = _model()
+    sites = find_sites(model)[0]
+    found = rounding_errors(model, sites, {"ids": IDS}, {"first": {16, 32}, "second": set()})
+    rows = normal(60, N)[IDS].astype(np.float64)
+    weight = _sites(model)["first"].weight().astype(np.float64)
+    for block in (16, 32):
+        rounded = round_activations(rows, block)
+        expected = np.linalg.norm((rounded - rows) @ weight.T) / np.linalg.norm(rows @ weight.T)
+        assert found["first", block] == pytest.approx(expected, rel=1e-4)
+    assert found.keys() == {("first", 16), ("first", 32)}
+    assert rounding_errors(model, sites, {"ids": IDS}, {}) == {}
