@@ -116,6 +116,21 @@ def load_function(text: str) -> ValidationFunction:
     return function
 
 
+def read_dataset(path: str) -> list[dict[str, Any]]:
+    """The samples of an `.npz`, in the forms of calibration data; they may hold labels too.
+
+    Raises:
+        CalibrationError: the file is not there, or no archive of plain arrays.
+        ValidationError: it is empty.
+    """
+    from .frontend.samples import read_archive
+
+    samples = list(read_archive(Path(path)))
+    if not any(samples):
+        raise ValidationError(f"{path}: holds no arrays; give samples to validate on")
+    return samples
+
+
 def _module(path: Path) -> Any:
     name = f"undense_validation_{path.stem}"
     specification = importlib.util.spec_from_file_location(name, path)
