@@ -12,6 +12,7 @@ from .passes.accuracy import AllowedDrop, GivenBack, give_back
 from .passes.auto import exceeded, runners_up
 from .passes.budget import Budget
 from .passes.errors import PlanError
+from .passes.planning_report import costs, site_costs
 from .planning import DENSE
 from .runtime.artifact import Artifact, write_artifact
 from .runtime.atomic import temporary_sibling
@@ -23,6 +24,7 @@ from .runtime.unloaded import Unloaded, load_if_possible
 if TYPE_CHECKING:
     from .job import Captured, Decided, Job
     from .passes.fit import FitResult
+    from .passes.plan import Choice
     from .planning import Planned
     from .runtime.artifact import Manifest
     from .validation import Validation
@@ -69,32 +71,31 @@ class AccuracyControl:
         fits = self._job.fit(self._captured.dense, decided)
         decided = replace(decided, fits=fits)
         order = self._worst_first(decided)
-        candidate: _Candidate | None = None
+        candidates: list[_Candidate] = []
 
         def predicted(number: int) -> float:
             return self._predicted_drop(_without(fits, order[:number]))
 
         def built(number: int) -> float:
-            nonlocal candidate
             back = order[:number]
-            failed = predicted(0) if candidate is None else self.allowed.drop(candidate.metric)
+            failed = self.allowed.drop(candidates[-1].metric) if candidates else predicted(0)
             self._check_costs(decided.planned, back, failed)
-            if candidate is not None:
+            for candidate in candidates[-1:]:
                 shutil.rmtree(candidate.artifact.path)
             # Each has a path of its own: a library is not loaded again from the same one.
-            candidate = self._candidate(self._revised(decided, back), place / f"candidate-{number}")
-            return self.allowed.drop(candidate.metric)
+            path = place / f"candidate-{number}"
+            candidates.append(self._candidate(self._revised(decided, back), path))
+            return self.allowed.drop(candidates[-1].metric)
 
         with temporary_sibling(folder) as place:
             found = give_back(len(order), predicted, built, self.allowed.max_drop)
-            if candidate is None:
-                raise ValueError("give_back has built nothing")
             self._check_dtype(found, len(order))
             rows = [
                 {"site": name, "scheme": str(fits[name].fitted.structure), "drop_before": before}
                 for name, before in zip(order, found.before, strict=False)
             ]
-            return self._take(candidate, self._report(candidate, found.drop, rows), folder)
+            held = candidates[-1]
+            return self._take(held, self._report(held, found.drop, rows), folder)
 
     def _report(
         self, candidate: _Candidate, drop: float, given_back: Sequence[Mapping[str, Any]]
@@ -122,8 +123,7 @@ class AccuracyControl:
                 f"the dense model with exchanged weights stood in for {report['target']} in the "
                 "validation: there is no such device here"
             )
-        planning = {**(report["planning"] or {}), "validation": validation}
-        write_report(folder, {**report, "notes": notes, "planning": planning})
+        write_report(folder, {**report, "notes": notes, "validation": validation})
         return artifact.manifest
 
     def _candidate(self, decided: Decided, path: Path) -> _Candidate:
@@ -149,13 +149,35 @@ class AccuracyControl:
             for choice in decided.plan.sites
         )
         planned = decided.planned
+        if planned is not None and back:
+            planned = replace(planned, report=self._plan_report(planned, back, choices))
         return replace(
             decided,
             plan=replace(decided.plan, sites=choices),
             fits=_without(decided.fits or {}, back),
             notes=list(decided.notes),
-            planned=planned and replace(planned, report=_report_without(planned, back)),
+            planned=planned,
         )
+
+    def _plan_report(
+        self, planned: Planned, back: Sequence[str], choices: Sequence[Choice]
+    ) -> dict[str, Any]:
+        """The report of a plan, with these sites dense.
+
+        The distortion of the rest is in proportion to what its sites lose alone.
+        """
+        settled = planned.settled
+        model, chosen = settled.model, _chosen_without(planned, back)
+        return {
+            **planned.report,
+            **costs(model, chosen),
+            "distortion": model.distortion(chosen) * (settled.additivity or 0.0),
+            "sites": site_costs(model, chosen, choices),
+            "runners_up": {
+                site.name: runners_up(site, number, self._budget)
+                for site, number in zip(model.sites, chosen, strict=True)
+            },
+        }
 
     def _worst_first(self, decided: Decided) -> list[str]:
         """The replaced sites, those that alone change the outputs the most in front."""
@@ -268,22 +290,3 @@ def _chosen_without(planned: Planned, back: Sequence[str]) -> list[int]:
     settled = planned.settled
     pairs = zip(settled.model.sites, settled.chosen, strict=True)
     return [0 if site.name in back else number for site, number in pairs]
-
-
-def _report_without(planned: Planned, back: Sequence[str]) -> dict[str, Any]:
-    """The report of a plan, with these sites dense."""
-    settled = planned.settled
-    model, chosen = settled.model, _chosen_without(planned, back)
-    budget = Budget.parse(planned.report["budget"])
-    left = model.distortion(chosen) * (settled.additivity or 0.0)
-    return {
-        **planned.report,
-        "size_ratio": model.size_ratio(chosen),
-        "latency_ratio": {batch: model.latency_ratio(chosen, batch) for batch in model.batches},
-        "effective_bits": model.effective_bits(chosen),
-        "distortion": left if back else settled.joint,
-        "runners_up": {
-            site.name: runners_up(site, number, budget)
-            for site, number in zip(model.sites, chosen, strict=True)
-        },
-    }

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .passes.budget import BATCHES, PLAN_SECONDS
 from .passes.progress import Progress, silent
-from .passes.request import BATCHES, PLAN_SECONDS, Request
 
 if TYPE_CHECKING:
     from .backend.target import Target
@@ -117,6 +117,7 @@ def compile(
     """
     from .accuracy_control import AccuracyControl
     from .backend.package import check_toolchain
+    from .passes.request import Request
     from .runtime.artifact import write_artifact
     from .runtime.unloaded import load_if_possible
     from .validation import Validation
@@ -191,6 +192,7 @@ def plan(
     """
     from .backend.package import check_toolchain
     from .passes.errors import SchemeError
+    from .passes.request import Request
 
     request = Request.checked(scheme, ignored_scope, None, budget, batch, plan_time, point)
     parsed = _target(target, kernels, False, with_onnx=True)

@@ -275,6 +275,7 @@ class Job:
         from .frontend.bounds import index_bounds
         from .frontend.dense import run_dense
         from .frontend.samples import typed
+        from .passes.operators import operator_counts
         from .passes.replace import ReplaceDense
         from .runtime.artifact import PLAN
         from .runtime.report import write_report
@@ -289,7 +290,9 @@ class Job:
         corrected = sum(found.bias_correction is not None for found in fitted.values())
         if corrected:
             decided.notes.append(f"biases of {corrected} sites take up the mean error of the fits")
+        unreplaced_operators = operator_counts(model)
         ReplaceDense(decided.plan, fitted, self.form)(model)
+        operators = {"before": unreplaced_operators, "after": operator_counts(model)}
         self.progress(0, 1, "lower")
         lowered = lower(model, self.target, folder, with_onnx=self.with_onnx, tuned=self.tuned)
         self.progress(1, 1, "lower")
@@ -298,6 +301,7 @@ class Job:
         self.progress(1, 2, "check")
         costs = {
             "bytes": {"before": captured.bytes, **lowered.stored.report()},
+            "operators": operators,
             "kernels": lowered.kernels,
             **lowered.report(),
             "activation_rounding_effect": expected.rounding_effect,
@@ -349,6 +353,7 @@ class Job:
             "error_measure": "weights" if samples is None else "outputs on the calibration data",
             "notes": decided.notes,
             "planning": None if decided.planned is None else decided.planned.report,
+            "validation": None,
         }
 
     def manifest(

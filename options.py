@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping
 
 from . import __version__
-from .passes.request import BATCHES, PLAN_SECONDS
+from .passes.budget import BATCHES, PLAN_SECONDS
 
 Run = Callable[[argparse.Namespace], int]
 """Carries out a verb; returns the exit code."""

@@ -11,6 +11,7 @@ from .passes.auto import pareto, reason, runners_up
 from .passes.budget import Budget
 from .passes.errors import PlanError, TargetError
 from .passes.plan import Choice, Plan, versions
+from .passes.planning_report import costs, distortion_counts, site_costs
 from .passes.pricing import Option, PricedModel, PricedSite
 from .passes.progress import Progress
 from .passes.scheme import Scheme
@@ -113,7 +114,7 @@ class Planner:
         fits, weights = self._variants(fitted, schemes)
         times, notes = self._times_if_possible(fits)
         model = self._priced(fits, weights, times, schemes)
-        with self._sensitivities(fitted) as sensitivities:
+        with self._sensitivities(fitted) as (sensitivities, measure):
             model = sensitivities.priced(model, self.progress)
             points = [] if point is None else pareto(model, _POINTS)
             if point is not None:
@@ -129,7 +130,7 @@ class Planner:
                 self._row(settled.model, chosen, sensitivities)
                 for chosen in points or pareto(settled.model, _POINTS)
             ]
-        return self._planned(settled, fits, check, table, notes)
+        return self._planned(settled, fits, measure, check, table, notes)
 
     def _options(self, site: Site, scheme: Scheme) -> list[Structure]:
         from .passes.decide import decide
@@ -292,7 +293,8 @@ class Planner:
     @contextmanager
     def _sensitivities(
         self, fits: Mapping[str, Mapping[str, FitResult]]
-    ) -> Iterator[Sensitivities]:
+    ) -> Iterator[tuple[Sensitivities, str]]:
+        """What measures distortions while it is open, and by what measure."""
         from .frontend.distortion import distortion, enough
         from .frontend.exchange import Exchange
 
@@ -308,16 +310,14 @@ class Planner:
                     }
                 )
 
-            yield Sensitivities(measure, self.seconds, self.seed)
+            yield Sensitivities(measure, self.seconds, self.seed), measured.measure
 
     def _row(
         self, model: PricedModel, chosen: Sequence[int], sensitivities: Sensitivities
     ) -> dict[str, Any]:
         """A point of the Pareto table."""
         return {
-            "size_ratio": model.size_ratio(chosen),
-            "latency_ratio": {str(b): model.latency_ratio(chosen, b) for b in model.batches},
-            "effective_bits": model.effective_bits(chosen),
+            **costs(model, chosen),
             "distortion": sensitivities.joint(model, chosen),
         }
 
@@ -325,6 +325,7 @@ class Planner:
         self,
         settled: Settled,
         fits: Mapping[str, Mapping[str, FitResult]],
+        measure: str,
         check: dict[str, Any],
         table: Sequence[Mapping[str, Any]],
         notes: Sequence[str],
@@ -345,16 +346,15 @@ class Planner:
             "budget": str(self.budget),
             "notes": list(notes),
             "batches": list(model.batches),
-            "size_ratio": model.size_ratio(settled.chosen),
-            "latency_ratio": {
-                str(batch): model.latency_ratio(settled.chosen, batch) for batch in model.batches
-            },
-            "effective_bits": model.effective_bits(settled.chosen),
+            **costs(model, settled.chosen),
             "distortion": settled.joint,
+            "distortion_measure": measure,
+            "distortions": distortion_counts(model),
             "additivity": settled.additivity,
             "swaps": settled.swaps,
             "prediction": check,
             "pareto": list(table),
+            "sites": site_costs(model, settled.chosen, choices),
             "runners_up": {
                 site.name: runners_up(site, number, self.budget) for site, number in pairs
             },

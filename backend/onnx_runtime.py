@@ -105,7 +105,7 @@ def _slow(node: StructuredNode, form: Form, own_kernels: bool) -> Iterator[str]:
         case LowRank(factor_bits=8) if form == "fast":
             yield (
                 "8-bit factors of low rank are dequantised whole at each call and run slower than "
-                "dense in ONNX Runtime; factor_bits=32 and kernels=tvm are the fast forms"
+                "dense in ONNX Runtime; factors of 32 bits and kernels of TVM are the fast forms"
             )
         case Monarch() as monarch:
             dense = node.out_features * node.in_features

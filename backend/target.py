@@ -14,6 +14,7 @@ import onnx_ir as ir
 from ..passes.errors import MissingDependencyError, TargetError
 from ..passes.structures.base import Activations, Form
 from ..runtime.artifact import Device, Kernels
+from .cuda.limits import shared_limit
 
 _KNOWN = (
     *("llvm", "llvm -mcpu=NAME", "cuda", "cuda -arch=sm_NN,... -libs=cublas"),
@@ -208,7 +209,15 @@ class Target:
 
         if self.device == "cuda":
             host = {"kind": "llvm", "mcpu": _HOST}
-            form = {"kind": "cuda", "arch": self.architectures[0], "host": host}
+            # What only one of several architectures has is no choice for their common kernels.
+            alone = len(self.architectures) == 1
+            least = self.architectures[0] if alone else self.architectures[0].removesuffix("a")
+            form = {
+                "kind": "cuda",
+                "arch": least,
+                "max_shared_memory_per_block": shared_limit(self.architectures),
+                "host": host,
+            }
             if self.libraries:
                 form["libs"] = list(self.libraries)
             return TvmTarget(form)
@@ -262,7 +271,7 @@ def _bounded(text: str) -> tuple[str, int | None]:
     if name and not equals:
         return name, None
     if not name or not length.isdecimal() or int(length) < 1:
-        raise TargetError(f"CUDA graphs: {text!r} is no dimension; write batch or batch=8")
+        raise TargetError(f"CUDA graphs: {text!r} is no dimension; write tokens or tokens=8")
     return name, int(length)
 
 

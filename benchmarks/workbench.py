@@ -14,11 +14,13 @@ from typing import Any
 
 import onnx_ir as ir
 from undense.backend.onnx_runtime import prepare
+from undense.backend.stored import weight_bytes
 from undense.backend.target import Target
-from undense.compiler import _Decided, _Job
 from undense.frontend.calibrate import calibrate
+from undense.job import Captured, Decided, Job, Rewrites
 from undense.passes.fit import FitResult, fit_site
 from undense.passes.progress import Progress, silent
+from undense.passes.request import Request
 from undense.passes.scheme import parse_scheme
 from undense.passes.stats import Stats
 from undense.passes.structures.base import Structure
@@ -61,12 +63,12 @@ class _Shared:
 
 
 @dataclass(frozen=True)
-class _SharingJob(_Job):
+class _SharingJob(Job):
     """A compile that reuses statistics and fits."""
 
     shared: _Shared = field(default_factory=_Shared)
 
-    def fit(self, model: ir.Model, decided: _Decided) -> dict[str, FitResult]:
+    def fit(self, model: ir.Model, decided: Decided) -> dict[str, FitResult]:
         """Fits what the last compile of the same variant did not."""
         shared = self.shared
         if decided.samples is not None and not shared.stats:
@@ -124,6 +126,9 @@ class Workbench:
             with_onnx=False,
             tuned=False,
             seed=0,
+            rewrites=Rewrites((), named=False),
+            cache=None,
+            scheduler=None,
             progress=self._progress,
             shared=self._shared,
         )
@@ -133,9 +138,12 @@ class Workbench:
 
         def fill(folder: Path) -> Any:
             model = self._model.clone()
-            prepare(model, "fast")
-            decided = job.decide(model, self._example, dataset, scheme, variant.ignored, None)
-            return job.build(model, model, decided, folder)
+            before = weight_bytes(model)
+            prepare(model, job.target, job.form, with_onnx=False)
+            captured = Captured(model, model, before, ())
+            request = Request.checked(scheme, variant.ignored)
+            decided = job.decide(captured, self._example, dataset, request)
+            return job.build(captured, decided, folder)
 
         write_artifact(path, fill)
         return load(path, num_threads=num_threads)

@@ -19,8 +19,8 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         first = undense.compile(
-            model, (samples[0],), target="ort-cpu", calibration_dataset=samples,
-            output=Path(folder) / "first",
+            model, (samples[0],), target="ort-cpu", scheme="trit_planes{planes=3}",
+            calibration_dataset=samples, output=Path(folder) / "first",
         )  # fmt: skip
         plan_file = first.path / "plan.json"
         plan = json.loads(plan_file.read_text())

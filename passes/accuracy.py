@@ -62,7 +62,8 @@ class GivenBack:
     """How many layers were given back, and why that many.
 
     Attributes:
-        before: for each of them the drop that was measured last before it was given back.
+        before: for each of them the last drop that was too large, measured or expected, before it
+            was given back.
         drop: that is left.
     """
 
@@ -86,10 +87,9 @@ def give_back(count: int, predicted: Drop, built: Drop, max_drop: float) -> Give
     excess, failed = 0.0, -1
 
     def holds(number: int) -> bool:
-        drop = predicted(number)
-        drops.setdefault(number, drop)
         share = (count - number) / (count - max(failed, 0))
-        return drop + excess * share <= max_drop
+        drops[number] = predicted(number) + excess * share
+        return drops[number] <= max_drop
 
     for build in range(_BUILDS + 1):
         number = fewest(count, holds, failed) if build < _BUILDS else count
@@ -97,6 +97,7 @@ def give_back(count: int, predicted: Drop, built: Drop, max_drop: float) -> Give
         if number == count or drops[number] <= max_drop:
             break
         excess, failed = max(drops[number] - predicted(number), 0.0), number
+        drops = {tried: drop for tried, drop in drops.items() if tried <= number}
     before = tuple(drops[max(n for n in drops if n <= position)] for position in range(number))
     return GivenBack(before, drops[number])
 
@@ -106,11 +107,9 @@ def fewest(count: int, holds: Callable[[int], bool], failed: int = -1) -> int:
 
     The number below it does not hold, though where that is not monotone a lesser one might.
     """
-    low, step = failed, 1
-    high = min(low + step, count)
+    low, high = failed, failed + 1
     while high < count and not holds(high):
-        low, step = high, 2 * step
-        high = min(low + step, count)
+        low, high = high, min(2 * high - failed, count)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle, high)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -152,18 +155,33 @@ def _solve(aim: Table, limits: Sequence[Limit], kept: Sequence[Sequence[int]]) -
         constraints.append(LinearConstraint(costs[None] / scale, -np.inf, most / scale))
     weights = _flat(aim, kept)
     scale = max(float(np.abs(weights).max()), 1e-300)
-    found = milp(
-        weights / scale,
-        constraints=constraints,
-        bounds=Bounds(0, 1),
-        integrality=np.ones(len(sites)),
-        options={"node_limit": _NODES, "mip_rel_gap": _GAP},
-    )
+    with _without_output():
+        found = milp(
+            weights / scale,
+            constraints=constraints,
+            bounds=Bounds(0, 1),
+            integrality=np.ones(len(sites)),
+            options={"node_limit": _NODES, "mip_rel_gap": _GAP},
+        )
     if found.x is None:
         return None
     taken = np.asarray(found.x) > 0.5
     options = np.concatenate([np.asarray(some) for some in kept])
     return [int(option) for option in options[taken]]
+
+
+@contextmanager
+def _without_output() -> Iterator[None]:
+    """Keeps what HiGHS writes to the process's output, whatever it is told, from standing there."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _flat(table: Table, kept: Sequence[Sequence[int]]) -> NDArray[np.float64]:

@@ -8,6 +8,12 @@ from dataclasses import dataclass, fields
 
 from .errors import SchemeError
 
+BATCHES = (1, 32)
+"""At which kernels are timed: a token that is decoded, and some lines of text."""
+
+PLAN_SECONDS = 600.0
+"""For measurements of distortion."""
+
 DEFAULT_DROP = 0.01
 """Without any budget: a hundredth of the outputs' energy, or of a nat, may be lost."""
 

@@ -76,18 +76,30 @@ class PricedSite:
     def gate(self, option: Option, budget: Budget) -> str:
         """Why an option may not be chosen whatever its distortion; empty if it may.
 
-        It must be smaller than dense, but for latency alone; it must not be slower at any batch,
-        but for size alone.
+        It must be smaller than dense, but for latency alone. It must not be slower at any batch;
+        where size alone is limited it may, if nothing as small is not.
         """
         if option is self.dense:
             return ""
         if budget.wants_size and option.bytes >= self.dense.bytes:
             return f"would take {option.bytes / self.dense.bytes:.2f}× the bytes"
+        batch = self._slower(option)
+        if batch is None:
+            return ""
+        reason = f"would take {self.times_dense(option, batch)}"
         if budget.wants_latency:
-            for batch, time in option.milliseconds.items():
-                if time > SAME_TIME * self.dense.milliseconds[batch] + RESOLUTION_MS:
-                    return f"would take {self.times_dense(option, batch)}"
+            return reason
+        for other in self.options:
+            if other.bytes <= option.bytes and self._slower(other) is None:
+                return f"{reason}, and {other.scheme} is as small"
         return ""
+
+    def _slower(self, option: Option) -> Batch | None:
+        """A batch at which an option takes longer than the dense form; None if there is none."""
+        for batch, time in option.milliseconds.items():
+            if time > SAME_TIME * self.dense.milliseconds[batch] + RESOLUTION_MS:
+                return batch
+        return None
 
     def times_dense(self, option: Option, batch: Batch) -> str:
         """`1.30× the time at batch 1`."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .budget import Budget
+from .budget import BATCHES, PLAN_SECONDS, Budget
 from .errors import SchemeError
 from .plan import Plan, read_plan
 from .rules import Rule, matches
@@ -15,12 +15,6 @@ from .scheme import parse_scheme
 
 Schemes = str | Sequence[Mapping[str, str]]
 """One scheme text for all sites, or rules of which the first match wins."""
-
-BATCHES = (1, 32)
-"""At which kernels are timed: a token that is decoded, and some lines of text."""
-
-PLAN_SECONDS = 600.0
-"""For measurements of distortion."""
 
 
 @dataclass(frozen=True)

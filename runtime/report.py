@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from .artifact import REPORT, REPORT_HTML, Artifact
+from .plan_report import print_planning
 from .report_html import report_html
+from .table import percent, print_rows, text
 
 HEADINGS = ("site", "in", "out", "users", "scheme", "bits/weight", "error", "reason")
 VERIFY_HEADINGS = ("output", "execution error", "tolerance", "approximation error", "holds")
@@ -48,11 +48,15 @@ def report_json(report: Mapping[str, Any]) -> str:
 
 
 def print_report(report: Mapping[str, Any]) -> None:
-    """Prints the sites as a table, then the refusals, sizes, notes and warnings."""
+    """Prints the sites as a table, the refusals, how they were planned, sizes and warnings."""
     if report["sites"]:
-        _print_rows(HEADINGS, site_rows(report))
+        print_rows(HEADINGS, site_rows(report))
     for refusal in report["refusals"]:
         print(f"not replaced: {refusal['name']}: {refusal['reason']}")
+    if report.get("planning"):
+        print()
+        print_planning(report["planning"], report["bytes"])
+        print()
     for line in summary(report):
         print(line)
 
@@ -60,14 +64,14 @@ def print_report(report: Mapping[str, Any]) -> None:
 def print_verification(found: Mapping[str, Any]) -> None:
     """Prints the errors of each output, nearest to its tolerance first, then the verdict."""
     outputs = sorted(found["outputs"].items(), key=lambda item: -_nearness(item[1]))
-    _print_rows(
+    print_rows(
         VERIFY_HEADINGS,
-        [[name, *(_text(errors[key]) for key in _VERIFY_KEYS)] for name, errors in outputs[:_MOST]],
+        [[name, *(text(errors[key]) for key in _VERIFY_KEYS)] for name, errors in outputs[:_MOST]],
     )
     if len(outputs) > _MOST:
         print(f"and {len(outputs) - _MOST} outputs that are farther from their tolerance")
     if "fresh_approximation_error" in found:
-        print(f"on fresh samples, against dense: {_text(found['fresh_approximation_error'])}")
+        print(f"on fresh samples, against dense: {text(found['fresh_approximation_error'])}")
     verdict = "holds" if found["holds"] else "does not hold"
     print(f"{verdict}: {found['engine']}, stored samples: {found['samples']}")
 
@@ -79,13 +83,13 @@ def _nearness(errors: Mapping[str, Any]) -> float:
 
 def print_profile(found: Mapping[str, Any]) -> None:
     """Prints the functions that a run calls, the longest first, then what their sum leaves out."""
-    _print_rows(
+    print_rows(
         PROFILE_HEADINGS,
         [
             [
                 function["name"],
                 f"{function['calls']:g}",
-                _text(function["ms"]),
+                text(function["ms"]),
                 f"{function['share']:.1%}",
                 function["workload"],
             ]
@@ -95,7 +99,7 @@ def print_profile(found: Mapping[str, Any]) -> None:
     if found["engine"] == "tvm":
         print(f"the virtual machine's own builtins: {found['builtin_share']:.1%}")
     print(
-        f"a run: {_text(found['run_ms'])} ms, {_text(found['traced_ms'])} ms while it is looked "
+        f"a run: {text(found['run_ms'])} ms, {text(found['traced_ms'])} ms while it is looked "
         f"into; {found['engine']}, {found['threads']} threads"
     )
 
@@ -103,7 +107,7 @@ def print_profile(found: Mapping[str, Any]) -> None:
 def print_tuning(found: Mapping[str, Any]) -> None:
     """Prints what was measured of each kernel, then what became of it."""
     if found["results"]:
-        _print_rows(TUNING_HEADINGS, [_tuning_row(result) for result in found["results"]])
+        print_rows(TUNING_HEADINGS, [_tuning_row(result) for result in found["results"]])
     for result in found["results"]:
         if result["wrong"]:
             print(
@@ -114,7 +118,7 @@ def print_tuning(found: Mapping[str, Any]) -> None:
         if result["wrong"]:
             print(f"dropped for wrong outputs: {result['wrong']} traces of {result['name']}")
     if found["functions"]:
-        _print_rows(FUNCTION_HEADINGS, [_function_row(result) for result in found["functions"]])
+        print_rows(FUNCTION_HEADINGS, [_function_row(result) for result in found["functions"]])
     for kernel in found["untunable"]:
         print(f"no tilings to try: {kernel['kind']} {_shape(kernel)}")
     for function in found["unsearchable"]:
@@ -132,7 +136,7 @@ def print_tuning(found: Mapping[str, Any]) -> None:
 
 def print_exported(found: Mapping[str, Any]) -> None:
     """Prints how many candidates each kernel has, then what to do with the folder."""
-    _print_rows(
+    print_rows(
         EXPORT_HEADINGS,
         [
             [kernel["kind"], _shape(kernel)]
@@ -146,13 +150,13 @@ def print_exported(found: Mapping[str, Any]) -> None:
 
 
 def _tuning_row(result: Mapping[str, Any]) -> list[str]:
-    fields = ", ".join(f"{name}={_text(value)}" for name, value in result["fields"].items())
+    fields = ", ".join(f"{name}={text(value)}" for name, value in result["fields"].items())
     numbers = (result["default_us"], result["median_us"], result["speedup"], result["spread"])
     return [
         result["kind"],
         _shape(result),
         *map(str, (result["rows"], result["tried"])),
-        *map(_text, numbers),
+        *map(text, numbers),
         fields or "the rule's own",
     ]
 
@@ -160,7 +164,7 @@ def _tuning_row(result: Mapping[str, Any]) -> list[str]:
 def _function_row(result: Mapping[str, Any]) -> list[str]:
     numbers = (result["default_us"], result["median_us"], result["speedup"], result["spread"])
     chosen = "the trace" if result["searched"] else "the rule's own"
-    return [result["name"], str(result["tried"]), *map(_text, numbers), chosen]
+    return [result["name"], str(result["tried"]), *map(text, numbers), chosen]
 
 
 def _shape(kernel: Mapping[str, Any]) -> str:
@@ -169,16 +173,16 @@ def _shape(kernel: Mapping[str, Any]) -> str:
 
 def print_fields(values: Mapping[str, Any]) -> None:
     """Prints a JSON object as two columns; nested objects get dotted names."""
-    _print_rows(("", ""), _flat(values))
+    print_rows(("", ""), _flat(values))
 
 
 def site_rows(report: Mapping[str, Any]) -> list[list[str]]:
     """One row of text for each site, under `HEADINGS`."""
     return [
         [
-            *(_text(site.get(key)) for key in _KEYS),
-            _percent(site.get("relative_error")),
-            _text(site.get("reason")),
+            *(text(site.get(key)) for key in _KEYS),
+            percent(site.get("relative_error")),
+            text(site.get("reason")),
         ]
         for site in report["sites"]
     ]
@@ -205,12 +209,29 @@ def summary(report: Mapping[str, Any]) -> list[str]:
     if effect is not None:
         lines.append(
             "rounding activations to int8 (accuracy_level 4) changes the outputs by "
-            f"{_percent(effect)}"
+            f"{percent(effect)}"
         )
+    lines += list(_validation(report.get("validation")))
     lines += list(_code(report))
     lines += [f"note: {note}" for note in report.get("notes", ())]
     lines += [f"warning: {warning}" for warning in report.get("warnings", ())]
     return lines
+
+
+def _validation(found: Mapping[str, Any] | None) -> Iterator[str]:
+    """What the metric of the dense model became, and what that took."""
+    if found is None:
+        return
+    which = "compiled" if "compiled" in found else "predicted"
+    yield (
+        f"metric {found['function']}: {found['dense']:.6g} dense, {found[which]:.6g} {which}; a "
+        f"drop of {text(found['drop'])}, where max_drop={found['max_drop']:g} "
+        f"({found['drop_type']}); measured {found['evaluations']} times"
+    )
+    if found["given_back"]:
+        names = [row["site"] for row in found["given_back"]]
+        more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
+        yield f"given back to dense for it: {', '.join(names[:_MOST])}{more}"
 
 
 def _code(report: Mapping[str, Any]) -> Iterator[str]:
@@ -233,30 +254,6 @@ def _code(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"functions with no schedule of their own: {', '.join(names[:_MOST])}{rest}"
 
 
-def _print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """With rich where a person looks on; else plain columns, which no width cuts off."""
-    if sys.stdout.isatty() and importlib.util.find_spec("rich"):
-        _print_rich(headings, rows)
-        return
-    table = [headings, *rows] if any(headings) else rows
-    widths = [max(len(row[column]) for row in table) for column in range(len(headings))]
-    for row in table:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
-
-
-def _print_rich(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*headings, show_header=any(headings), box=box.SIMPLE)
-    for row in rows:
-        table.add_row(*(Text(cell, overflow="fold") for cell in row))
-    Console().print(table)
-
-
 def _flat(values: Any, prefix: str = "") -> list[tuple[str, str]]:
     """Pairs of a dotted name and a text, for each leaf of nested objects and lists."""
     if isinstance(values, Mapping):
@@ -264,27 +261,11 @@ def _flat(values: Any, prefix: str = "") -> list[tuple[str, str]]:
     elif isinstance(values, list | tuple) and any(isinstance(v, Mapping | list) for v in values):
         items = [(str(index), value) for index, value in enumerate(values)]
     else:
-        return [(prefix, _text(values))]
+        return [(prefix, text(values))]
     pairs = []
     for key, value in items:
         pairs += _flat(value, f"{prefix}.{key}" if prefix else key)
     return pairs
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_text, value))
-    return str(value)
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2%}"
 
 
 def _finite(value: Any) -> Any:

@@ -1,11 +1,17 @@
-"""`report.html`: one self-contained page with a table and a bar for each site."""
+"""`report.html`: one self-contained page that shows what `report.json` holds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.resources import files
 from string import Template
 from typing import Any
+
+from .markup import Markup, element, joined, table
+from .plan_html import plan_html
+from .plan_report import times
+from .sites_html import site_bars, site_table
+from .table import text
 
 _PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -14,38 +20,14 @@ _PAGE = Template("""<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>undense report</title>
 <style>
-:root { color-scheme: light dark; }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; }
-table { border-collapse: collapse; width: 100%; font-size: 13px; }
-th, td { border-bottom: 1px solid #8884; padding: .25rem .6rem; text-align: left; }
-th { position: sticky; top: 0; background: Canvas; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
-svg { max-width: 100%; height: auto; }
-svg text { font: 11px system-ui, sans-serif; fill: currentColor; }
-.bar { fill: #3b7dd8; }
-.scroll { overflow-x: auto; }
-</style>
+$style</style>
 </head>
 <body>
-<h1>undense report</h1>
-<ul>
-$summary
-</ul>
-<h2>Relative error of each site</h2>
-$chart
-<h2>Sites</h2>
-<div class="scroll"><table>
-<thead><tr>$headings</tr></thead>
-<tbody>
-$rows
-</tbody></table></div>
-<h2>Not replaced</h2>
-$refusals
+$body
 </body>
 </html>
 """)
-
-_ROW_HEIGHT, _LABEL_WIDTH, _BAR_WIDTH, _VALUE_WIDTH = 16, 420, 480, 80
+_WARNING = "warning: "
 
 
 def report_html(
@@ -60,46 +42,104 @@ def report_html(
         report: as in `report.json`.
         headings: of the table of sites.
         rows: of it, as text.
-        summary: sentences above the table.
+        summary: sentences about the whole.
     """
-    refusals = "\n".join(
-        f"<li><b>{escape(str(item['name']))}</b>: {escape(str(item['reason']))}</li>"
-        for item in report["refusals"]
+    planning = report.get("planning")
+    parts = [
+        element("header", element("h1", "undense report"), element("p", _made_for(report))),
+        element("div", *_tiles(report), class_="tiles"),
+        *(element("p", warning, class_="warning") for warning in report.get("warnings", ())),
+        *([plan_html(planning, report["bytes"])] if planning else []),
+        _section("Error and time of each site" if planning else "Error of each site",
+                 site_bars(report)),
+        _section("Sites", site_table(report, headings, rows)),
+        *_operators(report.get("operators")),
+        _section("Not replaced", _refusals(report["refusals"])),
+        _section("Made from", _listed(_facts(report, summary))),
+    ]  # fmt: skip
+    style = files(__package__).joinpath("report.css").read_text(encoding="utf-8")
+    return _PAGE.substitute(style=style, body="\n".join(parts))
+
+
+def _section(heading: str, *parts: Markup) -> Markup:
+    return element("section", element("h2", heading), *parts)
+
+
+def _made_for(report: Mapping[str, Any]) -> str:
+    parts = [report.get("target"), report.get("dtype")]
+    return ", ".join(part for part in parts if part)
+
+
+def _tiles(report: Mapping[str, Any]) -> Iterator[Markup]:
+    """The few numbers that everybody asks for."""
+    sizes, sites = report["bytes"], report["sites"]
+    after = sizes.get("after")
+    if after is not None and sizes["before"]:
+        change = f"{_bytes(sizes['before'])} → {_bytes(after)}"
+        yield _tile("weights", f"{after / sizes['before']:.1%}", change)
+    else:
+        yield _tile("weights", _bytes(sizes["before"]), "dense")
+    replaced = sum(site["scheme"] != "dense" for site in sites)
+    yield _tile("sites replaced", str(replaced), f"of {len(sites)}")
+    planning = report.get("planning")
+    if not planning:
+        return
+    for batch, ratio in planning["latency_ratio"].items():
+        yield _tile(f"time of sites, batch {batch}", times(ratio), "of dense, predicted")
+    yield _tile("distortion", text(planning["distortion"]), f"budget {planning['budget']}")
+    yield _tile("stored bits", f"{planning['effective_bits']:.3g}", "a weight of the sites")
+
+
+def _tile(name: str, value: str, detail: str) -> Markup:
+    return element(
+        "div", element("h3", name), element("strong", value), element("span", detail), class_="tile"
     )
-    return _PAGE.substitute(
-        summary="\n".join(f"<li>{escape(line)}</li>" for line in summary),
-        chart=_chart(report["sites"]),
-        headings="".join(f"<th>{escape(heading)}</th>" for heading in headings),
-        rows="\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows),
-        refusals=f"<ul>\n{refusals}\n</ul>" if refusals else "<p>Every weight is a site.</p>",
+
+
+def _bytes(count: int) -> str:
+    """`4.2 MB`."""
+    if count < 1000:
+        return f"{count} bytes"
+    power = min((len(str(count)) - 1) // 3, 4)
+    return f"{count / 1000**power:.3g} {['', 'kB', 'MB', 'GB', 'TB'][power]}"
+
+
+def _operators(counts: Mapping[str, Mapping[str, int]] | None) -> Iterator[Markup]:
+    """How many nodes of each operator there are before and after; nothing in older reports."""
+    if not counts:
+        return
+    before, after = counts["before"], counts["after"]
+    rows = []
+    for name in sorted({**before, **after}, key=lambda name: -abs(_change(before, after, name))):
+        change = _change(before, after, name)
+        found = (before.get(name, 0), after.get(name, 0))
+        rows.append([name, *map(str, found), f"{change:+d}" if change else ""])
+    rows.append(["all", *(str(sum(found.values())) for found in (before, after)), ""])
+    yield _section("Graph", table(("operator", "before", "after", "change"), rows, class_="narrow"))
+
+
+def _change(before: Mapping[str, int], after: Mapping[str, int], name: str) -> int:
+    return after.get(name, 0) - before.get(name, 0)
+
+
+def _refusals(refusals: Sequence[Mapping[str, str]]) -> Markup:
+    if not refusals:
+        return element("p", "Every weight is a site.")
+    return _listed(
+        joined((element("b", refusal["name"]), f": {refusal['reason']}")) for refusal in refusals
     )
 
 
-def _cell(text: str) -> str:
-    number = text[:1].isdigit()
-    return f'<td class="number">{escape(text)}</td>' if number else f"<td>{escape(text)}</td>"
-
-
-def _chart(sites: Sequence[Mapping[str, Any]]) -> str:
-    """A horizontal bar for each site whose error is known, to the scale of the largest."""
-    known = [site for site in sites if site.get("relative_error") is not None]
-    largest = max((site["relative_error"] for site in known), default=0.0)
-    if not largest:
-        return "<p>No site was changed.</p>"
-    width = _LABEL_WIDTH + _BAR_WIDTH + _VALUE_WIDTH
-    height = _ROW_HEIGHT * len(known)
-    bars = []
-    for index, site in enumerate(known):
-        top, error = index * _ROW_HEIGHT, site["relative_error"]
-        length = _BAR_WIDTH * error / largest
-        bars.append(
-            f'<text x="{_LABEL_WIDTH - 8}" y="{top + 12}" text-anchor="end">'
-            f"{escape(str(site['name']))}</text>"
-            f'<rect class="bar" x="{_LABEL_WIDTH}" y="{top + 3}" width="{length:.1f}" height="10">'
-            f"<title>{escape(str(site.get('scheme')))}</title></rect>"
-            f'<text x="{_LABEL_WIDTH + length + 6:.1f}" y="{top + 12}">{error:.2%}</text>'
+def _facts(report: Mapping[str, Any], summary: Iterable[str]) -> Iterator[str]:
+    """What the summary says but for warnings, which stand above, and the calibration data."""
+    calibration = report.get("calibration")
+    if calibration:
+        yield (
+            f"calibration: {calibration['samples']} samples, {calibration['tokens']:,} tokens, "
+            f"sha256 {text(calibration['sha256'])}"
         )
-    return (
-        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
-        f'aria-label="relative error of each site">\n' + "\n".join(bars) + "\n</svg>"
-    )
+    yield from (line for line in summary if not line.startswith(_WARNING))
+
+
+def _listed(lines: Iterable[str]) -> Markup:
+    return element("ul", joined((element("li", line) for line in lines), "\n"))

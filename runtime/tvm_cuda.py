@@ -20,10 +20,10 @@ import tvm
 import tvm_ffi
 from numpy.typing import NDArray
 
+from .alignment import ALIGNMENT
 from .gpu_tensors import is_on_gpu
 
 _DEFAULT_STREAM = 0
-_ALIGNMENT = 64  # bytes, that generated code takes for granted
 _wait_for = tvm_ffi.get_global_func("runtime.Device_StreamSyncFromTo")
 
 
@@ -88,7 +88,7 @@ def to_device(value: Any, device: Any) -> Any:
     if not is_on_gpu(value):
         return tvm.runtime.tensor(np.ascontiguousarray(value).reshape(value.shape), device)
     tensor = value.detach().contiguous()
-    if tensor.data_ptr() % _ALIGNMENT:
+    if tensor.data_ptr() % ALIGNMENT:
         tensor = tensor.clone()
     return tvm.runtime.from_dlpack(tensor)
 

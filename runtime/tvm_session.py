@@ -32,11 +32,11 @@ import tvm
 import tvm_ffi
 from tvm.runtime.vm import VirtualMachine
 
+from .alignment import ALIGNMENT
 from .cublas import cublas_module
 from .cuda_runtime import cuda_device
 from .tvm_cuda import TURNS, Staging, stream_of, to_device, to_torch_on_gpu
 
-_ALIGNMENT = 64  # bytes, that generated code takes for granted
 _BIG_CORES = 1
 _GO_ON = 0  # what an instrument of the virtual machine returns to have the call made
 _SHAPES = "shape_func"  # computes lengths on the host
@@ -237,7 +237,7 @@ def _to_tvm(array: NDArray[np.generic]) -> Any:
         array.size
         and array.flags.c_contiguous
         and array.flags.writeable
-        and array.ctypes.data % _ALIGNMENT == 0
+        and array.ctypes.data % ALIGNMENT == 0
     )
     if shareable and array.dtype.name != "bfloat16":  # which DLPack of numpy does not know
         return tvm.runtime.from_dlpack(array)

@@ -78,6 +78,19 @@ def cuda_device() -> Any:
     return tvm.cuda(0)
 
 
+@pytest.fixture(scope="session")
+def cuda_compiler() -> None:
+    """There is an nvcc that knows the architectures of the tests."""
+    from cuda_helpers import ARCHITECTURES
+    from undense.backend.cuda.nvcc import check_nvcc
+    from undense.passes.errors import MissingDependencyError
+
+    try:
+        check_nvcc(ARCHITECTURES)
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Says what of the CUDA kernels this run did not cover."""
     skipped = terminalreporter.stats.get("skipped", [])
@@ -86,7 +99,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         return
     from undense.backend.cuda.nvcc import INTRINSICS
 
-    names = re.findall(r"void (undense_\w+)\(", INTRINSICS.read_text(encoding="utf-8"))
+    names = re.findall(
+        r"__forceinline__ \w+ (undense_\w+)\(", INTRINSICS.read_text(encoding="utf-8")
+    )
     terminalreporter.section("only a GPU covers")
     terminalreporter.line(f"inline PTX, of which the emulation has twins: {', '.join(names)}")
     terminalreporter.line(f"tests that were skipped: {', '.join(waiting)}")

@@ -1,9 +1,12 @@
-"""Shared by the tests of the emulated CUDA: orders of threads, and data."""
+"""Shared by the tests of CUDA: orders of threads, architectures, and data."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+
+ARCHITECTURES = ("sm_80", "sm_90")
+"""That kernels are compiled for where nvcc is."""
 
 ORDERS = ["forward", "backward", "shuffled:1", "shuffled:2"]
 

@@ -182,7 +182,7 @@ def coded(
     parts = codes * np.repeat(scales.astype(np.float64), group, axis=-1)[..., :inputs]
     magnitude = np.abs(parts).sum(0)
     # A scale is rounded, and the sum after each plane.
-    low = smallest(dtype) * float(packed["unit"][0])
+    low = smallest(dtype) * packed["unit"].reshape(-1, 1)[:outputs].astype(np.float64)
     error = (1 + planes) * rounding(dtype) * magnitude + low * (1 + np.abs(codes).sum(0))
     product = Product.plain(known(dtype), stored, outputs, inputs)
     arrays = [packed[name] for name in ("codes", "scales", "unit")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -29,13 +30,13 @@ def test_metrics_below_zero_drop_as_they_fall():
 
 
 def test_nothing_is_relative_to_zero():
-    with pytest.raises(PlanError, match="is 0.*choose drop_type absolute"):
+    with pytest.raises(PlanError, match=r"is 0.*choose drop_type absolute"):
         AllowedDrop(0.0, 0.01, "relative")
 
 
 def test_an_unknown_type_of_drop_is_refused():
     assert parse_drop_type("relative") == "relative"
-    with pytest.raises(SchemeError, match="'percent' is not known.*'absolute' and 'relative'"):
+    with pytest.raises(SchemeError, match=r"'percent' is not known.*'absolute' and 'relative'"):
         parse_drop_type("percent")
 
 
@@ -93,7 +94,7 @@ def test_what_a_build_drops_beyond_its_prediction_is_made_up_for():
     found = give_back(10, lambda number: 0.1 * (1 - number / 10), built, 0.041)
     assert built.numbers == [6, 8]
     assert found.drop == pytest.approx(0.03)
-    assert found.before[6:] == (pytest.approx(0.06), pytest.approx(0.06))
+    assert found.before[6:] == (pytest.approx(0.06), pytest.approx(0.045))
 
 
 def test_a_build_that_never_holds_ends_with_everything_given_back():
@@ -145,7 +146,7 @@ def test_the_most_distortion_whose_metric_holds_is_chosen():
 def test_a_choice_that_failed_is_not_measured_again():
     measured = []
     found = _settled(Budget(max_drop=0.5), lambda s: measured.append(s.chosen), loud=1.0, quiet=1.0)
-    assert all(one != other for one, other in zip(measured, measured[1:], strict=False))
+    assert all(one != other for one, other in pairwise(measured))
     assert len(measured) < len(FALLING)
     assert found.chosen == measured[-1]
 

@@ -11,7 +11,8 @@ import pytest
 import undense
 from graphs import graph, normal
 from undense.cli import main
-from undense.passes.errors import PlanError, SchemeError, TargetError, ValidationError
+from undense.frontend.dense import run_dense
+from undense.passes.errors import InputError, PlanError, SchemeError, TargetError, ValidationError
 from undense.passes.plan import read_plan
 from undense.runtime.unloaded import Unloaded
 
@@ -38,14 +39,9 @@ def _inputs(count=6):
 
 def _dataset():
     """Inputs, and the classes that the dense model gives them."""
-    first, second, head = 0.0003 * normal(N, N, seed=1), 0.0003 * normal(N, N, seed=2), None
-    head = normal(N, N, seed=3)
-    found = []
-    for x in _inputs():
-        hidden = x + x @ first
-        hidden = hidden + hidden @ second
-        found.append({"x": x, "labels": (hidden @ head).argmax(-1)})
-    return found
+    dense = run_dense(_model(), ({"x": x} for x in _inputs()))
+    pairs = zip(_inputs(), dense, strict=True)
+    return [{"x": x, "labels": found["y"].argmax(-1)} for x, found in pairs]
 
 
 def accuracy(model, dataset):
@@ -73,7 +69,7 @@ def test_the_worst_layers_are_given_back_until_the_metric_holds(target: str, tmp
         target=target, scheme=COARSE, budget={"max_drop": 0.02}, output=tmp_path / "m"
     )
     assert _schemes(module) == {"first": "trit_planes", "second": "trit_planes", "head": "dense"}
-    found = module.report["planning"]["validation"]
+    found = module.report["validation"]
     assert found["dense"] == 1.0
     assert found["compiled"] == accuracy(module, _dataset())
     assert found["drop"] == 1.0 - found["compiled"] <= 0.02
@@ -92,7 +88,7 @@ def test_the_worst_layers_are_given_back_until_the_metric_holds(target: str, tmp
 def test_without_a_drop_nothing_is_given_back():
     module = _compiled(scheme="int_codes{bits=8}", budget={"max_drop": 0.1})
     assert _schemes(module)["head"] == "int_codes"
-    assert module.report["planning"]["validation"]["given_back"] == []
+    assert module.report["validation"]["given_back"] == []
 
 
 def test_a_data_free_compile_is_held_to_the_metric_too():
@@ -105,7 +101,7 @@ def test_a_plan_by_measurement_is_held_to_the_metric_and_replayed_without_it(tmp
         budget="max_drop=0.005", batch=[1], plan_time=20, ignored_scope=["second"],
         output=tmp_path / "one",
     )  # fmt: skip
-    found = module.report["planning"]["validation"]
+    found = module.report["validation"]
     assert found["drop"] <= 0.005
     again = undense.compile(
         _model(), target="ort-cpu", calibration_dataset=_inputs(),
@@ -133,10 +129,13 @@ def test_within_limits_on_costs_the_report_counts_what_was_given_back():
         budget={"size_ratio": 0.7, "max_drop": 0.02}, batch=[1], plan_time=20,
     )  # fmt: skip
     planning = module.report["planning"]
-    assert [row["site"] for row in planning["validation"]["given_back"]] == ["head"]
+    assert [row["site"] for row in module.report["validation"]["given_back"]] == ["head"]
     assert read_plan(module.path / "plan.json").sites[-1].scheme == "dense"
     assert 1 / 3 < planning["size_ratio"] <= 0.7
     assert planning["runners_up"]["head"][0]["scheme"].startswith("trit_planes")
+    (head,) = (row for row in planning["sites"] if row["name"] == "head")
+    assert (head["scheme"], head["distortion"]) == ("dense", 0.0)
+    assert "given back" in head["reason"]
 
 
 def test_without_a_function_the_report_says_what_the_drop_is_of():
@@ -144,7 +143,7 @@ def test_without_a_function_the_report_says_what_the_drop_is_of():
         validation_fn=None, validation_dataset=None, budget={"max_drop": 0.3}, batch=[1]
     )
     assert any("stood in for a metric" in note for note in module.report["notes"])
-    assert "validation" not in module.report["planning"]
+    assert module.report["validation"] is None
 
 
 def test_models_take_and_give_the_types_of_the_artifact():
@@ -154,7 +153,7 @@ def test_models_take_and_give_the_types_of_the_artifact():
         (info,) = model.inputs
         found = model.run({"x": dataset[0].astype(info.dtype)})["y"]
         seen.add((info.dtype, found.dtype.name, model.outputs[0].dtype))
-        with pytest.raises(undense.InputError, match="expected dtype float16"):
+        with pytest.raises(InputError, match="expected dtype float16"):
             model(dataset[0])
         return 1.0
 
@@ -169,7 +168,7 @@ def test_a_conversion_that_alone_costs_too_much_is_named():
 
     x = _inputs()[0]
     dense = undense.compile(_model(), target="ort-cpu", scheme="dense")(x)
-    with pytest.raises(PlanError, match="with every layer dense.*float16; raise it, or leave"):
+    with pytest.raises(PlanError, match=r"with every layer dense.*float16; raise it, or leave"):
         _compiled(
             scheme=COARSE, dtype="float16", budget={"max_drop": 1e-7},
             validation_fn=exactness, validation_dataset=[x, dense],
@@ -182,7 +181,7 @@ def test_where_the_device_is_not_here_the_exchanged_model_stands_in(monkeypatch)
 
     monkeypatch.setattr("undense.accuracy_control.load_if_possible", elsewhere)
     module = _compiled(scheme=COARSE, budget={"max_drop": 0.02})
-    found = module.report["planning"]["validation"]
+    found = module.report["validation"]
     assert "compiled" not in found
     assert found["drop"] == pytest.approx(1.0 - found["predicted"])
     assert [row["site"] for row in found["given_back"]] == ["head"]
@@ -239,7 +238,8 @@ class Counted:
     right: float
 
 def accuracy(model, samples):
-    return Counted(np.mean([(model(s["x"]).argmax(-1) == s["labels"]).mean() for s in samples])).right
+    right = [(model(s["x"]).argmax(-1) == s["labels"]).mean() for s in samples]
+    return Counted(np.mean(right)).right
 
 limit = 3
 """
@@ -265,9 +265,12 @@ def test_the_command_line_takes_a_function_and_data(files: Path, capsys, monkeyp
     assert main([
         "compile", "model.onnx", "-o", "out", "--target", "ort-cpu", "--scheme", COARSE,
         "--budget", "max_drop=0.02", "--drop-type", "relative",
-        "--validation", "metric.py:accuracy", "--validation-data", "data.npz", "--json",
+        "--validation", "metric.py:accuracy", "--validation-data", "data.npz",
     ]) == 0  # fmt: skip
-    found = json.loads(capsys.readouterr().out)["planning"]["validation"]
+    shown = capsys.readouterr().out
+    assert "metric accuracy: 1 dense, " in shown
+    assert "given back to dense for it: head\n" in shown
+    found = json.loads(Path("out/report.json").read_text())["validation"]
     assert [row["site"] for row in found["given_back"]] == ["head"]
     assert (found["function"], found["drop_type"]) == ("accuracy", "relative")
 

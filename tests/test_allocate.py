@@ -110,3 +110,13 @@ def test_for_every_price_the_best_option_is_on_the_hull(points):
     for price in (0.0, 0.1, 0.5, 1.0, 3.0, 20.0):
         values = [d + price * c for c, d in zip(costs, losses, strict=True)]
         assert min(values) == pytest.approx(min(values[option] for option in hull))
+
+
+def test_the_solver_writes_nothing(capfd):
+    # A case for which HiGHS 1.11 repairs a solution, and says so whatever it is told.
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        aim = random.lognormal(0, 8, (12, 6)).tolist()
+        costs = random.lognormal(0, 3, (12, 6))
+        allocate(aim, [Limit("size_ratio", costs.tolist(), float(costs.mean(axis=1).sum()))])
+    assert capfd.readouterr().out == ""

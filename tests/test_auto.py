@@ -138,3 +138,11 @@ def test_budgets_are_read(given, expected):
 def test_budgets_that_are_not_understood_are_refused(given, cause):
     with pytest.raises(SchemeError, match=cause):
         Budget.parse(given)
+
+
+def test_for_size_alone_what_is_slower_is_left_where_something_as_small_is_fast():
+    slow = site("a", slow={EIGHT: 1.1, FOUR: 1.3})
+    priced = model(slow)
+    assert schemes(priced, choose(priced, Budget(size_ratio=0.3))) == [TWO]
+    said = runners_up(slow, 3, Budget(size_ratio=0.3))[1]["reason"]
+    assert said == f"would take 1.10× the time at batch 1, and {TWO} is as small"

@@ -12,8 +12,8 @@ import onnx_ir as ir
 import pytest
 import undense
 from graphs import graph, normal
-from numpy.typing import NDArray
 from safetensors.numpy import load_file
+from token_models import TEXT, token_model, token_samples
 from undense.passes.errors import (
     FitError,
     LoadError,
@@ -26,18 +26,9 @@ from undense.passes.errors import (
 from undense.passes.plan import read_plan
 from undense.runtime.verify import verify
 
-TEXT = """
-agraph (int64[batch, tokens] ids) => (float[batch, tokens, 40] y) {
-    x = Gather <axis = 0> (table, ids)
-    a = MatMul (x, first)
-    b = Add (a, bias)
-    c = Relu (b)
-    y = MatMul (c, second)
-}
-"""
 SCHEMES = [
     "dense",
-    "auto",
+    "int_codes",
     "int_codes{bits=4,group=32}",
     "int_codes{bits=3,group=32}",
     "trit_planes{planes=2,group=32}",
@@ -49,31 +40,16 @@ SCHEMES = [
 ]
 
 
-def _model() -> ir.Model:
-    return graph(
-        TEXT,
-        table=normal(100, 64, seed=1),
-        first=normal(64, 96, seed=2),
-        bias=normal(96, seed=3),
-        second=normal(96, 40, seed=4),
-    )
-
-
-def _samples(count: int = 12) -> list[dict[str, NDArray[Any]]]:
-    random = np.random.default_rng(0)
-    return [{"ids": random.integers(0, 100, (2, 9))} for _ in range(count)]
-
-
 @pytest.mark.parametrize("target", ["ort-cpu", "llvm"])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_an_engine_computes_what_the_reference_says(
     target: str, scheme: str, tmp_path: Path
 ) -> None:
     module = undense.compile(
-        _model(),
+        token_model(),
         target=target,
         scheme=scheme,
-        calibration_dataset=_samples(),
+        calibration_dataset=token_samples(),
         output=tmp_path / "m",
     )
     found = verify(module)
@@ -88,17 +64,17 @@ def test_an_engine_computes_what_the_reference_says(
 @pytest.mark.parametrize(
     "scheme",
     [
-        *("auto", "int_codes{bits=4,group=32}", "low_rank{ratio=0.5}"),
+        *("int_codes", "int_codes{bits=4,group=32}", "low_rank{ratio=0.5}"),
         "int_codes{bits=4,group=32}+residual{rank=8}",
     ],
 )
 def test_the_portable_form_holds(scheme: str, tmp_path: Path) -> None:
     module = undense.compile(
-        _model(),
+        token_model(),
         target="ort-cpu",
         scheme=scheme,
         ignored_scope=["table"],
-        calibration_dataset=_samples(),
+        calibration_dataset=token_samples(),
         portable=True,
         output=tmp_path / "m",
     )
@@ -111,9 +87,13 @@ def test_the_portable_form_holds(scheme: str, tmp_path: Path) -> None:
 def test_replaying_a_plan_gives_the_same_bytes(tmp_path: Path) -> None:
     def build(name: str, **options: Any) -> undense.runtime.session.Session:  # type: ignore[name-defined]
         return undense.compile(
-            _model(), target="ort-cpu", calibration_dataset=_samples(), output=tmp_path / name,
-            cache=False, **options,
-        )  # fmt: skip
+            token_model(),
+            target="ort-cpu",
+            calibration_dataset=token_samples(),
+            output=tmp_path / name,
+            cache=False,
+            **options,
+        )
 
     build("first", scheme="int_codes{bits=4,group=32}")
     build("second", plan=tmp_path / "first" / "plan.json")
@@ -123,13 +103,13 @@ def test_replaying_a_plan_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_a_plan_edited_by_hand_is_carried_out(tmp_path: Path) -> None:
-    undense.compile(_model(), target="ort-cpu", output=tmp_path / "first")
+    undense.compile(token_model(), target="ort-cpu", output=tmp_path / "first")
     plan = json.loads((tmp_path / "first/plan.json").read_text())
     for site in plan["sites"]:
         if site["name"] == "first":
             site["scheme"] = "low_rank{rank=5}"
     (tmp_path / "plan.json").write_text(json.dumps(plan))
-    module = undense.compile(_model(), target="ort-cpu", plan=tmp_path / "plan.json")
+    module = undense.compile(token_model(), target="ort-cpu", plan=tmp_path / "plan.json")
     schemes = {site["name"]: site["scheme"] for site in module.report["sites"]}
     assert schemes["first"] == "low_rank{rank=5}"
     assert schemes["second"].startswith("int_codes")
@@ -137,21 +117,25 @@ def test_a_plan_edited_by_hand_is_carried_out(tmp_path: Path) -> None:
 
 def test_a_plan_does_not_fit_other_data_seeds_and_versions(tmp_path: Path) -> None:
     undense.compile(
-        _model(), target="ort-cpu", calibration_dataset=_samples(), output=tmp_path / "m"
+        token_model(), target="ort-cpu", calibration_dataset=token_samples(), output=tmp_path / "m"
     )
     plan = read_plan(tmp_path / "m/plan.json")
-    other = [{"ids": sample["ids"] // 2} for sample in _samples()]
+    other = [{"ids": sample["ids"] // 2} for sample in token_samples()]
     for data, changed, named in [
         (other, plan, "calibration data differ"),
-        (_samples(), dataclasses.replace(plan, seed=1), "seeds differ"),
-        (_samples(), dataclasses.replace(plan, versions={"numpy": "1.0"}), "versions of numpy"),
+        (token_samples(), dataclasses.replace(plan, seed=1), "seeds differ"),
+        (
+            token_samples(),
+            dataclasses.replace(plan, versions={"numpy": "1.0"}),
+            "versions of numpy",
+        ),
     ]:
         with pytest.raises(PlanError, match=named):
-            undense.compile(_model(), target="ort-cpu", calibration_dataset=data, plan=changed)
+            undense.compile(token_model(), target="ort-cpu", calibration_dataset=data, plan=changed)
 
 
 def test_the_report_keeps_its_promises(tmp_path: Path) -> None:
-    module = undense.compile(_model(), target="llvm", output=tmp_path / "m")
+    module = undense.compile(token_model(), target="llvm", output=tmp_path / "m")
     report = module.report
     assert [site["name"] for site in report["sites"]] == ["table", "first", "second"]
     assert set(report["sites"][0]) == {
@@ -168,7 +152,10 @@ def test_the_report_keeps_its_promises(tmp_path: Path) -> None:
 def test_weights_stay_packed_on_disk(tmp_path: Path) -> None:
     for target in ("ort-cpu", "llvm"):
         module = undense.compile(
-            _model(), target=target, scheme="int_codes{bits=4,group=64}", output=tmp_path / target
+            token_model(),
+            target=target,
+            scheme="int_codes{bits=4,group=64}",
+            output=tmp_path / target,
         )
         stored = (
             tmp_path
@@ -181,7 +168,7 @@ def test_weights_stay_packed_on_disk(tmp_path: Path) -> None:
 
 
 def test_onnx_can_be_left_out_for_tvm(tmp_path: Path) -> None:
-    undense.compile(_model(), target="llvm", with_onnx=False, output=tmp_path / "m")
+    undense.compile(token_model(), target="llvm", with_onnx=False, output=tmp_path / "m")
     assert not (tmp_path / "m/model.onnx").exists()
     assert undense.load(tmp_path / "m").engine == "tvm"
 
@@ -209,12 +196,12 @@ def test_bad_options_are_refused_and_nothing_is_written(
     options: dict[str, Any], kind: type[UndenseError], named: str, tmp_path: Path
 ) -> None:
     with pytest.raises(kind, match=named):
-        undense.compile(_model(), output=tmp_path / "m", **{"target": "ort-cpu", **options})
+        undense.compile(token_model(), output=tmp_path / "m", **{"target": "ort-cpu", **options})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_nan_weights_name_the_layer(tmp_path: Path) -> None:
-    model = _model()
+    model = token_model()
     weight = normal(64, 96)
     weight[3, 5] = np.nan
     model.graph.initializers["first"].const_value = ir.tensor(weight, name="first")
@@ -239,12 +226,12 @@ def test_a_stop_leaves_nothing_behind(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        undense.compile(_model(), target="ort-cpu", output=tmp_path / "m", progress=interrupt)
+        undense.compile(token_model(), target="ort-cpu", output=tmp_path / "m", progress=interrupt)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_source_is_left_as_it_was() -> None:
-    model = _model()
+    model = token_model()
     before = ir.to_proto(model).SerializeToString()
     undense.compile(model, target="ort-cpu")
     assert ir.to_proto(model).SerializeToString() == before
@@ -254,13 +241,13 @@ def test_a_folder_that_is_no_artifact_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     (tmp_path / "m/diary.txt").write_text("dear diary")
     with pytest.raises(UndenseError, match="m"):
-        undense.compile(_model(), target="ort-cpu", output=tmp_path / "m")
+        undense.compile(token_model(), target="ort-cpu", output=tmp_path / "m")
     assert (tmp_path / "m/diary.txt").read_text() == "dear diary"
 
 
 def test_args_are_for_modules() -> None:
     with pytest.raises(LoadError, match="args"):
-        undense.compile(_model(), (np.zeros((1, 2), np.int64),), target="ort-cpu")
+        undense.compile(token_model(), (np.zeros((1, 2), np.int64),), target="ort-cpu")
 
 
 @pytest.mark.parametrize(
@@ -271,7 +258,7 @@ def test_float32_model_runs_in_float16(
     target: str, kernels: str | None, scheme: str, tmp_path: Path
 ) -> None:
     text = (
-        TEXT.replace("float[batch, tokens, 40] y", "float[batch, tokens, 64] y")
+        TEXT.replace("TYPE[batch, tokens, 40] y", "float[batch, tokens, 64] y")
         .replace(
             "y = MatMul (c, second)",
             "z = Mul (extra, bias)  d = Add (c, z)  y = MatMul (d, second)",
@@ -314,7 +301,7 @@ def test_float32_model_runs_in_float16(
 @pytest.mark.parametrize("target", ["llvm", "ort-cpu"])
 def test_bfloat16_is_refused_for_cpus(target: str) -> None:
     with pytest.raises(TargetError, match="does not compute in bfloat16; choose dtype float16"):
-        undense.compile(_model(), target=target, dtype="bfloat16")
+        undense.compile(token_model(), target=target, dtype="bfloat16")
 
 
 def test_number_beyond_float16_in_a_sample_is_refused() -> None:

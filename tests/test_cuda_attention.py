@@ -10,10 +10,16 @@ import ml_dtypes  # noqa: F401 (makes numpy know bfloat16)
 import numpy as np
 import pytest
 import tvm
+from cuda_kernels import known
 from numpy.typing import NDArray
+from tvm import tirx
+from tvm.sym import Analyzer
 from undense.backend.cuda.nvcc import EMULATED_HEADERS
 from undense.backend.kernels.attention import Attention
 from undense.backend.kernels.cuda.attention import attention, fits
+from undense.backend.kernels.cuda.attention_arguments import Given, Lengths, workspace
+from undense.backend.kernels.cuda.attention_splits import Splits
+from undense.backend.kernels.cuda.attention_tiling import ALONE, BLOCKS, FEW, SHARE
 from undense.backend.kernels.lowering import lowering_context
 
 pytestmark = pytest.mark.usefixtures("cuda_device")
@@ -79,7 +85,8 @@ def check(
         function = attention(spec, dtype).with_attr("global_symbol", "main")
         built = tvm.compile(tvm.IRModule({"main": function}), target=target)
         y = tvm.runtime.tensor(np.zeros((batch, queries, heads, spec.value_size), dtype), device)
-        built["main"](*[tvm.runtime.tensor(array, device) for array in arrays], y)
+        parts = tvm.runtime.tensor(np.full(workspace(spec), np.nan, np.float32), device)
+        built["main"](*[tvm.runtime.tensor(array, device) for array in arrays], y, parts)
     expected = reference(spec, arrays)
     got = y.numpy().astype(np.float64)
     np.testing.assert_array_equal(np.isnan(got), np.isnan(expected))
@@ -93,7 +100,7 @@ def rounding_bound(spec: Attention, arrays: list[NDArray[Any]], dtype: str) -> f
 
     An error of a score changes its weight by as much, relatively.
     """
-    query, key, value = (np.abs(array.astype(np.float64)).max() for array in arrays[:3])
+    query, key, value = (np.abs(array.astype(np.float64)).max(initial=0.0) for array in arrays[:3])
     largest_score = spec.scale * query * key * np.sqrt(spec.size)
     scores = 2 * EPSILON["float32"] * (1 + largest_score)
     return float(value * (EPSILON[dtype] + scores))
@@ -114,10 +121,13 @@ def test_lengths(dtype: str, batch: int, queries: int, keys: int):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-@pytest.mark.parametrize(("size", "value_size"), [(64, 64), (128, 64), (96, 32), (32, 96)])
+@pytest.mark.parametrize(
+    ("size", "value_size"),
+    [(64, 64), (128, 64), (96, 32), (16, 112), (80, 80), (160, 160), (192, 16), (256, 256)],
+)
 def test_sizes(dtype: str, size: int, value_size: int):
-    for queries in (3, 40):
-        check(spec_of(size=size, value_size=value_size), dtype, 1, queries, 45)
+    for queries in (3, 70):
+        check(spec_of(size=size, value_size=value_size, heads=1), dtype, 1, queries, 45)
 
 
 @pytest.mark.parametrize("layouts", [("rows", "rows", "rows"), ("rows", "heads", "heads")])
@@ -149,9 +159,12 @@ def test_masks(there: tuple[bool, bool, bool, bool], kind: str):
 
 
 @pytest.mark.parametrize("group", [1, 3])
-@pytest.mark.parametrize(("queries", "keys"), [(1, 70), (9, 9), (40, 40), (33, 200), (130, 130)])
+@pytest.mark.parametrize(
+    ("queries", "keys"), [(1, 70), (9, 9), (40, 40), (33, 200), (130, 130), (90, 20)]
+)
 def test_causal(group: int, queries: int, keys: int):
-    check(spec_of(group=group, causal=True), "float16", 2, queries, keys, order="shuffled:2")
+    spec = spec_of(group=group, causal=True, allow_empty=queries > keys)
+    check(spec, "float16", 2, queries, keys, order="shuffled:2")
 
 
 def test_causal_with_a_mask_of_keys():
@@ -178,18 +191,75 @@ def test_rows_masked_by_the_lowest_number_are_averages(queries: int):
     check(spec, "float32", 2, queries, 24, mask=mask)
 
 
+@pytest.mark.parametrize("dtype", EPSILON)
+@pytest.mark.parametrize(
+    ("queries", "keys"), [(1, ALONE + 1), (3, 2 * ALONE + 7), (20, ALONE + SHARE)]
+)
+def test_keys_are_split_over_blocks(dtype: str, queries: int, keys: int):
+    spec = spec_of(group=3, heads=1, causal=True)
+    assert split_count(spec, 2, queries, keys) > 1
+    check(spec, dtype, 2, queries, keys, order="shuffled:3")
+
+
+@pytest.mark.parametrize(("batch", "keys"), [(1, ALONE), (BLOCKS, ALONE + 9), (0, 9), (2, 0)])
+def test_keys_stay_together_where_they_are_few_or_blocks_are_many(batch: int, keys: int):
+    spec = spec_of(heads=1, size=16, value_size=16, allow_empty=True)
+    assert split_count(spec, batch, 1, keys) == 1
+    check(spec, "float16", batch, 1, keys)
+
+
+@pytest.mark.parametrize("allow_empty", [True, False])
+def test_splits_of_masked_keys_count_for_nothing(allow_empty: bool):
+    """One row sees the keys of one split, one those of part of a split, one sees none."""
+    keys = 2 * ALONE
+    mask = np.zeros((1, 1, 3, keys), bool)
+    mask[..., 0, SHARE : 2 * SHARE] = True
+    mask[..., 1, -SHARE // 3 :] = True
+    for kind in ("bool", "float32"):
+        given = mask if kind == "bool" else np.where(mask, 0.5, -np.inf).astype(kind)
+        spec = spec_of(
+            mask=(False, False, True, True), mask_dtype=kind, allow_empty=allow_empty, group=2
+        )
+        assert split_count(spec, 1, 3, keys) > 2
+        check(spec, "float16", 1, 3, keys, mask=given)
+
+
+def test_a_workspace_holds_all_splits():
+    spec = spec_of(heads=3, group=2)
+    for batch in (1, 7, 43, 500):
+        for queries in (1, 8, 9, FEW // 2):
+            for keys in (1, ALONE, ALONE + 1, 5000, 100_000):
+                count = split_count(spec, batch, queries, keys)
+                places = batch * 3 * -(-queries * 2 // 16) * count
+                assert count == 1 or places <= workspace(spec)[0]
+
+
+def split_count(spec: Attention, batch: int, queries: int, keys: int) -> int:
+    """By the expression that the kernels are launched with."""
+    lengths = Lengths()
+    values = (tirx.const(length, "int64") for length in (batch, queries, keys))
+    lengths.batch, lengths.queries, lengths.keys = values
+    given = Given(spec, known("float16"), lengths, [None] * (5 + (spec.mask is not None)))
+    return int(Analyzer().simplify(Splits(given).count))
+
+
 def test_large_scores_do_not_overflow():
     check(spec_of(scale=50.0), "float32", 1, 2, 40)
+
+
+@pytest.mark.parametrize("queries", [2, 40])
+def test_the_scale_may_be_negative(queries: int):
+    check(spec_of(scale=-0.3, causal=True), "float16", 1, queries, 75)
 
 
 @pytest.mark.parametrize(
     ("size", "value_size", "dtype", "expected"),
     [
         (64, 64, "float16", True),
-        (128, 128, "float16", True),
-        (256, 64, "float16", False),
-        (80, 64, "float16", False),
-        (80, 80, "float32", True),
+        (256, 80, "bfloat16", True),
+        (256, 256, "float32", True),
+        (272, 64, "float16", False),
+        (64, 72, "float16", False),
         (64, 64, "int8", False),
     ],
 )

@@ -258,12 +258,16 @@ def test_what_calls_no_cublas_has_no_library(target: str, text: str, tmp_path: P
     assert emulated_cublas.taken() == []
 
 
-def test_without_a_compiler_nothing_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_nothing_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from undense.backend.cuda import cublas as builder
 
     monkeypatch.setattr(builder, "find_cpp_compiler", lambda: None)
+    model = tmp_path / "model.onnx"
+    model.write_bytes(b"not to be read")
     with pytest.raises(MissingDependencyError, match=r"-libs=cublas needs a C\+\+ compiler"):
-        undense.compile("nothing.onnx", target=TARGET)
+        undense.compile(model, target=TARGET)
 
 
 @pytest.mark.gpu

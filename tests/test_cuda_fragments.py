@@ -125,24 +125,27 @@ def test_codes_decode_to_themselves(
     assert 32 * stored.words == WORD_BITS[bits]
     restored = packed["scales"][:, 0].swapaxes(-1, -2).reshape(planes, -1, scales.shape[-1])
     wanted = np.pad(scales, [(0, 0), (0, -outputs % TILE), (0, 0)]).astype(np.float32)
-    np.testing.assert_array_equal(restored * packed["unit"], wanted)
+    units = packed["unit"].reshape(-1, 1)
+    np.testing.assert_array_equal(restored * units, wanted)
 
 
-@pytest.mark.parametrize("largest", [1e-38, 1e-30, 0.75, 1.0, 3.0, 1e30])
+@pytest.mark.parametrize("largest", [1e-38, 1e-30, 0.75, 1.0, 3.0, 3e38])
 def test_scales_are_stored_relative_to_a_power_of_two(largest: float) -> None:
     stored = Coded(known("float16"), 4, 8, 32)
-    scales = np.array([[[largest], [largest / 4]]], np.float32)
-    packed = stored.pack(np.zeros((1, 2, 32), np.int8), scales)
-    unit = float(packed["unit"][0])
-    assert np.frexp(unit)[0] == 0.5
-    assert largest <= unit * (1 + 1e-6)
-    relative = packed["scales"][packed["scales"] > 0]
-    assert relative.max() <= 1
+    # Of two outputs, each in two groups.
+    scales = np.array([[[largest, largest / 4], [largest / 2**12, largest / 2**14]]], np.float32)
+    packed = stored.pack(np.zeros((1, 2, 64), np.int8), scales)
+    units = packed["unit"][0, 0, :2]
+    assert (np.frexp(units)[0] == 0.5).all()
+    relative = packed["scales"][0, 0, 0, :, :2]
+    np.testing.assert_array_equal(relative * units, scales[0].T)
+    assert (relative.max(axis=0) >= 1).all()
+    assert (relative < 2).all()
     assert relative.min() > float(ml_dtypes.finfo("float16").smallest_normal)
 
 
 def test_scales_of_zero_have_a_unit() -> None:
     stored = Coded(known("float16"), 4, 8, 32)
     packed = stored.pack(np.zeros((1, 2, 32), np.int8), np.zeros((1, 2, 1), np.float32))
-    assert packed["unit"] == 1
+    assert (packed["unit"] == 1).all()
     assert not packed["scales"].any()

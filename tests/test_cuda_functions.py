@@ -26,14 +26,12 @@ extern "C" __global__ void product_bf16(float* c, unsigned* a, unsigned* b) {
 extern "C" __global__ void product_f32(float* c, unsigned* a, unsigned* b) {
   undense_mma_f32(c + threadIdx.x * 4, a + threadIdx.x * 8, b + threadIdx.x * 4);
 }
-extern "C" __global__ void product_s8(int* c, unsigned* a, unsigned* b) {
-  undense_mma_s8(c + threadIdx.x * 4, a + threadIdx.x * 4, b + threadIdx.x * 2);
-}
-extern "C" __global__ void matrices(unsigned* r, unsigned* transposed, unsigned short* rows) {
+extern "C" __global__ void matrices(unsigned* r, unsigned* transposed, unsigned short* rows,
+                                    int offset) {
   __shared__ alignas(16) unsigned short tile[256];
   for (int i = 0; i < 8; ++i) tile[threadIdx.x * 8 + i] = rows[threadIdx.x * 8 + i];
   __syncthreads();
-  undense_ldmatrix_x4(r + threadIdx.x * 4, tile + threadIdx.x * 8);
+  undense_ldmatrix_x4(r + threadIdx.x * 4, tile + threadIdx.x * 8 + offset);
   undense_ldmatrix_x4_trans(transposed + threadIdx.x * 4, tile + threadIdx.x * 8);
 }
 extern "C" __global__ void copies(float* out, float* in, int pending, int bytes, int offset) {
@@ -63,9 +61,6 @@ extern "C" __global__ void tile(float* out, half* a, half* b, int wait) {
       out[(lane / 4 + i / 2 * 8) * 16 + n * 8 + lane % 4 * 2 + i % 2] = c[i];
     }
   }
-}
-extern "C" __global__ void load_once(unsigned* out, unsigned* in) {
-  undense_load_once(out, in);
 }
 """
 
@@ -97,14 +92,6 @@ def layout_16(a: NDArray[Any], b: NDArray[Any]) -> tuple[NDArray[Any], NDArray[A
     return fragment(a, rows, columns), fragment(b, b_rows, [GROUP] * 4)
 
 
-def layout_32(a: NDArray[Any], b: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """mma.m16n8k32 of bytes: a0..a15 and b0..b7 of each lane."""
-    rows = [GROUP if i < 4 or 8 <= i < 12 else GROUP + 8 for i in range(16)]
-    columns = [MEMBER * 4 + (i & 3) + (16 if i >= 8 else 0) for i in range(16)]
-    b_rows = [MEMBER * 4 + (i & 3) + (16 if i >= 4 else 0) for i in range(8)]
-    return fragment(a, rows, columns), fragment(b, b_rows, [GROUP] * 8)
-
-
 def layout_c(c: NDArray[Any]) -> NDArray[Any]:
     rows = [GROUP if i < 2 else GROUP + 8 for i in range(4)]
     return fragment(c, rows, [MEMBER * 2 + (i & 1) for i in range(4)])
@@ -121,20 +108,10 @@ def test_matrix_products_of_floats(name):
     assert_close(c, layout_c(expected), reduction=16)
 
 
-def test_matrix_products_of_bytes():
-    generator = np.random.default_rng(9)
-    a = generator.integers(-128, 128, (16, 32)).astype(np.int8)
-    b = generator.integers(-128, 128, (32, 8)).astype(np.int8)
-    before = generator.integers(-1000, 1000, (16, 8)).astype(np.int32)
-    c = layout_c(before)
-    kernels().launch("product_s8", c, *(words(part) for part in layout_32(a, b)))
-    assert (c == layout_c(before + a.astype(np.int32) @ b.astype(np.int32))).all()
-
-
 def test_matrices_are_loaded_by_rows_and_by_columns():
     matrices = np.arange(256, dtype=np.uint16).reshape(4, 8, 8)
     rows, columns = np.zeros((32, 4, 2), np.uint16), np.zeros((32, 4, 2), np.uint16)
-    kernels().launch("matrices", rows, columns, matrices)
+    kernels().launch("matrices", rows, columns, matrices, np.int32(0))
     for lane in range(32):
         row, first = lane // 4, lane % 4 * 2
         assert (rows[lane] == matrices[:, row, first : first + 2]).all()
@@ -170,12 +147,11 @@ def test_a_tile_is_copied_loaded_and_multiplied(order):
     assert np.isnan(wrong).all()
 
 
-def test_addresses_of_wide_copies_and_loads_are_checked():
+def test_addresses_of_copies_and_of_rows_of_matrices_are_checked():
     source, out = np.zeros(16, np.float32), np.zeros(8, np.float32)
     arguments = (np.int32(0), np.int32(16), np.int32(1))
     with pytest.raises(CudaError, match=r"MISALIGNED_ADDRESS.*kernel copies.*asynchronous copy"):
         kernels().launch("copies", out, source, *arguments, block=(1,))
-    kernels().launch("load_once", out, np.arange(4, dtype=np.uint32), block=(1,))
-    assert out.view(np.uint32)[:4].tolist() == [0, 1, 2, 3]
-    with pytest.raises(CudaError, match=r"MISALIGNED_ADDRESS.*kernel load_once"):
-        kernels().launch("load_once", out, source[1:], block=(1,))
+    rows, columns = np.zeros((2, 32, 8), np.uint16)
+    with pytest.raises(CudaError, match=r"MISALIGNED_ADDRESS.*kernel matrices.*ldmatrix"):
+        kernels().launch("matrices", rows, columns, np.zeros(256, np.uint16), np.int32(1))

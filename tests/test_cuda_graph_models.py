@@ -153,7 +153,7 @@ def test_a_bound_may_be_given_and_holds():
 
 @pytest.mark.parametrize("text", ["b=0", "b=x", "b="])
 def test_a_bound_is_a_length(text: str):
-    with pytest.raises(TargetError, match="is no dimension; write batch or batch=8"):
+    with pytest.raises(TargetError, match="is no dimension; write tokens or tokens=8"):
         TARGET.with_graphs([text])
 
 

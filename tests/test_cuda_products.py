@@ -110,6 +110,24 @@ def test_scales_beyond_float16_are_its_numbers_by_their_unit(size: float) -> Non
     check_rows(weight, (3, 40))
 
 
+@pytest.mark.parametrize("group", [32, 64])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_each_output_keeps_its_digits_beside_larger_ones(dtype: str, group: int) -> None:
+    outputs, inputs, planes = 33, 100, 2
+    sizes = 2.0 ** np.linspace(-13, 7, outputs)
+    spread = np.random.default_rng(4).uniform(0.5, 1, (planes, outputs, -(-inputs // group)))
+    weight = coded(
+        dtype, 4, outputs, inputs, group=group, planes=planes, scales=spread * sizes[:, None]
+    )
+    run = weight.compiled()
+    for rows in (3, 40, 70):
+        x = array(dtype, rows, inputs)
+        wide = x.astype(np.float64)
+        lost = np.linalg.norm(run(x) - wide @ weight.exact.T, axis=0)
+        size = np.sqrt((wide**2 @ weight.exact.T**2).sum(0))
+        assert (lost / size).max() < 3 * rounding(dtype)
+
+
 @pytest.mark.parametrize("rows", [1, 40])
 @pytest.mark.parametrize(
     "weight", [dense("float16", 33, 64, scale=1e3), coded("float16", 8, 33, 64)]

@@ -1,38 +1,39 @@
-"""What nvcc makes of the CUDA kernels: registers, memory, and device code in `module.so`."""
+"""What nvcc makes of the CUDA kernels: registers and memory of each architecture."""
 
 from __future__ import annotations
 
-import struct
-import subprocess
-import sys
-from collections.abc import Callable
-from ctypes.util import find_library
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 import tvm
 import tvm_ffi
+from cuda_helpers import ARCHITECTURES
 from cuda_kernels import known
-from onnx import save
-from relax_models import parse
 from tvm import tirx
 from tvm.target import Target as TvmTarget
 from undense.backend.cuda import nvcc
-from undense.backend.cuda.module import check_device_compiler, cuda_modules, device_code_by
+from undense.backend.cuda.module import cuda_modules, device_code_by
 from undense.backend.kernels.attention import Attention
 from undense.backend.kernels.cuda.attention import attention
+from undense.backend.kernels.cuda.attention_splits import SUM_WARPS
+from undense.backend.kernels.cuda.attention_tiling import (
+    GREATEST,
+    SharedRows,
+    few_rows,
+    many_rows,
+)
 from undense.backend.kernels.cuda.norm import norm_step
 from undense.backend.kernels.cuda.product import Product
 from undense.backend.kernels.cuda.products import Tiling, product_function, tilings
 from undense.backend.kernels.cuda.rows import gather_step
+from undense.backend.kernels.cuda.warpgroup_rows import WarpgroupRowsTiling
 from undense.backend.kernels.cuda.weights import Coded, Dense, Weights
 from undense.backend.kernels.lowering import lowering_context
-from undense.cli import main
-from undense.passes.errors import MissingDependencyError, TargetError
+from undense.passes.errors import LoweringError
 
-ARCHITECTURES = ("sm_80", "sm_90")
 SIZE = 4096
 REGISTERS = 65536
 """Of a multiprocessor, for all of its blocks."""
@@ -57,6 +58,21 @@ PRODUCTS: dict[str, tuple[Weights, int]] = {
 """With the blocks of one row's kernel that a multiprocessor has registers for: dense weights are
 under way in more of them."""
 
+HOPPERS: dict[str, Weights] = {
+    **{name: weights for name, (weights, _) in PRODUCTS.items() if "float32" not in name},
+    "dense-bfloat16": Dense(known("bfloat16")),
+    "codes-3": Coded(known("bfloat16"), 3, 4, 32),
+    "codes-5": Coded(known("float16"), 5, 13, 128),
+    "codes-8-bfloat16": Coded(known("bfloat16"), 8, 128, 128),
+    "planes-4": Coded(known("float16"), 4, 8, 128, 2),
+}
+"""Weights of products by instructions of a warpgroup."""
+
+HOPPER_QUICK = ("dense-float16", "planes-4")
+
+HOPPER_SHARED = 227 * 1024
+"""The most that a block may have on sm_90."""
+
 QUICK = ("codes-4",)
 OTHERS: dict[str, tuple[Callable[[], Any], int]] = {
     "layer_norm": (lambda: norm_step(SIZE, 1e-5, "float16", centered=True).function, 4),
@@ -65,25 +81,26 @@ OTHERS: dict[str, tuple[Callable[[], Any], int]] = {
 }
 """With the blocks that are to fit into a multiprocessor's registers: its 2048 threads."""
 
-HEADS = ((64, "float16", 1), (128, "float16", 4), (128, "bfloat16", 1), (64, "float32", 1))
-"""Size and type of heads, and how many share one of the keys."""
-
-needs_nvcc = pytest.mark.usefixtures("compiler")
-# The part of TVM that makes CUDA modules comes into a process once: here the emulation's.
-makes_modules = pytest.mark.usefixtures("compiler", "cuda_device")
-LINEAR = (
-    "g (float16[n, 64] x) => (float16[n, 2] y) <float16[64, 2] w = {"
-    + ", ".join(["1"] * 128)
-    + "}> { y = MatMul(x, w) }"
+HEADS = (
+    (64, "float16", 1, None),
+    (64, "float16", 4, "float32"),
+    (80, "bfloat16", 1, "bool"),
+    (96, "float16", 1, None),
+    (128, "float16", 4, None),
+    (128, "bfloat16", 1, "bool"),
+    (160, "float16", 1, None),
+    (192, "float16", 8, None),
+    (256, "float16", 1, "bool"),
+    (64, "float32", 1, None),
+    (128, "float32", 1, None),
+    (256, "float32", 1, "bool"),
 )
+"""Size and type of heads, how many share one of the keys, and the type of a mask."""
 
 
-@pytest.fixture(scope="module")
-def compiler() -> None:
-    try:
-        nvcc.check_nvcc(ARCHITECTURES)
-    except MissingDependencyError as error:
-        pytest.skip(str(error))
+needs_nvcc = pytest.mark.usefixtures("cuda_compiler")
+# The part of TVM that makes CUDA modules comes into a process once: here the emulation's.
+makes_modules = pytest.mark.usefixtures("cuda_compiler", "cuda_device")
 
 
 @cache
@@ -92,27 +109,30 @@ def product_of(name: str) -> Product:
     return Product.plain(weights.activation, weights, SIZE, SIZE)
 
 
-def resources(function: Any) -> dict[str, list[nvcc.Resources]]:
-    """What each kernel of a function needs, by name, on both architectures."""
+def resources(
+    function: Any, architectures: Sequence[str] = ARCHITECTURES
+) -> dict[str, list[nvcc.Resources]]:
+    """What each kernel of a function needs, by name, on all architectures."""
     sources: list[str] = []
 
     def code(source: str, architectures: Any) -> bytes:
         sources.append(source)
         return b"not loaded"
 
-    machine = TvmTarget({"kind": "cuda", "arch": "sm_80", "host": {"kind": "llvm"}})
+    machine = TvmTarget({"kind": "cuda", "arch": architectures[0], "host": {"kind": "llvm"}})
     module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
-    with device_code_by(code), cuda_modules(ARCHITECTURES), machine, lowering_context():
+    with device_code_by(code), cuda_modules(architectures), machine, lowering_context():
         tvm.compile(module, target=machine)
     found: dict[str, list[nvcc.Resources]] = {}
-    for item in nvcc.resources(sources[0], ARCHITECTURES):
+    for item in nvcc.resources(sources[0], architectures):
         found.setdefault(item.kernel, []).append(item)
-    assert all(len(items) == len(ARCHITECTURES) for items in found.values())
+    assert all(len(items) == len(architectures) for items in found.values())
     return found
 
 
 def check(item: nvcc.Resources, threads: int, blocks: int) -> None:
     """Fails unless so many blocks fit by their registers, and nothing lies in local memory."""
+    assert not item.serialized, item
     assert item.registers <= min(255, REGISTERS // (threads * blocks)), item
     assert item.spilled_bytes <= SPILLED, item
     assert item.stack_bytes <= SPILLED, item
@@ -139,6 +159,50 @@ def test_products_fit_into_registers(name: str) -> None:
 
 
 @makes_modules
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in HOPPER_QUICK else pytest.mark.slow) for n in HOPPERS],
+)
+def test_products_of_warpgroups_stay_under_way(name: str) -> None:
+    weights = HOPPERS[name]
+    product = Product.plain(weights.activation, weights, SIZE, SIZE)
+    for _, tiling in tilings(product, warpgroups=True):
+        if isinstance(tiling, WarpgroupRowsTiling):
+            function = product_function(product, ((None, tiling),))
+            ((item,),) = resources(function, ["sm_90a"]).values()
+            check(replace(item, shared_bytes=0), 32 * tiling.warps, 1)
+            assert tiling.shared_bytes(weights) <= HOPPER_SHARED
+
+
+SERIALIZED = """
+extern "C" __global__ void stored_to_early(const unsigned* a, float* y) {
+  extern __shared__ __align__(1024) unsigned x[];
+  float sums[64] = {};
+  for (int i = 0; i < 4; ++i) {
+    undense_wgmma_fence();
+    undense_multiply_rows_f16(sums, a, x);
+    undense_wgmma_commit();
+    sums[i] += 1;
+  }
+  undense_wgmma_finish(sums, 64);
+  for (int i = 0; i < 64; ++i) y[threadIdx.x * 64 + i] = sums[i];
+}
+"""
+
+
+@needs_nvcc
+def test_products_that_wait_for_each_other_are_told() -> None:
+    (item,) = nvcc.resources(SERIALIZED, ["sm_90a"])
+    assert item.serialized
+
+
+@needs_nvcc
+def test_no_other_architecture_has_products_of_warpgroups() -> None:
+    with pytest.raises(LoweringError, match=r"wgmma.* not supported on .target 'sm_90'"):
+        nvcc.resources(SERIALIZED, ["sm_90"])
+
+
+@makes_modules
 @pytest.mark.parametrize("name", OTHERS)
 def test_norms_and_gathers_fit_into_registers(name: str) -> None:
     make, blocks = OTHERS[name]
@@ -148,162 +212,68 @@ def test_norms_and_gathers_fit_into_registers(name: str) -> None:
             check(item, threads, blocks)
 
 
-@pytest.mark.parametrize("name", PRODUCTS)
-def test_shared_memory_is_what_the_tilings_say(name: str) -> None:
-    product = product_of(name)
-    rules = tilings(product)
+def allocated_shared(function: Any) -> list[int]:
+    """Words of shared memory of each kernel of a function."""
     allocated: list[int] = []
 
     def note(statement: Any) -> None:
         buffer = statement.buffer
         if buffer.scope() == "shared.dyn":
-            allocated.append(4 * int(buffer.shape[0]))
+            allocated.append(int(buffer.shape[0]))
 
-    function = product_function(product, rules)
     tvm_ffi.structural_walk(function.body, (tirx.AllocBuffer, note), order="post")
+    return allocated
+
+
+@pytest.mark.parametrize("warpgroups", [False, True])
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_shared_memory_is_what_the_tilings_say(name: str, warpgroups: bool) -> None:
+    product = product_of(name)
+    rules = tilings(product, warpgroups)
+    allocated = allocated_shared(product_function(product, rules))
     wanted = [shared_bytes(tiling, product.weights) for _, tiling in rules]
-    assert sorted(allocated) == sorted(wanted)
-    assert max(wanted) <= SHARED
+    assert sorted(4 * words for words in allocated) == sorted(wanted)
+    assert max(wanted) <= (HOPPER_SHARED if warpgroups else SHARED)
 
 
-_BUILD = """
-import sys
-import tvm
-from undense.backend.relax_build import build
-from undense.backend.target import Target
-from undense.frontend.load import load
-module = build(load(sys.argv[1]), Target.parse("cuda -arch=sm_80,sm_90"))
-module.export(sys.argv[2])
-print("devices", int(tvm.cuda(0).exist))
-"""
-
-
-@pytest.fixture(scope="module")
-def library(compiler: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, str]:
-    """`module.so` for both architectures, and what the process that built it said."""
-    folder = tmp_path_factory.mktemp("module")
-    save(parse(LINEAR), folder / "linear.onnx")
-    command = [sys.executable, "-c", _BUILD, str(folder / "linear.onnx"), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return (folder / "module.so").read_bytes(), done.stdout
-
-
-def device_images(data: bytes) -> list[tuple[str, int]]:
-    """Kind and architecture of each image in the fat binaries of a file.
-
-    A fat binary is a header of `magic, version, header size, size`, then images: each a header
-    with its kind first, its own size after 4 bytes, that of what follows after 8, and the
-    architecture after 28.
-    """
-    found = []
-    start = data.find(struct.pack("<IH", 0xBA55ED50, 1))
-    while start >= 0:
-        header, size = struct.unpack_from("<HQ", data, start + 6)
-        at, end = start + header, start + header + size
-        while at < end:
-            kind, image_header, length = struct.unpack_from("<HxxIQ", data, at)
-            (architecture,) = struct.unpack_from("<I", data, at + 28)
-            found.append(({1: "ptx", 2: "machine code"}[kind], architecture))
-            at += image_header + length
-        start = data.find(struct.pack("<IH", 0xBA55ED50, 1), end)
-    return found
-
-
-@needs_nvcc
-def test_module_holds_code_of_each_architecture_and_ptx_for_later_ones(
-    library: tuple[bytes, str],
-) -> None:
-    data, _ = library
-    assert sorted(device_images(data)) == [("machine code", 80), ("machine code", 90), ("ptx", 90)]
-
-
-@needs_nvcc
-def test_module_holds_no_source(library: tuple[bytes, str]) -> None:
-    data, _ = library
-    for text in (b"__global__", b"__launch_bounds__", b"undense_mma_f16("):
-        assert text not in data
-
-
-@needs_nvcc
-def test_building_needs_no_gpu_and_no_driver(library: tuple[bytes, str]) -> None:
-    if find_library("cuda") is not None:
-        pytest.skip("this machine has NVIDIA's driver")
-    _, said = library
-    assert "devices 0" in said
-
-
-@pytest.mark.parametrize("target", ["cuda", "cuda -arch=sm_90"])
-def test_no_compiler_is_one_sentence_before_long_work(
-    target: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    def find() -> Path:
-        raise MissingDependencyError("target cuda needs nvcc, and there is none")
-
-    def load(*given: Any, **options: Any) -> None:
-        raise AssertionError("the model was loaded before nvcc was asked for")
-
-    monkeypatch.setattr(nvcc, "find_nvcc", find)
-    monkeypatch.setattr("undense.frontend.load.load", load)
-    save(parse(LINEAR), tmp_path / "linear.onnx")
-    arguments = ["compile", str(tmp_path / "linear.onnx"), "-o", str(tmp_path / "out")]
-    assert main([*arguments, "--target", target]) == 2
-    assert capsys.readouterr().err.strip() == "undense: target cuda needs nvcc, and there is none"
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("script", "message"),
-    [
-        (
-            "echo 'Cuda compilation tools, release 11.8, V11.8.89'",
-            r"is of CUDA 11\.8 .* needs 12\.4",
-        ),
-        ("echo nothing known", r"is of CUDA 0\.0 and target cuda needs 12\.4"),
-        ("exit 3", "does not run"),
-    ],
-)
-def test_a_compiler_that_will_not_do_is_named(
-    script: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = tmp_path / "nvcc"
-    made.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
-    made.chmod(0o755)
-    monkeypatch.setattr(nvcc, "find_nvcc", lambda: made)
-    nvcc.nvcc_version.cache_clear()
-    try:
-        with pytest.raises(MissingDependencyError, match=message):
-            nvcc.check_nvcc(ARCHITECTURES)
-    finally:
-        nvcc.nvcc_version.cache_clear()
-
-
-def test_who_brings_device_code_needs_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    def find() -> Path:
-        raise MissingDependencyError("no nvcc")
-
-    monkeypatch.setattr(nvcc, "find_nvcc", find)
-    with device_code_by(lambda source, architectures: b""):
-        check_device_compiler(ARCHITECTURES)
-    with pytest.raises(MissingDependencyError, match="no nvcc"):
-        check_device_compiler(ARCHITECTURES)
-
-
-@needs_nvcc
-def test_an_architecture_that_nvcc_does_not_know_is_refused() -> None:
-    nvcc.check_nvcc(["sm_90a"])
-    with pytest.raises(TargetError, match=r"knows no sm_999: it knows .*sm_90"):
-        nvcc.check_nvcc(["sm_90", "sm_999"])
+def attention_of(size: int, group: int = 1, mask: str | None = None) -> Attention:
+    layouts: dict[str, Any] = {"query": "heads", "key": "heads", "value": "heads"}
+    if mask is not None:
+        layouts |= {"mask": (True, True, True, True), "mask_dtype": mask}
+    return Attention(size, size, 8, group, 0.125, **layouts, causal=mask is None)
 
 
 @makes_modules
-@pytest.mark.parametrize(("size", "dtype", "group"), HEADS)
-def test_attention_fits_into_registers(size: int, dtype: str, group: int) -> None:
-    layouts = {"query": "heads", "key": "heads", "value": "heads"}
-    spec = Attention(size, size, 8, group, 0.125, **layouts, causal=True)  # type: ignore[arg-type]
-    for items in resources(attention(spec, dtype)).values():
+@pytest.mark.parametrize(
+    ("size", "dtype", "group", "mask"),
+    [
+        pytest.param(*head, marks=[] if head in (HEADS[0], HEADS[4]) else pytest.mark.slow)
+        for head in HEADS
+    ],
+)
+def test_attention_fits_into_registers(size: int, dtype: str, group: int, mask: str | None) -> None:
+    spec, activation = attention_of(size, group, mask), known(dtype)
+    found = resources(attention(spec, dtype))
+    threads = {
+        "main_kernel": 32 * few_rows(spec, activation).warps,
+        "main_kernel_1": 32 * SUM_WARPS,
+        "main_kernel_2": 32 * many_rows(spec, activation).warps,
+    }
+    assert found.keys() == threads.keys()
+    for kernel, items in found.items():
         for item in items:
-            check(item, 256, 1)
+            check(item, threads[kernel], 2)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("mask", [None, "bool"])
+def test_shared_memory_of_attention_is_what_the_tilings_say(dtype: str, mask: str | None) -> None:
+    activation = known(dtype)
+    for size in range(16, GREATEST + 1, 16):
+        spec = attention_of(size, mask=mask)
+        tilings = [make(spec, activation) for make in (few_rows, many_rows)]
+        words = [SharedRows(tiling, spec, activation).words for tiling in tilings]
+        assert max(words) * 4 <= SHARED, size
+        if size % 80 == 0:
+            sums = SUM_WARPS * (size + 1)
+            assert sorted(allocated_shared(attention(spec, dtype))) == sorted([*words, sums])

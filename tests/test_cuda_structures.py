@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import cuda_emulation
 import numpy as np
@@ -52,8 +53,8 @@ def on_cuda(
     dtype: str,
     leading: tuple[str | int, ...] = ("rows",),
     shape: tuple[int, int] = SMALL,
+    target: Mapping[str, Any] = cuda_emulation.TARGET,
 ) -> Callable[[Array], Array]:
-    target = cuda_emulation.TARGET
     with cuda_emulation.emulated(headers=EMULATED_HEADERS):
         return compiled(structure, factors, shape, leading, target=target, dtype=dtype)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,8 @@ def test_codes_unpack(bits: int, offset: int, planes: int) -> None:
     coded = Coded(known, bits, offset, 32, planes)
     rng = np.random.default_rng(bits)
     codes = rng.integers(-offset, 2**bits - offset, (planes, 37, 75)).astype(np.int8)
-    scales = rng.random((planes, 37, 3)).astype(np.float32)
+    sizes = 2.0 ** rng.integers(-9, 9, 37)
+    scales = (rng.random((planes, 37, 3)) * sizes[:, None]).astype(np.float32)
     arguments = coded.arguments(1, 37, 75)
     tensors = tuple(Tensor(a.name, a.shape, a.dtype) for a in arguments)
     weight = Weight("w", "coded", tensors, 1, 37, 75, bits, offset, 2**bits, 32, planes)
@@ -184,6 +186,23 @@ def test_products_are_right(tmp_path: Path, cuda_device: Any, scheme: str, dtype
     assert checked(tmp_path, case, {"rows": 3}) < tolerance(case)
 
 
+def test_products_for_one_architecture_are_compiled_for_it(
+    tmp_path: Path, cuda_device: Any
+) -> None:
+    asked = []
+
+    def code(source: str, architectures: Sequence[str]) -> bytes:
+        asked.append((*architectures, "undense_multiply_rows_f16" in source))
+        return emulated_code(source, architectures)
+
+    given = ("trit_planes{planes=2}", (96, 128), "float16", (70,), cases.HOPPER)
+    with emulated(), device_code_by(code):
+        make = partial(products.product_case, *given)
+        case = cases.compile_for(cases.HOPPER, make, TARGET, tmp_path, "case.so")
+    assert asked == [("sm_90a", True)]
+    assert checked(tmp_path, case, {"rows": 70}) < tolerance(case)
+
+
 def test_a_wrong_product_is_seen(tmp_path: Path, cuda_device: Any) -> None:
     case = compiled(tmp_path, lambda: products.product_case("dense", (64, 64), "float16"))
     generator = torch.Generator().manual_seed(0)
@@ -201,7 +220,7 @@ def test_norm_and_attention_are_right(tmp_path: Path, cuda_device: Any) -> None:
     assert checked(tmp_path, norm, {"rows": 3}) < tolerance(norm)
     attention = compiled(
         tmp_path,
-        lambda: other_kernels.attention_case(4, 2, 64, "float16", 5, 9, causal=True),
+        lambda: other_kernels.attention_case(4, 2, 64, "float16", 5, (9,), causal=True),
         "attention.so",
     )
     assert checked(tmp_path, attention, attention.sizes[0]) < tolerance(attention)
@@ -255,7 +274,7 @@ def test_a_measurement_has_everything(tmp_path: Path, cuda_device: Any) -> None:
     assert row["correct"]
     assert set(row["times"]) == {"undense", LINEAR}
     assert "torch int4" in row["skipped"]
-    assert row["work"]["weight_bytes"] == 64 * 128 // 2 + 64 * 4 + 4
+    assert row["work"]["weight_bytes"] == 64 * 128 // 2 + 64 * (4 + 4)
     ours = row["times"]["undense"]
     assert ours["samples"] == 30
     assert 0 < ours["p10"] <= ours["median"] <= ours["p90"]
@@ -299,12 +318,12 @@ def test_floors_are_counted() -> None:
     with TARGET.tvm():
         dense, _ = products.product_case("dense", (4096, 11008), "float16")
         tied, _ = products.product_case("trit_planes{planes=2}", (4096, 4096), "float16")
-        causal, _ = other_kernels.attention_case(32, 8, 64, "float16", 2048, 2048, causal=True)
+        causal, _ = other_kernels.attention_case(32, 8, 64, "float16", 2048, (2048,), causal=True)
     work = work_of(dense, {"rows": 1})
     assert work.weight_bytes == 2 * 4096 * 11008
     assert work.bytes == work.weight_bytes + 2 * (4096 + 11008)
     assert work.operations == 2 * 4096 * 11008
-    assert work_of(tied, {"rows": 8}).weight_bytes == 4096 * 4096 // 2 + 4 * 4096 * 32 + 4
+    assert work_of(tied, {"rows": 8}).weight_bytes == 4096 * 4096 // 2 + 4096 * (32 * 4 + 4)
     assert work_of(causal, causal.sizes[0]).operations == 4 * 32 * 64 * 2048 * 2049 // 2
     assert floor_of(work, 1e12, 1e30).bound == "bytes"
     floor = floor_of(work, 1e30, 1e12)

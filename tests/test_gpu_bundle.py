@@ -16,6 +16,7 @@ from undense.passes.errors import InputError
 from benchmarks.gpu import build, cases, products, runtime, table
 from benchmarks.gpu.runner import run
 from benchmarks.gpu.runner.baselines import LINEAR
+from benchmarks.gpu.runner.results import Results
 from benchmarks.gpu.runner.spec import read_cases, write_cases
 
 TARGET = Target.parse("cuda -arch=sm_90")
@@ -59,6 +60,23 @@ def test_without_a_gpu_the_plan_is_printed(
     assert run.main(tmp_path, ["--only", "nothing"]) == 2
 
 
+def test_cases_for_another_gpu_are_left_out_with_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with TARGET.tvm():
+        case, _ = products.product_case("dense", (64, 64), "float16")
+        hopper, _ = products.product_case("dense", (64, 64), "float16", (2048,), "sm_90a")
+    assert hopper.name == "sm_90a dense 64x64 float16"
+    results = Results(tmp_path / "results.json", {}, resume=False)
+    assert run.runnable([case, hopper], (9, 0), results) == [case, hopper]
+    assert not results.document["left_out"]
+    assert run.runnable([hopper, case], (10, 0), results) == [case]
+    (entry,) = results.document["left_out"]
+    assert entry["case"] == hopper.name
+    assert entry["reason"] == "it is for sm_90a alone, and this GPU is an sm_100"
+    assert "is left out: it is for sm_90a alone" in capsys.readouterr().out
+
+
 def test_the_page_needs_results(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no results"):
         table.render(tmp_path)
@@ -75,8 +93,9 @@ def test_the_page_shows_what_was_measured(tmp_path: Path) -> None:
         "times": {"undense": {"median": 12.34}}, "times_as_fast_as": {LINEAR: 2.5},
         "of_floor": 0.7, "of_copy_bandwidth": 0.81, "skipped": {"torch int4": "RuntimeError: no"},
     }  # fmt: skip
+    hopper = {**row, "architecture": "sm_90a", "times": {"undense": {"median": 6.78}}}
     document = {
-        "machine": machine, "bundle": {"sources": "abc", "target": "cuda"}, "rows": [row],
+        "machine": machine, "bundle": {"sources": "abc", "target": "cuda"}, "rows": [row, hopper],
         "failed": [], "left_out": [],
     }  # fmt: skip
     (tmp_path / "results.json").write_text(json.dumps(document))
@@ -84,6 +103,8 @@ def test_the_page_shows_what_was_measured(tmp_path: Path) -> None:
     assert kept.name == "gpu-one.json"
     page = table.render(tmp_path / "kept")
     assert "12.3 (2.50x; 70 %, **wrong**)" in page
+    assert "| trit_planes{planes=2} float16 | 12.3 (" in page
+    assert "| trit_planes{planes=2} float16 sm_90a | 6.8 (" in page
     assert f"| {row['case']} | 1 | copy bandwidth | 0.8 | 0.81 | met |" in page
     assert f"| {row['case']} | 1 | {LINEAR} | 3 | 2.50 | missed |" in page
     assert "not measured" in page

@@ -250,7 +250,7 @@ def test_tuning_makes_times_old() -> None:
                     default_us=2.0,
                     spread=0.1,
                     threads=1,
-                    versions=versions(),
+                    versions=versions("cpu"),
                     date="2026-01-01",
                 )
             ]

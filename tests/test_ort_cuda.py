@@ -15,24 +15,16 @@ import pytest
 import torch
 import undense
 from artifacts import IN_FEATURES, expected, make_artifact, sample
-from graphs import graph, normal
+from graphs import graph
 from helpers import assert_close
 from numpy.typing import DTypeLike, NDArray
+from token_models import token_model, token_samples
 from undense.cli import main
 from undense.passes.errors import InputError, SchemeError, TargetError
 from undense.runtime import cuda_provider, gpu_tensors, ort_binding, ort_session
 from undense.runtime.unloaded import Unloaded
 from undense.runtime.verify import verify
 
-TEXT = """
-agraph (int64[batch, tokens] ids) => (TYPE[batch, tokens, 40] y) {
-    x = Gather <axis = 0> (table, ids)
-    a = MatMul (x, first)
-    b = Add (a, bias)
-    c = Relu (b)
-    y = MatMul (c, second)
-}
-"""
 SCHEMES = [
     "auto",
     "int_codes{bits=4,group=256}",
@@ -45,22 +37,6 @@ SCHEMES = [
 ]
 
 
-def model(dtype: DTypeLike = np.float32, opset: int = 20) -> ir.Model:
-    weights = {
-        "table": normal(100, 256, seed=1, dtype=dtype),
-        "first": normal(256, 96, seed=2, dtype=dtype),
-        "bias": normal(96, seed=3, dtype=dtype),
-        "second": normal(96, 40, seed=4, dtype=dtype),
-    }
-    name = "float" if np.dtype(dtype) == np.float32 else str(np.dtype(dtype))
-    return graph(TEXT.replace("TYPE", name), opset=opset, **weights)
-
-
-def samples(count: int = 12) -> list[dict[str, NDArray[Any]]]:
-    random = np.random.default_rng(0)
-    return [{"ids": random.integers(0, 100, (2, 9))} for _ in range(count)]
-
-
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     found = TargetError("no GPU: buy one")
@@ -69,7 +45,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def compiled(folder: Path, source: ir.Model, scheme: str) -> undense.runtime.session.Session:  # type: ignore[name-defined]
     return undense.compile(
-        source, target="ort-cuda", scheme=scheme, calibration_dataset=samples(), output=folder
+        source, target="ort-cuda", scheme=scheme, calibration_dataset=token_samples(), output=folder
     )
 
 
@@ -93,7 +69,7 @@ def packed(folder: Path) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_what_is_written_holds(scheme: str, dtype: DTypeLike, tmp_path: Path) -> None:
-    module = compiled(tmp_path / "m", model(dtype), scheme)
+    module = compiled(tmp_path / "m", token_model(256, dtype=dtype), scheme)
     assert isinstance(module, Unloaded)
     assert any("CPU provider stood in" in note for note in module.report["notes"])
     assert module.report["warnings"] == []
@@ -122,13 +98,13 @@ def test_blocks_are_those_with_a_kernel(
     scheme: str, nodes: list[tuple[int, int]], tmp_path: Path
 ) -> None:
     """256 and 96 features: the second has no multiple of 64."""
-    compiled(tmp_path / "m", model(), scheme)
+    compiled(tmp_path / "m", token_model(256), scheme)
     assert packed(tmp_path / "m") == nodes
 
 
 @pytest.mark.usefixtures("no_gpu")
 def test_an_older_opset_is_raised(tmp_path: Path) -> None:
-    compiled(tmp_path / "m", model(opset=13), "auto")
+    compiled(tmp_path / "m", token_model(256, opset=13), "auto")
     assert ir.load(tmp_path / "m/model.onnx").opset_imports[""] >= 15
     assert verify(undense.load(tmp_path / "m", device="cpu")).holds
 
@@ -152,7 +128,7 @@ def test_what_is_for_cpus_is_refused(
     options: dict[str, Any], kind: type[Exception], named: str, tmp_path: Path
 ) -> None:
     with pytest.raises(kind, match=named):
-        undense.compile(model(), target="ort-cuda", output=tmp_path / "m", **options)
+        undense.compile(token_model(256), target="ort-cuda", output=tmp_path / "m", **options)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -160,7 +136,7 @@ def test_what_is_for_cpus_is_refused(
 def test_the_command_line_says_that_it_was_not_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ir.save(model(), tmp_path / "model.onnx")
+    ir.save(token_model(256), tmp_path / "model.onnx")
     out = str(tmp_path / "m")
     assert main(["compile", str(tmp_path / "model.onnx"), "-o", out, "--target", "ort-cuda",
                  "--json"]) == 0  # fmt: skip
@@ -260,11 +236,11 @@ def gpu() -> None:
 def test_a_gpu_computes_what_the_reference_says(
     scheme: str, dtype: DTypeLike, tmp_path: Path
 ) -> None:
-    module = compiled(tmp_path / "m", model(dtype), scheme)
+    module = compiled(tmp_path / "m", token_model(256, dtype=dtype), scheme)
     assert module.device == "cuda"
     found = verify(module)
     assert found.holds, found.to_json()
-    ids = samples(1)[0]["ids"]
+    ids = token_samples(1)[0]["ids"]
     result = module(torch.from_numpy(ids).cuda())
     assert result.is_cuda
     np.testing.assert_array_equal(result.cpu().numpy(), module(ids))

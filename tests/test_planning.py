@@ -18,6 +18,7 @@ from undense.passes.options import rows, site_options
 from undense.passes.plan import Plan, read_plan
 from undense.passes.scheme import parse_scheme
 from undense.passes.sites import find_sites
+from undense.runtime.plan_report import print_plan
 
 N = 128
 SLOW = "int_codes{bits=4,activations=int8}"
@@ -84,6 +85,24 @@ def test_a_plan_keeps_its_budget_and_says_what_it_predicts(quick_times):
     assert losses == sorted(losses, reverse=True)
     assert 0.5 < report["prediction"]["median_ratio"] < 2
     json.dumps(report, allow_nan=False)
+
+
+def test_the_report_of_a_plan_has_what_each_site_costs(quick_times, capsys):
+    planned = _plan("size_ratio=0.25")
+    report = planned.report
+    assert report["distortion_measure"] == "relative_mse"
+    assert report["distortions"]["measured"] >= 2
+    assert report["distortions"]["predicted"] >= 2
+    for choice, found in zip(planned.plan.sites, report["sites"], strict=True):
+        assert (choice.name, choice.scheme) == (found["name"], found["scheme"])
+        assert found["bytes"]["dense"] == 4 * choice.in_features * choice.out_features
+        assert set(found["milliseconds"]) == {"1", "32"}
+        assert found["relative_error"] == planned.results[choice.name].relative_error
+    after = sum(found["bytes"]["chosen"] for found in report["sites"])
+    bits = 8 * after / sum(found["bytes"]["dense"] / 4 for found in report["sites"])
+    assert report["effective_bits"] == pytest.approx(bits)
+    print_plan(report)
+    assert f"bytes of weights   {report['size_ratio']:.1%} of dense" in capsys.readouterr().out
 
 
 def test_without_budget_the_default_drop_is_kept_for_the_least_cost(quick_times):

@@ -16,7 +16,7 @@ LIBRARY = [
       for path in sorted((ROOT / folder).rglob("*.py"))),
     ROOT / "compiler.py",
 ]  # fmt: skip
-OF_COMMANDS_ALONE = ("backend/tuning", "runtime/report.py")
+OF_COMMANDS_ALONE = ("backend/tuning", "runtime/report.py", "runtime/plan_report.py")
 """What only `undense tune` calls, and tables."""
 KEYWORDS = {
     name

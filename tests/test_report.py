@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from undense.runtime.report import (
     print_report,
     print_verification,
     report_json,
-    write_report,
 )
 
 HOSTILE = "<script>alert('x')</script>&[red]$name"
@@ -119,53 +117,6 @@ def test_json_keeps_every_digit_and_is_valid():
     read = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert read["sites"] == REPORT["sites"]
     assert read["extra"] == [0.5, None, None, 3]
-
-
-class Page(HTMLParser):
-    """Collects tags and text, and fails where tags do not match."""
-
-    void = ("meta", "link", "br")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.text = ""
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-        if tag not in self.void:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-
-@pytest.mark.parametrize("report", [REPORT, BARE], ids=["full", "bare"])
-def test_the_page_is_self_contained_and_escaped(tmp_path, report):
-    write_report(tmp_path, report)
-    assert json.loads((tmp_path / "report.json").read_text())["bytes"] == report["bytes"]
-    page = Page()
-    page.feed((tmp_path / "report.html").read_text())
-    page.close()
-    assert page.open == []
-    assert not {"script", "img", "link", "iframe"} & set(page.tags)
-    assert not {"src", "href", "onclick"} & {name for name, _ in page.attributes}
-    for item in report["sites"]:
-        assert page.text.count(item["name"]) == 2  # a bar and a row
-    assert page.tags.count("rect") == len(report["sites"])
-
-
-def test_sites_without_an_error_have_no_bar(tmp_path):
-    write_report(tmp_path, {**REPORT, "sites": [site("a", None), site("b", float("inf"))]})
-    page = (tmp_path / "report.html").read_text()
-    assert "<svg" not in page
-    assert "No site was changed." in page
 
 
 def test_verification_shows_what_is_nearest_to_its_tolerance(capsys):

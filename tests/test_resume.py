@@ -46,7 +46,7 @@ def progress(done, total, text):
         time.sleep(60)
 
 undense.compile(
-    folder + "/model.onnx", target="ort-cpu", scheme="low_rank{ratio=0.5}",
+    folder + "/model.onnx", target="ort-cpu", scheme="low_rank{ratio=0.5}", lossless=False,
     calibration_dataset=folder + "/calib.npz", output=output,
     cache=kept if kept else False, progress=progress,
 )

@@ -36,7 +36,12 @@ def _emulated(source: str, architectures: Sequence[str]) -> bytes:
 def _on_gpu(folder: Path, scheme: str, **options: Any) -> dict[str, Any]:
     with device_code_by(_emulated):
         undense.compile(
-            _model(), target="cuda -arch=sm_90", scheme=scheme, output=folder, **options
+            _model(),
+            target="cuda -arch=sm_90",
+            scheme=scheme,
+            output=folder,
+            lossless=False,
+            **options,
         )
     return inspect(folder)
 
@@ -65,7 +70,9 @@ def test_a_model_that_was_not_compiled_is_counted_in_its_type(tmp_path: Path) ->
 
 @pytest.mark.parametrize("target", ["llvm", "ort-cpu"])
 def test_factors_on_cpus_are_float32(target: str, tmp_path: Path) -> None:
-    undense.compile(_model(), target=target, scheme="low_rank{rank=16}", output=tmp_path / "m")
+    undense.compile(
+        _model(), target=target, lossless=False, scheme="low_rank{rank=16}", output=tmp_path / "m"
+    )
     report = inspect(tmp_path / "m")
     weights = 256 * 128, 128 * 96
     first, second = (32 * 16 * total / n for total, n in zip((384, 224), weights, strict=True))

@@ -122,7 +122,9 @@ def _record(artifact: Path, fields: dict[str, Any]) -> Any:
 
 def test_a_record_that_fits_no_tiling_is_said(artifact: Path) -> None:
     add_records([_record(artifact, {"width": 3})])
-    with pytest.raises(LoweringError, match=r"48x64 does not fit .* 'width'.*without tuned"):
+    with pytest.raises(
+        LoweringError, match=r"48x64 for .* rows does not fit .* 'width'.*without tuned"
+    ):
         undense.compile(model(), scheme="dense")
 
 

@@ -34,7 +34,7 @@ RECORD = Record(
     default_us=12.5,
     spread=0.02,
     threads=2,
-    versions=versions(),
+    versions=versions("cpu"),
     date="2026-01-01",
 )
 
@@ -146,7 +146,7 @@ def test_records_of_functions_are_for_their_processor_and_versions() -> None:
     target = Target.parse("llvm -mcpu=x86-64-v3")
     mine = dataclasses.replace(FUNCTION, processor=processor_name(target))
     no_better = dataclasses.replace(mine, function="01", trace=None)
-    old = dataclasses.replace(mine, function="02", versions={**versions(), "apache-tvm": "0"})
+    old = dataclasses.replace(mine, function="02", versions={**versions("cpu"), "apache-tvm": "0"})
     foreign = dataclasses.replace(mine, function="03", processor="another")
     add_records([mine, no_better, old, foreign])
     chosen = choose_records(target)
@@ -164,7 +164,7 @@ def test_the_user_s_records_win_over_shipped_ones(monkeypatch: pytest.MonkeyPatc
     family = choose.Family("some", frozenset({"avx2"}), True, "a machine", (shipped, foreign))
     monkeypatch.setattr(choose, "families", lambda: (family,))
     mine = dataclasses.replace(RECORD, processor=processor_name(target))
-    old = dataclasses.replace(mine, rows=32, versions={**versions(), "schedules": "0"})
+    old = dataclasses.replace(mine, rows=32, versions={**versions("cpu"), "schedules": "0"})
     add_records([mine, old, dataclasses.replace(RECORD, processor="another", rows=128)])
     chosen = choose_records(target)
     assert {key[-1]: source for key, (_, source) in chosen.records.items()} == {

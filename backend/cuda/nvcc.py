@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -53,6 +53,7 @@ class Resources:
         shared_bytes: of a block, without what is given at launch.
         spilled_bytes: stored to local memory for want of registers.
         stack_bytes: of local memory of a thread.
+        serialized: whether ptxas lets each product of a warpgroup wait for the one before.
     """
 
     kernel: str
@@ -61,6 +62,7 @@ class Resources:
     shared_bytes: int
     spilled_bytes: int
     stack_bytes: int
+    serialized: bool = False
 
 
 @cache
@@ -176,6 +178,7 @@ def _first_error(output: str) -> str:
 
 def _parsed(told: str) -> list[Resources]:
     found = []
+    serialized = re.findall(r"wgmma.* are serialized .* in the function '(\w+)'", told)
     kernel = architecture = ""
     stack = spilled = 0
     for line in told.splitlines():
@@ -186,5 +189,6 @@ def _parsed(told: str) -> list[Resources]:
         elif fit := re.search(r"Used (\d+) registers", line):
             shared = re.search(r"(\d+) bytes smem", line)
             shared_bytes = int(shared[1]) if shared else 0
-            found.append(Resources(kernel, architecture, int(fit[1]), shared_bytes, spilled, stack))
+            used = Resources(kernel, architecture, int(fit[1]), shared_bytes, spilled, stack)
+            found.append(replace(used, serialized=kernel in serialized))
     return found

@@ -93,6 +93,6 @@ def conditions(target: Target, form: Form, threads: int) -> dict[str, Any]:
         **found,
         "processor": processor_name(compiled_for),
         "packing": PACKING,
-        "schedules": SCHEDULES,
+        "schedules": SCHEDULES[target.device],
         "tuning": hashlib.sha256(text.encode()).hexdigest(),
     }

@@ -182,20 +182,32 @@ def tell(workload: Workload, tiling: Any) -> None:
         told[workload] = tiling
 
 
-def recorded(tiling: Any, key: Key) -> Any:
+def recorded(tiling: Any, key: Key, check: Callable[[Any], None] | None = None) -> Any:
     """A rule's tiling with the fields of the record that there is for a key, if there is one.
 
+    Args:
+        tiling: of the rule.
+        key: of the kernel and number of rows.
+        check: raises ValueError for a tiling that cannot be used.
+
     Raises:
-        LoweringError: the record has a field that the tiling has not.
+        LoweringError: the record has a field that the tiling has not, or a value that it cannot
+            have.
     """
+    fields = _records.get().get(key)
+    if not fields:
+        return tiling
     try:
-        return with_fields(tiling, _records.get().get(key, {}))
-    except (AttributeError, TypeError) as error:
-        kind, out_features, in_features, _ = key
+        found = with_fields(tiling, fields)
+        if check is not None:
+            check(found)
+    except (AttributeError, TypeError, ValueError) as error:
+        kind, out_features, in_features, rows = key
         raise LoweringError(
-            f"the tuning record of {kind} {out_features}x{in_features} does not fit its tiling "
-            f"({error}): tune again, or compile without tuned tilings"
+            f"the tuning record of {kind} {out_features}x{in_features} for {rows} rows does not "
+            f"fit its tiling ({error}): tune again, or compile without tuned tilings"
         ) from error
+    return found
 
 
 def with_fields(tiling: T, fields: Mapping[str, Any]) -> T:

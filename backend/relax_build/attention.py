@@ -11,6 +11,7 @@ from tvm import te, tirx
 
 from ..kernels.attention import Attention, Layout, attention
 from ..kernels.cuda import attention as cuda_attention
+from ..kernels.cuda.attention_arguments import workspace
 from ..kernels.gpu import on_gpu
 from ..kernels.mathematics import dtype_of, tanh
 from ..kernels.targets import float_tiling
@@ -162,10 +163,11 @@ def fused_attention(
     if mask is not None:
         given.append(builder.reshape(mask, [*[1] * (4 - mask.rank), *mask.shape]))
     shape = [scores[0], scores[2], heads[0], sizes[2]]
-    function = (
-        cuda_attention.attention(spec, query.dtype) if on_gpu() else attention(spec, float_tiling())
-    )
-    result = builder.call("attention", function, shape, *given, dtype=query.dtype)
+    if on_gpu():
+        function, own = cuda_attention.attention(spec, query.dtype), workspace(spec)
+    else:
+        function, own = attention(spec, float_tiling()), None
+    result = builder.call("attention", function, shape, *given, dtype=query.dtype, workspace=own)
     return builder.cast(builder.transpose(result, [0, 2, 1, 3]), wanted)
 
 

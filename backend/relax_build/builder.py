@@ -84,18 +84,31 @@ class Builder(Dimensions):
         *values: Value,
         product: Step | None = None,
         dtype: str = "float32",
+        workspace: Sequence[int] | None = None,
     ) -> Value:
         """The output, of that shape and type, of a scheduled PrimFunc.
 
-        `product` is its step, if that takes a finish.
+        Args:
+            name: hint for its name.
+            function: it.
+            shape: of the output.
+            values: that it takes.
+            product: its step, if that takes a finish.
+            dtype: of the output.
+            workspace: shape of float32 that it takes behind the output, for itself, if it does.
         """
         out = relax.TensorType([extent(dim) for dim in shape], dtype)
         arguments = [self.tensor(value) for value in values]
         variable = self.block.add_func(function, name)
         if product is not None:
             self.products[variable.name_hint] = product
-        call = relax.call_tir(variable, arguments, out)
-        return Value(dtype, tuple(shape), expr=self.block.emit(call, name))
+        if workspace is None:
+            call = relax.call_tir(variable, arguments, out)
+            return Value(dtype, tuple(shape), expr=self.block.emit(call, name))
+        own = relax.TensorType([extent(dim) for dim in workspace], "float32")
+        outputs = self.block.emit(relax.call_tir(variable, arguments, [out, own]), name)
+        expr = self.block.emit(relax.TupleGetItem(outputs, 0), name)
+        return Value(dtype, tuple(shape), expr=expr)
 
     def steps(
         self,

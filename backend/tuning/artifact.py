@@ -248,6 +248,6 @@ def _measured(search: Search, outcome: Found, processor: str) -> dict[str, Any]:
         "default_us": comparison.default_us,
         "spread": comparison.spread,
         "threads": search.devices[0].threads,
-        "versions": versions(),
+        "versions": versions("cpu"),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }

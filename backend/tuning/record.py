@@ -9,10 +9,14 @@ from importlib import metadata
 from typing import Any
 
 from ... import __version__
+from ...runtime.artifact import Device
 from ..target import Target
 
-SCHEDULES = 3
-"""Raised when a kernel with a tiling changes: what was measured before says nothing about it."""
+SCHEDULES: Mapping[Device, int] = {"cpu": 3, "cuda": 4}
+"""Raised when a device's kernel with a tiling changes: what was measured before is not of it."""
+
+_GPU = "sm_"
+"""How the processors of GPUs begin; LLVM has no such names."""
 
 _COUNTS = ("out_features", "in_features", "rows", "threads")
 _TIMES = ("median_us", "default_us", "spread")
@@ -46,7 +50,7 @@ class Measured:
     @property
     def current(self) -> bool:
         """Whether it was measured with the schedules and the TVM at hand."""
-        mine = versions()
+        mine = versions("cuda" if self.processor.startswith(_GPU) else "cpu")
         return all(self.versions.get(name) == mine[name] for name in ("schedules", "apache-tvm"))
 
     def to_json(self) -> dict[str, Any]:
@@ -126,12 +130,12 @@ def record_from_json(found: Any) -> Record | FunctionRecord:
     return Record(**{**found, "fields": _hashable(found["fields"])})
 
 
-def versions() -> dict[str, str]:
-    """What a measurement depends on beside the machine."""
+def versions(device: Device) -> dict[str, str]:
+    """What a measurement on a device depends on beside the machine."""
     return {
         "undense": __version__,
         "apache-tvm": metadata.version("apache-tvm"),
-        "schedules": str(SCHEDULES),
+        "schedules": str(SCHEDULES[device]),
     }
 
 

@@ -17,6 +17,7 @@ from ..kernels.code_products import FEW
 from ..kernels.code_task import CodeTiling
 from ..kernels.cuda.few_rows import FewRowsTiling
 from ..kernels.cuda.many_rows import ManyRowsTiling
+from ..kernels.cuda.warpgroup_rows import WarpgroupRowsTiling
 from ..kernels.gemm import FloatTiling
 from ..kernels.targets import with_fields
 
@@ -82,7 +83,7 @@ def _(tiling: CodeTiling, kind: str, rows: int) -> Grid:
 @grid.register
 def _(tiling: FewRowsTiling, kind: str, rows: int) -> Grid:
     # Its rows are those of the rule: more of them would be left idle.
-    return {"warps": (4, 8, 16), "tiles": (1, 2, 4), "ahead": (1, 2, 4, 8)}
+    return {"warps": (4, 8, 16), "tiles": (1, 2, 4), "ahead": (2, 4, 8)}
 
 
 @grid.register
@@ -93,6 +94,16 @@ def _(tiling: ManyRowsTiling, kind: str, rows: int) -> Grid:
         "eights": (2, 4, 8),
         "tiles": (1, 2, 4),
         "stages": (2, 3, 4, 5),
+    }
+
+
+@grid.register
+def _(tiling: WarpgroupRowsTiling, kind: str, rows: int) -> Grid:
+    return {
+        "warpgroups": (1, 2, 4),
+        "height": (128, 256),
+        "tiles": (1, 2),
+        "stages": (3, 4, 5, 6),
     }
 
 

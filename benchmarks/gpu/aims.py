@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .cases import DECODE, LOW_RANK, TIED
+from .cases import DECODE, HOPPER, LOW_RANK, TIED
 from .runner.baselines import COMPILED, LINEAR
 
 Row = Mapping[str, Any]
@@ -62,8 +62,10 @@ AIMS = (
     Aim(_product(TIED, _SMALL), 1, LINEAR, 2.0),
     *(Aim(_product(TIED, shape), 8, LINEAR, 2.0) for shape in (_LARGE, _SMALL)),
     *(Aim(_product(TIED, shape), 2048, LINEAR, 0.9, 0.6) for shape in (_LARGE, _SMALL)),
+    *(Aim(f"{HOPPER} {_product(TIED, s)}", 2048, LINEAR, 0.9) for s in (_LARGE, _SMALL)),
     Aim(_product(LOW_RANK, _LARGE), 1, LINEAR, 3.0),
     Aim(_product(LOW_RANK, _SMALL), 1, LINEAR, 2.0),
     *(Aim(_product("dense", shape), 2048, LINEAR, 0.8, 0.6) for shape in (_LARGE, _SMALL)),
+    *(Aim(f"{HOPPER} {_product('dense', s)}", 2048, LINEAR, 0.8) for s in (_LARGE, _SMALL)),
     Aim(f"decode 1b {DECODE[0][0]} head {DECODE[0][1]} bfloat16", 2047, COMPILED, 2.0),
 )

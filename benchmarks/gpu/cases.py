@@ -15,7 +15,7 @@ from undense.backend.target import Target
 
 from .decode import decode_case
 from .other_kernels import attention_case, norm_case
-from .products import Functions, product_case
+from .products import ROWS, Functions, product_case, product_name
 from .runner.spec import Case
 
 SHAPES = ((4096, 11008), (4096, 4096), (11008, 4096))
@@ -30,7 +30,14 @@ SCHEMES = (
 DECODE = ((TIED, "int_codes{bits=8,group=128}"), ("dense", "dense"))
 """Schemes of the layers, and of the embedding that is the head too."""
 
-HEADS, SHARED, LENGTH = 32, 8, 2048
+HOPPER = "sm_90a"
+"""The architecture whose own instructions multiply many rows: measured beside the bundle's."""
+
+PREFILL = (128, 512, 2048)
+"""Rows that such products are measured at."""
+
+HEADS, SHARED = 32, 8
+LENGTH, CACHES = 2048, (2048, 4096)
 
 
 @dataclass(frozen=True)
@@ -49,10 +56,15 @@ class Recipe:
 def recipes() -> list[Recipe]:
     """All cases in the order in which they are measured."""
     first = [_product(scheme, shape, "float16") for scheme in SCHEMES[:3] for shape in SHAPES]
+    hopper = [
+        _product(scheme, shape, "float16", PREFILL, HOPPER)
+        for scheme in (TIED, "dense", FREE)
+        for shape in SHAPES[:2]
+    ]
     others = [_product(scheme, shape, "float16") for scheme in SCHEMES[3:] for shape in SHAPES]
     others += [_product("dense", shape, "bfloat16") for shape in SHAPES]
     decode = [_decode(scheme, head, "bfloat16") for scheme, head in DECODE]
-    return [*first, *decode, *_without_weights(), *others]
+    return [*first, *hopper, *decode, *_without_weights(), *others]
 
 
 def _without_weights() -> list[Recipe]:
@@ -64,21 +76,29 @@ def _without_weights() -> list[Recipe]:
         for features in (2048, 4096)
     ]
     for size in (64, 128):
-        for what, queries, causal in (
-            ("decode", 1, False),
-            ("prefill", LENGTH, False),
-            ("prefill, causal", LENGTH, True),
+        for what, queries, keys, causal in (
+            ("decode", 1, CACHES, False),
+            ("prefill", LENGTH, (LENGTH,), False),
+            ("prefill, causal", LENGTH, (LENGTH,), True),
         ):
-            given = (HEADS, SHARED, size, "float16", queries, LENGTH)
+            given = (HEADS, SHARED, size, "float16", queries, keys)
             make = partial(attention_case, *given, causal=causal)
             name = f"attention {what} {HEADS}/{SHARED} heads of {size} float16"
             found.append(Recipe(name, partial(compile_functions, make)))
     return found
 
 
-def _product(scheme: str, shape: tuple[int, int], dtype: str) -> Recipe:
-    make = partial(product_case, scheme, shape, dtype)
-    name = f"{scheme} {shape[0]}x{shape[1]} {dtype}"
+def _product(
+    scheme: str,
+    shape: tuple[int, int],
+    dtype: str,
+    rows: Sequence[int] = ROWS,
+    architecture: str = "",
+) -> Recipe:
+    make = partial(product_case, scheme, shape, dtype, rows, architecture)
+    name = product_name(scheme, shape, dtype, architecture)
+    if architecture:
+        return Recipe(name, partial(compile_for, architecture, make))
     return Recipe(name, partial(compile_functions, make))
 
 
@@ -100,6 +120,17 @@ def compile_functions(
             executable = tvm.compile(tvm.IRModule(functions), target=machine)
     executable.export_library(os.fspath(folder / library))
     return replace(case, library=library)
+
+
+def compile_for(
+    architecture: str,
+    make: Callable[[], tuple[Case, Functions]],
+    target: Target,
+    folder: Path,
+    library: str,
+) -> Case:
+    """As `compile_functions`, for one architecture instead of the bundle's."""
+    return compile_functions(make, Target.parse(f"cuda -arch={architecture}"), folder, library)
 
 
 def compile_model(

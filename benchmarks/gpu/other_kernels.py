@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from undense.backend.kernels.attention import Attention
 from undense.backend.kernels.cuda.attention import attention
+from undense.backend.kernels.cuda.attention_arguments import workspace
 from undense.backend.kernels.cuda.norm import norm
 
 from .products import Functions
@@ -34,10 +37,16 @@ def norm_case(features: int, dtype: str) -> tuple[Case, Functions]:
 
 
 def attention_case(
-    heads: int, shared: int, size: int, dtype: str, queries: int, keys: int, *, causal: bool
+    heads: int,
+    shared: int,
+    size: int,
+    dtype: str,
+    queries: int,
+    keys: Sequence[int],
+    *,
+    causal: bool,
 ) -> tuple[Case, Functions]:
-    """`softmax(Q Kᵀ / √size) V`, keys and values as a cache has them."""
-    mask = (False, False, True, True) if causal else None
+    """`softmax(Q Kᵀ / √size) V`, keys and values as a cache has them, of several lengths."""
     spec = Attention(
         size=size,
         value_size=size,
@@ -47,9 +56,8 @@ def attention_case(
         query="rows",
         key="heads",
         value="heads",
-        mask=mask,
-        mask_dtype="bool",
         allow_empty=True,
+        causal=causal,
     )
     function = attention(spec, dtype).with_attr("global_symbol", "attention")
     cache = ("batch", shared, "keys", size)
@@ -58,9 +66,8 @@ def attention_case(
         Tensor("key", cache, dtype),
         Tensor("value", cache, dtype),
     ]
-    if causal:
-        inputs.append(Tensor("mask", (1, 1, "queries", "keys"), "bool"))
     y = Tensor("y", ("batch", "queries", heads, size), dtype)
+    parts = Tensor("parts", workspace(spec), "float32")
     what = "decode" if queries == 1 else "prefill, causal" if causal else "prefill"
     case = Case(
         name=f"attention {what} {heads}/{shared} heads of {size} {dtype}",
@@ -71,9 +78,9 @@ def attention_case(
         engine="functions",
         weights=(),
         inputs=tuple(inputs),
-        calls=(Call("attention", tuple(tensor.name for tensor in inputs), (y,)),),
+        calls=(Call("attention", tuple(tensor.name for tensor in inputs), (y, parts)),),
         result="y",
-        sizes=({"batch": 1, "queries": queries, "keys": keys},),
+        sizes=tuple({"batch": 1, "queries": queries, "keys": length} for length in keys),
         facts={"causal": causal, "heads": heads, "size": size},
     )
     return case, {"attention": function}

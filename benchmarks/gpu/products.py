@@ -26,8 +26,17 @@ Functions = dict[str, Any]
 """PrimFuncs by name."""
 
 
+def product_name(scheme: str, shape: tuple[int, int], dtype: str, architecture: str = "") -> str:
+    """Of the case of a product."""
+    return f"{architecture} {scheme} {shape[0]}x{shape[1]} {dtype}".lstrip()
+
+
 def product_case(
-    scheme: str, shape: tuple[int, int], dtype: str, rows: Sequence[int] = ROWS
+    scheme: str,
+    shape: tuple[int, int],
+    dtype: str,
+    rows: Sequence[int] = ROWS,
+    architecture: str = "",
 ) -> tuple[Case, Functions]:
     """A product `[rows, in] -> [rows, out]` for a target that is current.
 
@@ -36,6 +45,7 @@ def product_case(
         shape: outputs and inputs.
         dtype: of activations and factors.
         rows: to measure.
+        architecture: the one GPU that it is compiled for, if it is not for all of the bundle.
     """
     out_features, in_features = shape
     known = _known(dtype)
@@ -51,7 +61,7 @@ def product_case(
         outputs = tuple(Tensor(o.name, ("rows", o.width), o.dtype) for o in step.outputs)
         calls.append(Call(name, step.inputs, outputs))
     case = Case(
-        name=f"{scheme} {out_features}x{in_features} {dtype}",
+        name=product_name(scheme, shape, dtype, architecture),
         kind="product",
         structure=scheme,
         dtype=dtype,
@@ -63,6 +73,7 @@ def product_case(
         result="y",
         sizes=tuple({"rows": number} for number in rows),
         facts={},
+        architecture=architecture,
     )
     return case, functions
 

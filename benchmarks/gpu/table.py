@@ -86,10 +86,10 @@ def _aims(rows: Sequence[Row]) -> str:
 def _products(rows: Sequence[Row]) -> str:
     numbers = sorted({row["sizes"]["rows"] for row in rows})
     lines = _header(["structure", *(_count(number, "row") for number in numbers)])
-    for key in _distinct((row["structure"], row["dtype"]) for row in rows):
-        own = {row["sizes"]["rows"]: row for row in rows if (row["structure"], row["dtype"]) == key}
+    for name in _distinct(_kernels(row) for row in rows):
+        own = {row["sizes"]["rows"]: row for row in rows if _kernels(row) == name}
         cells = [_cell(own[n], LINEAR) if n in own else "–" for n in numbers]
-        lines.append(line([" ".join(key), *cells]))
+        lines.append(line([name, *cells]))
     return "\n".join(lines)
 
 
@@ -118,6 +118,11 @@ def _left_out(document: dict[str, Any]) -> list[str]:
     ]
     found += [f"- {entry['case']}: {entry['reason']}" for entry in document["left_out"]]
     return ["### Not measured\n\n" + "\n".join(found)] if found else []
+
+
+def _kernels(row: Row) -> str:
+    """The structure and the type, with the architecture of what is for one alone."""
+    return f"{row['structure']} {row['dtype']} {row.get('architecture', '')}".rstrip()
 
 
 def _shape(row: Row) -> str:

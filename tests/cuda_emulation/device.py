@@ -15,6 +15,7 @@ from cuda_emulation.toolchain import EmulationUnavailable
 
 TARGET = {"kind": "cuda", "arch": "sm_90", "host": {"kind": "llvm", "mcpu": "x86-64-v2"}}
 _CALLBACK = "tvm_callback_cuda_compile"
+_CREATE = "ffi.Module.create.cuda"
 _ORDERS = {"forward": 0, "backward": 1, "shuffled": 2}
 # Order, seed and seconds of each `emulated` that lasts, beneath them those of the driver itself.
 _settings = [(_ORDERS["forward"], 0, 120)]
@@ -25,11 +26,22 @@ def load() -> ctypes.CDLL:
     """Loads the emulated CUDA, and TVM's runtime for CUDA on it; returns the driver.
 
     `import tvm` tries that runtime too, and goes on without it where there is no driver.
+
+    Raises:
+        EmulationUnavailable: there is a real device, or no compiler for the emulated one.
+        RuntimeError: this process has TVM's runtime for CUDA, which cannot be replaced.
     """
     import tvm
+    import tvm_ffi
 
     if tvm.cuda(0).exist:
         raise EmulationUnavailable("this process has a CUDA device; the emulation is for none")
+    if tvm_ffi.get_global_func(_CREATE, allow_missing=True) is not None:
+        raise RuntimeError(
+            "TVM's runtime for CUDA is in this process without a device, and comes only once: give "
+            "the fixture cuda_device to the earlier test that made a CUDA module, or, where the "
+            "machine has a driver and no GPU, run the tests without that driver"
+        )
     driver = ctypes.CDLL(str(driver_library()))
     ctypes.CDLL(str(runtime_library()))
     ctypes.CDLL(str(tvm_runtime_library()))

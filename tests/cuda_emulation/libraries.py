@@ -30,7 +30,8 @@ _TVM_RUNTIME = "libtvm_runtime_cuda.so"
 
 def driver_library() -> Path:
     """For libcuda.so.1: modules, launches, and the threads of a block."""
-    sources = [FOLDER / name for name in ("driver.cpp", "scheduler.cpp", "faults.cpp")]
+    names = ("driver.cpp", "scheduler.cpp", "warpgroup.cpp", "faults.cpp")
+    sources = [FOLDER / name for name in names]
     flags = [*_FLAGS, *include_flags(), f"-Wl,-soname,{_DRIVER}"]
     return built(_folder() / _DRIVER, lambda target: run_compiler([*flags, *sources, "-o", target]))
 

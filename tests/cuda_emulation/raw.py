@@ -8,26 +8,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from undense.backend.tuning.cuda.runner.gpu import DYNAMIC_SHARED, LaunchConfig
 
 from cuda_emulation.device import load
 from cuda_emulation.kernels import compile
 
-_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-
 
 class CudaError(RuntimeError):
     """A function of the emulated driver returned an error; the message is the driver's."""
-
-
-class _LaunchConfig(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_uint) for name in ("grid_x", "grid_y", "grid_z")),
-        *((name, ctypes.c_uint) for name in ("block_x", "block_y", "block_z")),
-        ("shared", ctypes.c_uint),
-        ("stream", ctypes.c_void_p),
-        ("attributes", ctypes.c_void_p),
-        ("attribute_count", ctypes.c_uint),
-    )
 
 
 class Kernels:
@@ -71,7 +59,7 @@ class Kernels:
         )
         self._check(found)
         if allowed_shared is not None:
-            self._check(self._driver.cuFuncSetAttribute(function, _DYNAMIC_SHARED, allowed_shared))
+            self._check(self._driver.cuFuncSetAttribute(function, DYNAMIC_SHARED, allowed_shared))
         values = [
             np.array(argument.ctypes.data, np.uint64)
             if isinstance(argument, np.ndarray)
@@ -80,7 +68,7 @@ class Kernels:
         ]
         pointers = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
         extents = [*grid, *(1,) * (3 - len(grid)), *block, *(1,) * (3 - len(block))]
-        config = _LaunchConfig(*extents, shared, stream, None, 0)
+        config = LaunchConfig(*extents, shared, stream, None, 0)
         self._check(self._driver.cuLaunchKernelEx(ctypes.byref(config), function, pointers, None))
 
     def _check(self, error: int) -> None:

@@ -4,6 +4,7 @@
 
 #include "faults.h"
 #include "launch.h"
+#include "warpgroup.h"
 
 #include <algorithm>
 #include <cstdarg>
@@ -23,6 +24,7 @@ uint3 block_index;
 dim3 block_extent;
 dim3 grid_extent;
 unsigned char* dynamic_shared;
+size_t dynamic_size;
 
 namespace {
 
@@ -54,14 +56,21 @@ extern "C" void emulation_switch(void** from, void* to);
 constexpr size_t page = 4096;
 constexpr size_t stack_size = 256 << 10;
 
-enum class State { ready, at_block_barrier, in_warp, asks_for_active_lanes, exited };
+enum class State {
+  ready,
+  at_block_barrier,
+  in_warp,
+  in_warpgroup,
+  asks_for_active_lanes,
+  exited
+};
 
 struct Fiber : Thread {
   State state;
   void* stack_pointer;
   char* stack_top;
   unsigned mask;  // in_warp: the lanes it waits for; then the answer to active_lanes
-  void* lane;     // in_warp: what it gives to the operation
+  void* lane;     // in_warp, in_warpgroup: what it gives to the operation
   Collective operation;
   int line;
   std::deque<Copy> copies;
@@ -107,6 +116,7 @@ void yield() {
 
 void run_thread() {
   kernel->run(arguments);
+  require_no_products();
   static_cast<Fiber&>(*current).state = State::exited;
   ++exited;
   yield();
@@ -171,23 +181,23 @@ void release_askers_for_active_lanes() {
 }
 
 std::string describe_deadlock() {
-  unsigned blocked = 0, in_warp = 0;
-  int block_line = 0, warp_line = 0;
+  unsigned blocked = 0, in_warp = 0, in_warpgroup = 0;
+  int block_line = 0, warp_line = 0, warpgroup_line = 0;
   for (unsigned i = 0; i < thread_count; ++i) {
     const Fiber& fiber = fibers[i];
     if (fiber.state == State::at_block_barrier) ++blocked, block_line = fiber.line;
     if (fiber.state == State::in_warp) ++in_warp, warp_line = fiber.line;
+    if (fiber.state == State::in_warpgroup) ++in_warpgroup, warpgroup_line = fiber.line;
   }
-  std::string text = "deadlock: ";
-  if (blocked) {
-    text += std::to_string(blocked) + " threads wait at __syncthreads of line " +
-            std::to_string(block_line);
-  }
-  if (blocked && in_warp) text += ", ";
-  if (in_warp) {
-    text += std::to_string(in_warp) + " threads wait in their warp at line " +
-            std::to_string(warp_line);
-  }
+  std::string text;
+  auto tell = [&text](unsigned count, const char* where, int line) {
+    if (!count) return;
+    text += text.empty() ? "deadlock: " : ", ";
+    text += std::to_string(count) + " threads wait " + where + " line " + std::to_string(line);
+  };
+  tell(blocked, "at __syncthreads of", block_line);
+  tell(in_warp, "in their warp at", warp_line);
+  tell(in_warpgroup, "in their warpgroup at", warpgroup_line);
   return text + " of " + std::to_string(thread_count) + " threads, and " +
          std::to_string(exited) + " have ended";
 }
@@ -213,6 +223,7 @@ void prepare_fibers() {
 void run_block() {
   exited = at_barrier = first_ready = end_ready = 0;
   memset(kernel->shared_begin, poison, kernel->shared_end - kernel->shared_begin);
+  forget_products();
   shuffle_order();
   for (unsigned i = 0; i < thread_count; ++i) {
     Fiber& fiber = fibers[i];
@@ -273,6 +284,7 @@ int run_grid(const Kernel& launched, dim3 grid, dim3 block, size_t dynamic, void
   choose_order();
   Guarded shared(dynamic);
   dynamic_shared = static_cast<unsigned char*>(shared.begin);
+  dynamic_size = dynamic;
   size_t blocks = size_t(grid.x) * grid.y * grid.z;
   std::vector<size_t> numbers(blocks);
   for (size_t i = 0; i < blocks; ++i) {
@@ -361,6 +373,34 @@ void warp_collective(unsigned mask, void* lane, Collective operation, int line) 
   yield();
 }
 
+void warpgroup_collective(void* lane, Collective operation, int line) {
+  Fiber& self = static_cast<Fiber&>(*current);
+  unsigned begin = self.number / warpgroup_size * warpgroup_size;
+  if (begin + warpgroup_size > thread_count) {
+    fail(CUDA_ERROR_LAUNCH_FAILED, "its warpgroup has only %u threads", thread_count - begin);
+  }
+  self.state = State::in_warpgroup;
+  self.lane = lane;
+  self.operation = operation;
+  self.line = line;
+  Fiber* group = &fibers[begin];
+  for (unsigned i = 0; i < warpgroup_size; ++i) {
+    if (group[i].state != State::in_warpgroup) return yield();
+  }
+  void* lanes[warpgroup_size];
+  for (unsigned i = 0; i < warpgroup_size; ++i) {
+    lanes[i] = group[i].lane;
+    if (group[i].operation != operation || group[i].line != line) {
+      fail(CUDA_ERROR_LAUNCH_FAILED,
+           "its warpgroup does different things: line %d here, line %d in thread %u of it", line,
+           group[i].line, i);
+    }
+  }
+  operation(lanes);
+  for (unsigned i = 0; i < warpgroup_size; i += warp_size) enqueue_lanes(group + i, ~0u);
+  yield();
+}
+
 unsigned active_lanes(int line) {
   Fiber& self = static_cast<Fiber&>(*current);
   self.state = State::asks_for_active_lanes;
@@ -369,10 +409,10 @@ unsigned active_lanes(int line) {
   return self.mask;
 }
 
-void copy_later(void* target, const void* source, int bytes) {
-  memset(target, poison, 16);  // neither the old nor the new values may be read until the wait
+void copy_later(void* target, const void* source, int bytes, int size) {
+  memset(target, poison, size);  // neither the old nor the new values may be read until the wait
   Fiber& self = static_cast<Fiber&>(*current);
-  self.copies.push_back({target, source, bytes, self.groups});
+  self.copies.push_back({target, source, bytes, size, self.groups});
 }
 
 void commit_copies() { ++current->groups; }
@@ -381,8 +421,9 @@ void make_copies(unsigned pending_groups) {
   Fiber& self = static_cast<Fiber&>(*current);
   while (!self.copies.empty() && self.copies.front().group + pending_groups < self.groups) {
     const Copy& copy = self.copies.front();
-    memset(copy.target, 0, 16);
+    memset(copy.target, 0, copy.size);
     memcpy(copy.target, copy.source, copy.bytes);
+    written_by_generic_proxy(copy.target, copy.size);
     self.copies.pop_front();
   }
 }

@@ -7,6 +7,7 @@
 namespace emulation {
 
 constexpr unsigned warp_size = 32;
+constexpr unsigned warpgroup_size = 4 * warp_size;
 constexpr unsigned most_threads = 1024;
 // Every byte of memory that no thread has written: NaN in each floating type, -1 in integers.
 constexpr unsigned char poison = 0xFF;
@@ -15,7 +16,8 @@ constexpr unsigned char poison = 0xFF;
 struct Copy {
   void* target;
   const void* source;
-  int bytes;
+  int bytes;  // of the source; zeros fill the rest
+  int size;   // of the target
   unsigned group;
 };
 
@@ -41,16 +43,19 @@ extern uint3 block_index;
 extern dim3 block_extent;
 extern dim3 grid_extent;
 extern unsigned char* dynamic_shared;
+extern size_t dynamic_size;
 
-// What a warp does together: called once, with what each lane gave, null for lanes not in it.
+// What a warp or a warpgroup does together: called once, with what each lane gave, null for lanes
+// not in it.
 using Collective = void (*)(void* const* lanes);
 
 // The source's line stands for the barrier: threads that meet at two of them have diverged.
 void block_barrier(int line);
 void warp_collective(unsigned mask, void* lane, Collective operation, int line);
+void warpgroup_collective(void* lane, Collective operation, int line);
 unsigned active_lanes(int line);
 
-void copy_later(void* target, const void* source, int bytes);
+void copy_later(void* target, const void* source, int bytes, int size);
 void commit_copies();
 void make_copies(unsigned pending_groups);
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "emulation.h"
+#include "warpgroup.h"
 
 #include <utility>
 
@@ -66,10 +67,16 @@ __attribute__((optimize("O3"))) void multiply_fragments(void* const* lanes) {
   }
 }
 
+template <typename Element, float (*widen)(Element)>
+float widen_bits(uint16_t bits) {
+  Element value;
+  memcpy(static_cast<void*>(&value), &bits, sizeof value);
+  return widen(value);
+}
+
 inline float widen_f16(__half value) { return __half2float(value); }
 inline float widen_bf16(__nv_bfloat16 value) { return __bfloat162float(value); }
 inline float widen_f32(float value) { return value; }
-inline int widen_s8(int8_t value) { return value; }
 
 inline void multiply(Collective operation, void* c, const void* a, const void* b, int line) {
   Fragments lane{c, a, b};
@@ -110,12 +117,6 @@ __device__ inline void undense_mma_f32(float* c, const unsigned* a, const unsign
                       line);
 }
 
-__device__ inline void undense_mma_s8(int* c, const unsigned* a, const unsigned* b,
-                                      int line = __builtin_LINE()) {
-  emulation::multiply(emulation::multiply_fragments<int8_t, int, 4, emulation::widen_s8>, c, a, b,
-                      line);
-}
-
 __device__ inline void undense_ldmatrix_x4(unsigned* r, const void* row,
                                            int line = __builtin_LINE()) {
   emulation::require_aligned(row, "ldmatrix");
@@ -134,7 +135,17 @@ __device__ inline void undense_copy_async(void* shared, const void* global, int 
   if (bytes != 0 && bytes != 16) {
     emulation::fail(CUDA_ERROR_INVALID_VALUE, "an asynchronous copy of %d bytes", bytes);
   }
-  emulation::copy_later(shared, global, bytes);
+  emulation::copy_later(shared, global, bytes, 16);
+}
+
+__device__ inline void undense_copy_async_4(void* shared, const void* global, int bytes) {
+  if (reinterpret_cast<uintptr_t>(shared) % 4 || reinterpret_cast<uintptr_t>(global) % 4) {
+    emulation::fail(CUDA_ERROR_MISALIGNED_ADDRESS, "a misaligned asynchronous copy of 4 bytes");
+  }
+  if (bytes != 0 && bytes != 4) {
+    emulation::fail(CUDA_ERROR_INVALID_VALUE, "an asynchronous copy of %d bytes", bytes);
+  }
+  emulation::copy_later(shared, global, bytes, 4);
 }
 
 __device__ inline void undense_copy_commit() { emulation::commit_copies(); }
@@ -143,7 +154,40 @@ __device__ inline void undense_copy_wait(int pending) {
   emulation::make_copies(unsigned(pending));
 }
 
-__device__ inline void undense_load_once(unsigned* r, const void* global) {
-  emulation::require_aligned(global, "a load of 16 bytes");
-  memcpy(r, global, 16);
+__device__ inline float undense_exp2(float x) { return exp2f(x); }
+
+__device__ inline unsigned undense_shared_offset(const void* shared) {
+  return emulation::shared_offset(shared);
+}
+
+__device__ inline void undense_fence_proxy_async() { emulation::publish_shared(); }
+
+__device__ inline void undense_wgmma_fence(int line = __builtin_LINE()) {
+  emulation::order_registers(line);
+}
+
+__device__ inline void undense_wgmma_commit(int line = __builtin_LINE()) {
+  emulation::commit_products(line);
+}
+
+__device__ inline void undense_wgmma_wait_3(int line = __builtin_LINE()) {
+  emulation::finish_products(3, line);
+}
+
+__device__ inline void undense_wgmma_finish(float*, int, int line = __builtin_LINE()) {
+  emulation::finish_products(0, line);
+}
+
+__device__ inline void undense_wgmma_f16(float* sums, const unsigned* a,
+                                         unsigned long long descriptor,
+                                         int line = __builtin_LINE()) {
+  constexpr auto widen = emulation::widen_bits<__half, emulation::widen_f16>;
+  emulation::multiply_later(sums, a, descriptor, widen, line);
+}
+
+__device__ inline void undense_wgmma_bf16(float* sums, const unsigned* a,
+                                          unsigned long long descriptor,
+                                          int line = __builtin_LINE()) {
+  constexpr auto widen = emulation::widen_bits<__nv_bfloat16, emulation::widen_bf16>;
+  emulation::multiply_later(sums, a, descriptor, widen, line);
 }

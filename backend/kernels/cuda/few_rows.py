@@ -1,8 +1,9 @@
 """Products of few rows: weights go from device memory through tensor cores once, in order.
 
     block   a few tiles of 16 outputs, 8 or 16 rows of x
-      warp    every so many-th chunk of the inputs; weights of the next ones are being copied to a
-              ring of its own in shared memory, which takes no registers
+      warp    every so many-th chunk of the inputs; weights and scales of the next ones are being
+              copied to a ring of its own in shared memory, which takes no registers, and x of the
+              next one is being loaded
         tile    16 outputs by 16 inputs, times 16 inputs by 8 rows: one instruction
       sum of the warps' results in shared memory, finished and stored
 
@@ -21,6 +22,7 @@ from ..finish import Finish
 from ..tir import Buffer, Expr, index, load, only_if, serial, store
 from .fragments import CHUNK, EIGHT, SUMS, TILE, TILES, chunks, row_tiles
 from .product import Product, put
+from .tiling_checks import check_counts
 from .weights import Coded, Fragment, Weights
 from .words import (
     UNIT,
@@ -53,9 +55,18 @@ class FewRowsTiling:
     warps: int = 8
     tiles: int = 2
 
+    def __post_init__(self) -> None:
+        """Refuses what is no tiling, and a ring that has no place beside what is read.
+
+        Raises:
+            ValueError: names the field.
+        """
+        check_counts(self, ahead=2)
+
     def slot_words(self, weights: Weights) -> int:
-        """Weights of a chunk."""
-        return self.tiles * weights.planes * weights.words * WARP
+        """Weights of a chunk, and the scales of its groups behind them."""
+        matrices = self.tiles * weights.planes
+        return matrices * (weights.words * WARP + weights.groups_of_chunk * TILE)
 
     def shared_bytes(self, weights: Weights) -> int:
         """The rings of all warps, or their sums afterwards."""
@@ -110,7 +121,8 @@ class _Block:
         self.sums = registers(tiling.tiles * tiling.eights * SUMS, "float32")
         clear(self.sums, 0, tiling.tiles * tiling.eights * SUMS)
         self.words = registers(self.chunk_words)
-        self.x_words = registers(tiling.eights * TILES * self.activation.words // 2)
+        x_words = tiling.eights * TILES * self.activation.words // 2
+        self.x_words, self.x_next = registers(x_words), registers(x_words)
         self.values = registers(self.activation.words)
         self.scaled = registers(self.activation.words)
         self.part = registers(tiling.eights * SUMS, "float32")
@@ -118,13 +130,16 @@ class _Block:
         self.slot = tiling.slot_words(self.weights)
         self.ring = held(self.warp * (tiling.ahead * self.slot))
         total = chunks(self.product.depth)
+        self._load_x(self.warp, total)
         for j in range(tiling.ahead):
             self._copy(self.warp + j * tiling.warps, index(j), total)
         with serial(divided(total, tiling.warps)) as turn:
             chunk = held(turn * tiling.warps + self.warp)
             number = held(turn % tiling.ahead)
             with only_if(chunk < total):
-                self._load_x(chunk)
+                for i in range(x_words):
+                    store(self.x_words, load(self.x_next, i), i)
+                self._load_x(chunk + tiling.warps, total)
                 call("undense_copy_wait", tiling.ahead - 1)
                 call("__syncwarp")
                 self._multiply(held(self.ring + number * self.slot), chunk)
@@ -137,6 +152,7 @@ class _Block:
         """Begins to copy a chunk's weights, if there is one; a group of copies in any case."""
         weights = self.weights
         chunk = held(chunk)
+        slot = held(self.ring + number * self.slot)
         units = weights.words * WARP // UNIT
         with only_if(chunk < total):
             for tile in range(self.tiling.tiles):
@@ -146,7 +162,7 @@ class _Block:
                         unit = self.lane + turn * WARP
                         spare = units - turn * WARP < WARP
                         with only_if(unit < units) if spare else nullcontext():
-                            place = self.ring + number * self.slot + first + unit * UNIT
+                            place = slot + first + unit * UNIT
                             at = weights.word(
                                 self.source[0],
                                 plane,
@@ -156,9 +172,39 @@ class _Block:
                                 unit * UNIT,
                             )
                             call("undense_copy_async", address(self.shared, place), at, 16)
+            if isinstance(weights, Coded):
+                self._copy_scales(weights, slot, chunk)
         call("undense_copy_commit")
 
-    def _tile(self, tile: int) -> Expr:
+    def _copy_scales(self, weights: Coded, slot: Expr, chunk: Expr) -> None:
+        """Begins to copy the scales of a chunk's groups; those behind the last group repeat it."""
+        scales, groups = self.source[1], weights.groups_of_chunk
+        units, last = TILE // UNIT, int(scales.shape[3]) - 1
+        count = self.tiling.tiles * weights.planes * groups * units
+        for turn in range(divided(count, WARP)):
+            item = self.lane + turn * WARP
+            with only_if(item < count) if count - turn * WARP < WARP else nullcontext():
+                unit, number = held(item % units), held(item // units)
+                matrix = held(number // groups)
+                group = tirx.min(chunk * CHUNK // weights.group + number % groups, index(last))
+                tile, plane = self._tile(matrix // weights.planes), matrix % weights.planes
+                at = address(scales, plane, self.block, tile, group, unit * UNIT)
+                place = self._scales_of(slot) + item * UNIT
+                call("undense_copy_async", address(self.shared, place), at, 16)
+
+    def _scales_of(self, slot: Expr) -> Expr:
+        """Where the scales of a slot begin."""
+        weights = self.weights
+        return slot + self.tiling.tiles * weights.planes * weights.words * WARP
+
+    def _scale(self, slot: Expr, tile: int, plane: int, within: Expr, side: int) -> Expr:
+        """That of output g, or g + 8, of a tile, in one of a chunk's groups."""
+        matrix = tile * self.weights.planes + plane
+        first = (matrix * self.weights.groups_of_chunk + within) * TILE
+        place = self._scales_of(slot) + first + self.row + 8 * side
+        return tirx.reinterpret("float32", load(self.shared, place))
+
+    def _tile(self, tile: int | Expr) -> Expr:
         """A tile that is there; the results of others are not stored."""
         last = row_tiles(self.product.width) - 1
         return tirx.min(self.first_tile + tile, index(last))
@@ -172,22 +218,23 @@ class _Block:
                     self.words, plane * self.weights.words, self.shared, start, self.lane
                 )
             if self.sums_scaled:
-                self._multiply_then_scale(tile, chunk)
+                self._multiply_then_scale(slot, tile)
             else:
-                self._multiply_tile(tile, chunk)
+                self._multiply_tile(slot, tile, chunk)
 
-    def _load_x(self, chunk: Expr) -> None:
-        """16 neighbouring inputs of one row of every eight."""
+    def _load_x(self, chunk: Expr, total: int) -> None:
+        """16 neighbouring inputs of one row of every eight, of a chunk if there is one."""
         units = 16 // self.activation.unit
-        for eight in range(self.tiling.eights):
-            # A row that is not there has sums of its own, which are not stored.
-            row = held(tirx.min(self.first_row + eight * EIGHT + self.row, self.rows - 1))
-            for unit in range(units):
-                k = chunk * CHUNK + self.column * 16 + unit * self.activation.unit
-                first = (eight * units + unit) * 4
-                self.product.load_unit(self.x_words, first, self.x, row, self.block, k)
+        with only_if(chunk < total):
+            for eight in range(self.tiling.eights):
+                # A row that is not there has sums of its own, which are not stored.
+                row = held(tirx.min(self.first_row + eight * EIGHT + self.row, self.rows - 1))
+                for unit in range(units):
+                    k = chunk * CHUNK + self.column * 16 + unit * self.activation.unit
+                    first = (eight * units + unit) * 4
+                    self.product.load_unit(self.x_next, first, self.x, row, self.block, k)
 
-    def _multiply_then_scale(self, tile: int, chunk: Expr) -> None:
+    def _multiply_then_scale(self, slot: Expr, tile: int) -> None:
         """Sums of exact codes, each plane's times its scales."""
         weights = self.weights
         assert isinstance(weights, Coded)
@@ -199,17 +246,7 @@ class _Block:
                 fragment = weights.fragment(self.words, first, j, self.values)
                 self._instructions(fragment, j, self.part, 0)
             for side in range(2):
-                position = self.row + 8 * side
-                scale = held(
-                    weights.scale(
-                        self.source[1],
-                        plane,
-                        self.block,
-                        self._tile(tile),
-                        position,
-                        chunk * CHUNK,
-                    )
-                )
+                scale = held(self._scale(slot, tile, plane, index(0), side))
                 for eight in range(self.tiling.eights):
                     for i in range(2):
                         place = eight * SUMS + 2 * side + i
@@ -217,22 +254,16 @@ class _Block:
                         value = load(self.sums, at) + scale * load(self.part, place)
                         store(self.sums, value, at)
 
-    def _multiply_tile(self, tile: int, chunk: Expr) -> None:
+    def _multiply_tile(self, slot: Expr, tile: int, chunk: Expr) -> None:
         """Sums of weights, which codes are scaled to in the type of x."""
         weights = self.weights
         scales = None
         if isinstance(weights, Coded):
             scales = registers(2 * weights.planes, "float32")
+            within = weights.group_within(chunk, self.column)
             for plane in range(weights.planes):
                 for side in range(2):
-                    scale = weights.scale(
-                        self.source[1],
-                        plane,
-                        self.block,
-                        self._tile(tile),
-                        self.row + 8 * side,
-                        chunk * CHUNK + self.column * 16,
-                    )
+                    scale = self._scale(slot, tile, plane, within, side)
                     store(scales, scale, 2 * plane + side)
         for j in range(TILES):
             if isinstance(weights, Coded) and scales is not None:
@@ -281,9 +312,6 @@ class _Block:
                 for warp in range(tiling.warps):
                     part = load(shared, (warp * rows + row) * outputs + position)
                     store(total, load(total, 0) + tirx.reinterpret("float32", part), 0)
-                value = load(total, 0)
-                if self.weights.scaled:
-                    value = value * load(self.source[2], 0)
                 put(
                     self.product,
                     self.finish,
@@ -292,5 +320,12 @@ class _Block:
                     self.block,
                     self.first_tile * TILE + position,
                     1,
-                    lambda _: value,
+                    lambda _: self._result(load(total, 0), position),
                 )
+
+    def _result(self, total: Expr, position: Expr) -> Expr:
+        """A sum times the unit of its output, by the output's position in the block."""
+        if not self.weights.scaled:
+            return total
+        tile = self.first_tile + position // TILE
+        return total * load(self.source[2], self.block, tile, position % TILE)

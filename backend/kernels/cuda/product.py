@@ -78,6 +78,11 @@ class Product:
         unit = self.activation.unit
         return self.depth % unit == 0 and self.stride % unit == 0
 
+    @property
+    def in_pairs(self) -> bool:
+        """Whether x can be read two neighbours at a time."""
+        return self.depth % 2 == 0 and self.stride % 2 == 0
+
     def arguments(self, rows: Expr, finish: Finish | None) -> list[Argument]:
         """The buffers `(x, *weights, *finish, y)`."""
         further = [] if finish is None else list(finish.arguments(rows))

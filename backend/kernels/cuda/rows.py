@@ -106,4 +106,4 @@ def _decoded(
             low += bits
         scale = weights.scale(scales, plane, index(0), tile, position, column)
         total = total + tirx.Cast("float32", stored - weights.offset) * scale
-    return total * load(unit, 0)
+    return total * load(unit, 0, tile, position)

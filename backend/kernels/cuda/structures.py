@@ -46,7 +46,7 @@ def cuda_kernels(dtype: str) -> dict[str, Kernel[Any]]:
 
 
 class CodesKernel(Kernel[BlockQuantized]):
-    """Stores `codes`, `scales` and their `unit` as `Coded` says.
+    """Stores `codes`, `scales` and their units as `Coded` says.
 
     Tied planes are one code, `base3` is kept in whole bits: decoding it takes longer than reading.
     """

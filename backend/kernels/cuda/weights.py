@@ -13,7 +13,7 @@ from tvm import tirx
 from ..tir import Argument, Buffer, Expr, index, load
 from .dtypes import Activation
 from .fragments import CHUNK, TILE, TILES, chunks, fragments, padded, row_tiles
-from .words import WARP, address, call, clear
+from .words import WARP, address, call, clear, held
 
 BITS = (2, 3, 4, 5, 8)
 """Of a stored code; odd ones keep the highest bit apart."""
@@ -51,6 +51,11 @@ class Weights(ABC):
     def words(self) -> int:
         """Words of a lane in a chunk of one plane."""
         return sum(self.sections)
+
+    @property
+    def groups_of_chunk(self) -> int:
+        """Groups that the inputs of a chunk belong to at most, wherever the groups begin."""
+        return 0
 
     @abstractmethod
     def arguments(self, blocks: int, width: int, depth: int) -> tuple[Argument, ...]:
@@ -151,10 +156,10 @@ class Dense(Weights):
 
 @dataclass(frozen=True)
 class Coded(Weights):
-    """`Σ_p scales[p, group] · (stored[p] - offset)`, all times `unit`.
+    """`Σ_p scales[p, group] · (stored[p] - offset)`, all times the output's `unit`.
 
-    Scales are float32 relative to the power of two `unit`, so that float16 holds them too: to all
-    of its digits down to 2⁻¹⁴ of the largest.
+    Scales are float32 relative to the power of two `unit` of their output, so that float16 holds
+    them too: to all of its digits down to 2⁻¹⁴ of the largest of the same output.
 
     Attributes:
         activation: the type of x.
@@ -191,6 +196,22 @@ class Coded(Weights):
         """Yes."""
         return True
 
+    @property
+    def groups_of_chunk(self) -> int:
+        """One, unless groups end within chunks."""
+        firsts = range(0, CHUNK * self.group, CHUNK)
+        last = CHUNK - 1
+        return max((k + last) // self.group - k // self.group + 1 for k in firsts)
+
+    def group_within(self, chunk: Expr, column: Expr) -> Expr:
+        """Which of a chunk's groups the inputs of the lanes of a column belong to."""
+        if self.group % CHUNK == 0:
+            return index(0)
+        if CHUNK % self.group == 0:
+            return column * 16 // self.group
+        first = chunk * CHUNK
+        return held((first + column * 16) // self.group - first // self.group)
+
     def pack(
         self, codes: NDArray[np.int8], scales: NDArray[np.float32]
     ) -> dict[str, NDArray[np.generic]]:
@@ -199,15 +220,14 @@ class Coded(Weights):
         filled = padded(codes.astype(np.int16)) + self.offset
         # [planes, tiles, chunks, tile, lane, value] -> a lane's values of a chunk side by side
         lanes = np.moveaxis(fragments(filled), -3, -2)[:, None]
-        largest = float(np.abs(scales).max(initial=0.0))
-        unit = np.float32(2.0 ** np.ceil(np.log2(largest))) if largest > 0 else np.float32(1)
-        groups = scales.shape[-1]
-        relative = np.pad(scales / unit, [(0, 0), (0, -outputs % TILE), (0, 0)])
-        tiled = relative.reshape(len(codes), -1, TILE, groups)
+        unit = _units(np.abs(scales).max(axis=(0, 2), initial=0.0))
+        missing = (0, -outputs % TILE)
+        relative = np.pad(scales / unit[:, None], [(0, 0), missing, (0, 0)])
+        tiled = relative.reshape(len(codes), -1, TILE, scales.shape[-1])
         return {
             "codes": self._encode(lanes.astype(np.uint32)),
             "scales": np.ascontiguousarray(tiled.swapaxes(-1, -2)[:, None], np.float32),
-            "unit": np.array([unit], np.float32),
+            "unit": np.pad(unit, missing, constant_values=1).reshape(1, -1, TILE),
         }
 
     @property
@@ -237,13 +257,13 @@ class Coded(Weights):
         return np.ascontiguousarray(np.concatenate(parts, axis=-1)).view(np.int32)
 
     def arguments(self, blocks: int, width: int, depth: int) -> tuple[Argument, ...]:
-        """Codes, scales and the unit."""
+        """Codes, scales and units."""
         tiles, groups = row_tiles(width), -(-depth // self.group)
         codes = (self.count, blocks, tiles, chunks(depth), self.words * WARP)
         return (
             Argument("codes", codes, "int32"),
             Argument("scales", (self.count, blocks, tiles, groups, TILE), "float32"),
-            Argument("unit", (1,), "float32"),
+            Argument("unit", (blocks, tiles, TILE), "float32"),
         )
 
     def word(
@@ -295,6 +315,12 @@ class Coded(Weights):
             name = f"undense_scaled_{self.activation.short}"
             call(name, address(sums, 0), address(values, 0), low, high)
         return sums, 0
+
+
+def _units(largest: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The greatest power of two that is not above each of these; 1 for zero."""
+    _, exponents = np.frexp(largest)
+    return np.where(largest > 0, np.ldexp(np.float32(1), exponents - 1), np.float32(1))
 
 
 def place(bits: int, tile: Any, pair: Any) -> tuple[Any, Any]:

@@ -7,14 +7,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ...cuda.limits import WARPS, shared_limit
 from ...kernels.cuda.few_rows import FewRowsTiling
 from ...kernels.cuda.product import Product
 from ...kernels.cuda.products import MANY, Ruled, Tiling, product_function
+from ...kernels.cuda.warpgroup_rows import WarpgroupRowsTiling
 from ...kernels.targets import with_fields
 from ...target import Target
 from ..spaces import candidates
 from .launch import Launch, lowered
-from .limits import WARPS, shared_limit
 
 _SUMS = 128
 """Registers of a thread for sums at most; with more nothing is left to multiply with."""
@@ -67,11 +68,13 @@ def _function(product: Product, tiling: Tiling, target: Target) -> Any:
 
 
 def _sensible(tiling: Tiling, product: Product, rows: int, limit: int) -> bool:
+    if tiling.shared_bytes(product.weights) > limit:
+        return False
     if isinstance(tiling, FewRowsTiling):
-        return tiling.shared_bytes(product.weights) <= limit
+        return True
+    staged = tiling.staged if isinstance(tiling, WarpgroupRowsTiling) else tiling
     return (
-        tiling.shared_bytes(product.weights) <= limit
-        and tiling.warps <= WARPS
-        and 4 * tiling.tiles * tiling.eights <= _SUMS
-        and (tiling.height <= rows or rows == MANY)
+        staged.warps <= WARPS
+        and 4 * staged.tiles * staged.eights <= _SUMS
+        and (staged.height <= rows or rows == MANY)
     )

@@ -111,7 +111,7 @@ def write_folder(
         "format": FORMAT,
         "target": str(target),
         "seed": seed,
-        "versions": {**versions(), "nvcc": ".".join(map(str, nvcc_version()))},
+        "versions": {**versions("cuda"), "nvcc": ".".join(map(str, nvcc_version()))},
         "kernels": kernels,
     }
     document["digest"] = digest(document)

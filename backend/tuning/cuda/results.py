@@ -70,7 +70,8 @@ def _check(candidates: Mapping[str, Any], path: Path, target: Target) -> None:
     try:
         damaged = candidates["digest"] != digest(candidates)
         made_for, made_by = candidates["target"], candidates["versions"]
-        old = [name for name in ("apache-tvm", "schedules") if made_by[name] != versions()[name]]
+        here = versions("cuda")
+        old = [name for name in ("apache-tvm", "schedules") if made_by[name] != here[name]]
     except _DAMAGE as error:
         raise _damaged(path, error, "export it again") from error
     if damaged:
@@ -79,7 +80,7 @@ def _check(candidates: Mapping[str, Any], path: Path, target: Target) -> None:
         raise InputError(f"{path} is for {made_for!r} and the artifact for {str(target)!r}")
     if old:
         raise TuningError(
-            f"{path} was made by {old[0]} {made_by[old[0]]} and {versions()[old[0]]} is here: "
+            f"{path} was made by {old[0]} {made_by[old[0]]} and {here[old[0]]} is here: "
             "export it again"
         )
 

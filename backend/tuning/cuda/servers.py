@@ -123,6 +123,6 @@ def _record(product: Product, rows: int, target: Target, outcome: Found, machine
         default_us=comparison.default_us,
         spread=comparison.spread,
         threads=1,
-        versions={**versions(), "nvcc": ".".join(map(str, nvcc_version()))},
+        versions={**versions("cuda"), "nvcc": ".".join(map(str, nvcc_version()))},
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
     )

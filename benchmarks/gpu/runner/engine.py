@@ -75,20 +75,21 @@ class Engine:
         self, case: Case, tensors: Mapping[str, torch.Tensor], sizes: Sizes
     ) -> Bound:
         library, known = self._library(case), dict(tensors)
+        given: dict[str, Any] = {}
         steps = []
         for call in case.calls:
             for tensor in call.outputs:
                 shape, dtype = tensor.lengths(sizes), DTYPES[tensor.dtype]
                 known[tensor.name] = torch.empty(shape, dtype=dtype, device=self.device)
             names = [*call.inputs, *(tensor.name for tensor in call.outputs)]
-            steps.append((library[call.function], [self._given(known[name]) for name in names]))
-        result = known[case.result]
+            given |= {name: self._given(known[name]) for name in names if name not in given}
+            steps.append((library[call.function], [given[name] for name in names]))
 
         def run() -> None:
             for function, arguments in steps:
                 function(*arguments)
 
-        return Bound(run, lambda _: self._filled(result, steps[-1][1][-1]))
+        return Bound(run, lambda _: self._filled(known[case.result], given[case.result]))
 
     def _bind_machine(self, case: Case, tensors: Mapping[str, torch.Tensor]) -> Bound:
         from tvm.runtime.vm import VirtualMachine

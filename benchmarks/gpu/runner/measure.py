@@ -77,6 +77,7 @@ def measured(
         "kind": case.kind,
         "structure": case.structure,
         "dtype": case.dtype,
+        "architecture": case.architecture,
         "sizes": dict(sizes),
         "shape": list(case.output.lengths(sizes)),
         "copies": len(weights),

@@ -10,7 +10,7 @@ from .spec import Sizes, Tensor, Weight
 
 DTYPES = {
     name: getattr(torch, name)
-    for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "bool")
+    for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32")
 }
 
 
@@ -30,16 +30,14 @@ def random_weight(weight: Weight, generator: torch.Generator) -> list[torch.Tens
     return [
         _words(codes, weight, generator),
         0.5 + 0.5 * relative,
-        torch.full(unit.lengths({}), largest, device=device),
+        # Different ones, so that an output that is given another's is seen.
+        largest * 2.0 ** torch.randint(-1, 2, unit.lengths({}), generator=generator, device=device),
     ]
 
 
 def random_input(tensor: Tensor, sizes: Sizes, generator: torch.Generator) -> torch.Tensor:
-    """Normal floats, small indices, and a mask that hides what comes later."""
+    """Normal floats and small indices."""
     shape = tensor.lengths(sizes)
-    if tensor.dtype == "bool":
-        later = torch.ones(shape, dtype=torch.bool, device=generator.device)
-        return later.tril(shape[-1] - shape[-2])
     if tensor.dtype.startswith("int"):
         return torch.randint(
             0, 1000, shape, generator=generator, device=generator.device, dtype=DTYPES[tensor.dtype]

@@ -86,8 +86,10 @@ def _attention(case: Case, tensors: Tensors) -> torch.Tensor:
         queries = query[:, :, head * group : (head + 1) * group].transpose(1, 2)
         keys, values = key[:, head : head + 1], value[:, head : head + 1]
         scores = queries @ keys.transpose(-1, -2) * query.shape[-1] ** -0.5
-        if "mask" in tensors:
-            scores = scores.masked_fill(~tensors["mask"], float("-inf"))
+        if case.facts["causal"]:
+            seen = torch.ones_like(scores[0, 0], dtype=torch.bool)
+            seen = seen.tril(scores.shape[-1] - scores.shape[-2])
+            scores = scores.masked_fill(~seen, float("-inf"))
         results.append(torch.softmax(scores, -1) @ values)
     return torch.cat(results, 1).transpose(1, 2)
 

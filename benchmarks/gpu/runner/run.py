@@ -50,6 +50,19 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
     return _run(folder, chosen, about, options)
 
 
+def runnable(cases: Sequence[Case], capability: tuple[int, int], results: Results) -> list[Case]:
+    """The cases with code for a GPU of a compute capability; the others are left out by name."""
+    found = []
+    for case in cases:
+        reason = case.refusal(capability)
+        if reason is None:
+            found.append(case)
+        else:
+            results.put("left_out", {"case": case.name, "reason": reason})
+            print(f"{case.name} is left out: {reason}", flush=True)
+    return found
+
+
 def measure_all(
     engine: Engine,
     cases: Sequence[Case],
@@ -116,7 +129,7 @@ def _run(
     print(f"copy {peaks.copy_bandwidth / 1e12:.2f} TB/s, {head['machine']['gpu']}", flush=True)
     finished = measure_all(
         engine,
-        cases,
+        runnable(cases, torch.cuda.get_device_capability(), results),
         peaks,
         results,
         torch.Generator("cuda"),

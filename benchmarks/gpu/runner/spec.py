@@ -12,7 +12,7 @@ from typing import Any, Literal
 Sizes = Mapping[str, int]
 """Lengths by symbol: `{"rows": 8}`."""
 
-BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "bool": 1}
+BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4}
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Weight:
         name: of the matrix.
         form: `plain`, as it is; `dense`, values in the order of fragments; `coded`, codes in that
             order with scales.
-        tensors: that hold it: one, or codes, scales and their unit.
+        tensors: that hold it: one, or codes, scales and their units.
         blocks, width, depth: of the matrix.
         bits: of a stored code.
         offset: that stored codes are above what they mean.
@@ -98,6 +98,8 @@ class Case:
         result: the output that is checked; others are not counted in what must be written.
         sizes: to measure.
         facts: numbers that the reference needs beside the shapes.
+        architecture: the one GPU that it has code for, as nvcc names it, where it is not for all
+            of the bundle.
     """
 
     name: str
@@ -112,6 +114,14 @@ class Case:
     result: str
     sizes: tuple[dict[str, int], ...]
     facts: dict[str, Any]
+    architecture: str = ""
+
+    def refusal(self, capability: tuple[int, int]) -> str | None:
+        """Why a GPU of a compute capability cannot run the case; None if it can."""
+        major, minor = capability
+        if self.architecture in ("", f"sm_{major}{minor}a"):
+            return None
+        return f"it is for {self.architecture} alone, and this GPU is an sm_{major}{minor}"
 
     @property
     def output(self) -> Tensor:

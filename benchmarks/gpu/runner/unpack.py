@@ -10,7 +10,8 @@ taken in pairs, the first in the lower half of a word, the second 16 bits higher
 4 bits    a word has one tile, four pairs, 4 bits apart
 8 bits    a word has two pairs of a tile, 8 bits apart; four words are stored side by side
 odd       the lowest bits as above, then one word with a bit of every value: `4 · tile + pair`
-What is stored side by side of a lane comes lane by lane. Scales stand by tile, group and output.
+What is stored side by side of a lane comes lane by lane. Scales stand by tile, group and output;
+units, which all scales of an output are multiplied by, by tile and output.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def unpacked(weight: Weight, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     codes, scales, unit = tensors
     rows = [
         _matrix(_code_lanes(codes[plane], weight.bits).double() - weight.offset, weight)
-        * _scales(scales[plane].double() * unit.double(), weight)
+        * _scales(scales[plane].double() * unit.double().unsqueeze(-2), weight)
         for plane in range(weight.planes)
     ]
     return torch.stack(rows).sum(0)

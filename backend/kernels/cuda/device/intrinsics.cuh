@@ -57,11 +57,46 @@ static __device__ __forceinline__ void undense_mma_f32(float* c, const unsigned*
   }
 }
 
+// Four 8 by 8 matrices of halves, whose rows the lanes of each eight in turn give: lane 4 g + t
+// takes of each the entries 2 t and 2 t + 1 of row g: PTX ISA, ldmatrix.
+static __device__ __forceinline__ void undense_ldmatrix_x4(unsigned* r, const void* row) {
+  const unsigned from = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(from)
+               : "memory");
+}
+
+// The same transposed: entries g of rows 2 t and 2 t + 1.
+static __device__ __forceinline__ void undense_ldmatrix_x4_trans(unsigned* r, const void* row) {
+  const unsigned from = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(from)
+               : "memory");
+}
+
+// 2 to the power of x within two units in the last place; powers below float32's normal numbers
+// are 0.
+static __device__ __forceinline__ float undense_exp2(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+}
+
 // Begins to copy 16 bytes to shared memory: the first `bytes`, 0 or 16, and zeros.
 static __device__ __forceinline__ void undense_copy_async(void* shared, const void* global,
                                                           int bytes) {
   const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes)
+               : "memory");
+}
+
+// The same for 4 bytes, of which `bytes` is 0 or 4.
+static __device__ __forceinline__ void undense_copy_async_4(void* shared, const void* global,
+                                                            int bytes) {
+  const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(global), "r"(bytes)
                : "memory");
 }
 
@@ -94,3 +129,69 @@ static __device__ __forceinline__ void undense_copy_wait(int pending) {
       asm volatile("cp.async.wait_group 0;" ::: "memory");
   }
 }
+
+// What follows is Hopper's, of sm_90a alone: ptxas refuses it elsewhere, so kernels for others call
+// none of it.
+
+// Where a place in shared memory lies within the window that descriptors address.
+static __device__ __forceinline__ unsigned undense_shared_offset(const void* shared) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(shared));
+}
+
+// What this thread has stored to shared memory is there for wgmma, after a barrier for all threads.
+static __device__ __forceinline__ void undense_fence_proxy_async() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// What the warpgroup's threads have stored to registers comes before the products that follow.
+static __device__ __forceinline__ void undense_wgmma_fence() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+static __device__ __forceinline__ void undense_wgmma_commit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+// Waits until no more than three of the last groups of products are under way.
+static __device__ __forceinline__ void undense_wgmma_wait_3() {
+  asm volatile("wgmma.wait_group.sync.aligned 3;" ::: "memory");
+}
+
+// Waits for all products. To the compiler these sums come from here: it would move what is done
+// with them before the wait, and ptxas would then let one product wait for the other.
+static __device__ __forceinline__ void undense_wgmma_finish(float* sums, int count) {
+  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#pragma unroll
+  for (int i = 0; i < count; ++i) asm volatile("" : "+f"(sums[i])::"memory");
+}
+
+// c += A B for a warpgroup: 64 rows of A in registers, 128 columns of B by the descriptor of shared
+// memory, and 16 inputs: PTX ISA, wgmma.mma_async.m64n128k16. It runs until a wait.
+#define UNDENSE_WGMMA(type, c, a, descriptor)                                                     \
+  asm volatile(                                                                                   \
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {"                           \
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                    \
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "          \
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "          \
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"            \
+      "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 0;"                                                 \
+      : UNDENSE_SUMS(c, 0), UNDENSE_SUMS(c, 8), UNDENSE_SUMS(c, 16), UNDENSE_SUMS(c, 24),         \
+        UNDENSE_SUMS(c, 32), UNDENSE_SUMS(c, 40), UNDENSE_SUMS(c, 48), UNDENSE_SUMS(c, 56)        \
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor))
+
+#define UNDENSE_SUMS(c, i)                                                                        \
+  "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), "+f"(c[i + 4]), "+f"(c[i + 5]),     \
+      "+f"(c[i + 6]), "+f"(c[i + 7])
+
+static __device__ __forceinline__ void undense_wgmma_f16(float* c, const unsigned* a,
+                                                         unsigned long long descriptor) {
+  UNDENSE_WGMMA("f16", c, a, descriptor);
+}
+
+static __device__ __forceinline__ void undense_wgmma_bf16(float* c, const unsigned* a,
+                                                          unsigned long long descriptor) {
+  UNDENSE_WGMMA("bf16", c, a, descriptor);
+}
+
+#undef UNDENSE_WGMMA
+#undef UNDENSE_SUMS

@@ -27,6 +27,14 @@ static __device__ __forceinline__ void undense_load_16(unsigned* words, const vo
   words[3] = found.w;
 }
 
+static __device__ __forceinline__ void undense_store_4(void* to, const unsigned* words) {
+  *static_cast<unsigned*>(to) = words[0];
+}
+
+static __device__ __forceinline__ void undense_store_8(void* to, const unsigned* words) {
+  *static_cast<uint2*>(to) = make_uint2(words[0], words[1]);
+}
+
 static __device__ __forceinline__ void undense_copy_16(void* to, const void* from) {
   *static_cast<uint4*>(to) = *static_cast<const uint4*>(from);
 }
@@ -159,28 +167,38 @@ static __device__ __forceinline__ void undense_scaled_f32(unsigned* sum, const u
   }
 }
 
-// What one instruction leaves for two outputs and two rows, stored with outputs side by side.
+// What one instruction leaves for two outputs and two rows, times a unit of output g and one of
+// output g + 8, stored with outputs side by side. Two sums are rounded at once; where each was
+// alone, ptxas let the products of wgmma wait in turn.
 static __device__ __forceinline__ void undense_store_sums_f16(void* to, int first,
                                                               const float* sums, int row_values,
-                                                              float unit) {
+                                                              float low, float high) {
   __half* values = static_cast<__half*>(to) + first;
-  for (int i = 0; i < 4; ++i) values[i % 2 * row_values + i / 2 * 8] = __float2half(sums[i] * unit);
+  for (int i = 0; i < 2; ++i) {
+    const __half2 both = __floats2half2_rn(sums[i] * low, sums[i + 2] * high);
+    values[i * row_values] = __low2half(both);
+    values[i * row_values + 8] = __high2half(both);
+  }
 }
 
 static __device__ __forceinline__ void undense_store_sums_bf16(void* to, int first,
                                                                const float* sums, int row_values,
-                                                               float unit) {
+                                                               float low, float high) {
   __nv_bfloat16* values = static_cast<__nv_bfloat16*>(to) + first;
-  for (int i = 0; i < 4; ++i) {
-    values[i % 2 * row_values + i / 2 * 8] = __float2bfloat16(sums[i] * unit);
+  for (int i = 0; i < 2; ++i) {
+    const __nv_bfloat162 both = __floats2bfloat162_rn(sums[i] * low, sums[i + 2] * high);
+    values[i * row_values] = __low2bfloat16(both);
+    values[i * row_values + 8] = __high2bfloat16(both);
   }
 }
 
 static __device__ __forceinline__ void undense_store_sums_f32(void* to, int first,
                                                               const float* sums, int row_values,
-                                                              float unit) {
+                                                              float low, float high) {
   float* values = static_cast<float*>(to) + first;
-  for (int i = 0; i < 4; ++i) values[i % 2 * row_values + i / 2 * 8] = sums[i] * unit;
+  for (int i = 0; i < 4; ++i) {
+    values[i % 2 * row_values + i / 2 * 8] = sums[i] * (i / 2 ? high : low);
+  }
 }
 
 // The scores of 16 rows and 16 keys, which two instructions have left, as a first operand.
@@ -200,21 +218,25 @@ static __device__ __forceinline__ void undense_scores_f32(unsigned* a, const flo
   for (int i = 0; i < 8; ++i) a[i] = __float_as_uint(scores[i]);
 }
 
-// Value `column` of four rows, of which a lane has `words` words each, as a second operand.
-static __device__ __forceinline__ void undense_column_f16(unsigned* b, const unsigned* rows,
-                                                          int words, int column) {
-  const int word = column / 2;
-  const unsigned halves = column % 2 ? 0x7632u : 0x5410u;
-  b[0] = __byte_perm(rows[word], rows[words + word], halves);
-  b[1] = __byte_perm(rows[2 * words + word], rows[3 * words + word], halves);
+// What lies from here to the next multiple of 1024 in shared memory, in words.
+static __device__ __forceinline__ int undense_words_to_kilobyte(const void* shared) {
+  return static_cast<int>(-undense_shared_offset(shared) % 1024u / 4u);
 }
 
-static __device__ __forceinline__ void undense_column_bf16(unsigned* b, const unsigned* rows,
-                                                           int words, int column) {
-  undense_column_f16(b, rows, words, column);
+// The descriptor of rows of 128 bytes as wgmma's second operand (PTX ISA, matrix descriptor):
+// 16-byte units exchanged by the row, eight rows 1024 bytes from the next eight.
+static __device__ __forceinline__ unsigned long long undense_descriptor(const void* rows) {
+  const unsigned long long swizzled_by_128_bytes = 1, stride = 1024 >> 4;
+  return (undense_shared_offset(rows) & 0x3ffffu) >> 4 | stride << 32 | swizzled_by_128_bytes << 62;
 }
 
-static __device__ __forceinline__ void undense_column_f32(unsigned* b, const unsigned* rows,
-                                                          int words, int column) {
-  for (int i = 0; i < 4; ++i) b[i] = rows[i * words + column];
+// sums += A B for 64 outputs, 128 rows of x in shared memory, and 16 inputs.
+static __device__ __forceinline__ void undense_multiply_rows_f16(float* sums, const unsigned* a,
+                                                                 const void* rows) {
+  undense_wgmma_f16(sums, a, undense_descriptor(rows));
+}
+
+static __device__ __forceinline__ void undense_multiply_rows_bf16(float* sums, const unsigned* a,
+                                                                  const void* rows) {
+  undense_wgmma_bf16(sums, a, undense_descriptor(rows));
 }

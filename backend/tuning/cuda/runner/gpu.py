@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAXDYNAMIC_SHARED_SIZE_BYTES
 
 Json = dict[str, Any]
 Call = Callable[[], None]
@@ -24,7 +24,7 @@ class DeviceError(Exception):
     """The driver refused something; says what."""
 
 
-class _LaunchConfig(ctypes.Structure):
+class LaunchConfig(ctypes.Structure):
     """`CUlaunchConfig` of the driver."""
 
     _fields_ = (
@@ -121,7 +121,7 @@ class Kernel:
         name = str(self._launch["kernel"]).encode()
         found = driver.cuModuleGetFunction(ctypes.byref(self._function), self._module, name)
         gpu.check(found, "cuModuleGetFunction")
-        allowed = driver.cuFuncSetAttribute(self._function, _DYNAMIC_SHARED, shared)
+        allowed = driver.cuFuncSetAttribute(self._function, DYNAMIC_SHARED, shared)
         gpu.check(allowed, "cuFuncSetAttribute")
 
     def bound(self, tensors: Mapping[str, Any], rows: int) -> Call:
@@ -150,7 +150,7 @@ class _Launch:
         self._pointers = (ctypes.c_void_p * len(places))(*places)
 
     def __call__(self) -> None:
-        config = _LaunchConfig(*self._extents, self._gpu.stream, None, 0)
+        config = LaunchConfig(*self._extents, self._gpu.stream, None, 0)
         launch = self._gpu.driver.cuLaunchKernelEx
         status = launch(ctypes.byref(config), self._function, self._pointers, None)
         self._gpu.check(status, "cuLaunchKernelEx")
