@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,14 +71,20 @@ class AccuracyControl:
         """
         fits = self._job.fit(self._captured.dense, decided)
         decided = replace(decided, fits=fits)
-        order = self._worst_first(decided)
         candidates: list[_Candidate] = []
 
+        @cache
+        def worst_first() -> list[str]:
+            return self._worst_first(decided)
+
+        def worst(number: int) -> list[str]:
+            return worst_first()[:number] if number else []  # none are compared if all may stay
+
         def predicted(number: int) -> float:
-            return self._predicted_drop(_without(fits, order[:number]))
+            return self._predicted_drop(_without(fits, worst(number)))
 
         def built(number: int) -> float:
-            back = order[:number]
+            back = worst(number)
             failed = self.allowed.drop(candidates[-1].metric) if candidates else predicted(0)
             self._check_costs(decided.planned, back, failed)
             for candidate in candidates[-1:]:
@@ -88,11 +95,11 @@ class AccuracyControl:
             return self.allowed.drop(candidates[-1].metric)
 
         with temporary_sibling(folder) as place:
-            found = give_back(len(order), predicted, built, self.allowed.max_drop)
-            self._check_dtype(found, len(order))
+            found = give_back(len(fits), predicted, built, self.allowed.max_drop)
+            self._check_dtype(found, len(fits))
             rows = [
                 {"site": name, "scheme": str(fits[name].fitted.structure), "drop_before": before}
-                for name, before in zip(order, found.before, strict=False)
+                for name, before in zip(worst(len(found.before)), found.before, strict=True)
             ]
             held = candidates[-1]
             return self._take(held, self._report(held, found.drop, rows), folder)

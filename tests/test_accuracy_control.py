@@ -14,7 +14,9 @@ from undense.cli import main
 from undense.frontend.dense import run_dense
 from undense.passes.errors import InputError, PlanError, SchemeError, TargetError, ValidationError
 from undense.passes.plan import read_plan
+from undense.runtime.session import Session
 from undense.runtime.unloaded import Unloaded
+from undense.runtime.verify import verify
 
 COARSE = "trit_planes{planes=1,group=32}"
 N = 64
@@ -85,7 +87,29 @@ def test_the_worst_layers_are_given_back_until_the_metric_holds(target: str, tmp
     assert undense.load(tmp_path / "m").report == module.report
 
 
-def test_without_a_drop_nothing_is_given_back():
+def test_what_the_engine_loses_beyond_the_weights_costs_further_layers(tmp_path: Path):
+    def engine_loses(model, dataset):
+        """As `accuracy`, and a twentieth for each replaced layer that is really run."""
+        lost = 0.0
+        if isinstance(model, Session):
+            lost = 0.05 * sum(row["scheme"] != "dense" for row in model.report["sites"])
+        return accuracy(model, dataset) - lost
+
+    module = _compiled(
+        scheme=COARSE, budget={"max_drop": 0.07}, validation_fn=engine_loses,
+        output=tmp_path / "m",
+    )  # fmt: skip
+    found = module.report["validation"]
+    assert sorted(_schemes(module).values()) == ["dense", "dense", "trit_planes"]
+    assert found["drop"] == pytest.approx(0.05, abs=0.02)
+    assert [row["site"] for row in found["given_back"]][0] == "head"
+    assert found["given_back"][1]["drop_before"] == pytest.approx(0.1, abs=0.02)
+    assert verify(undense.load(tmp_path / "m")).holds
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m"]
+
+
+def test_without_a_drop_nothing_is_compared_or_given_back(monkeypatch):
+    monkeypatch.setattr("undense.frontend.distortion.distortion", pytest.fail)
     module = _compiled(scheme="int_codes{bits=8}", budget={"max_drop": 0.1})
     assert _schemes(module)["head"] == "int_codes"
     assert module.report["validation"]["given_back"] == []
