@@ -62,7 +62,7 @@ def _compile(options: argparse.Namespace) -> int:
     from .runtime.report import print_report
     from .runtime.unloaded import Unloaded
 
-    decisions = _decisions(options)
+    decisions = {**_decisions(options), **_validation(options)}
     with progress_bar(quiet=options.quiet) as progress:
         session = compile(
             options.model,
@@ -124,6 +124,23 @@ def _decisions(options: argparse.Namespace) -> dict[str, Any]:
         "lossless": options.lossless,
         "cache": options.cache or not options.no_cache,
         "scheduler": options.scheduler,
+    }
+
+
+def _validation(options: argparse.Namespace) -> dict[str, Any]:
+    """The metric that `compile` is held to.
+
+    Raises:
+        ValidationError: a function or data that cannot be loaded.
+        CalibrationError: no archive of plain arrays.
+    """
+    from .validation import load_function, read_dataset
+
+    function, data = options.validation, options.validation_data
+    return {
+        "validation_fn": None if function is None else load_function(function),
+        "validation_dataset": None if data is None else read_dataset(data),
+        "drop_type": options.drop_type,
     }
 
 

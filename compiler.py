@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .planning import Planned
     from .runtime.artifact import Manifest
     from .runtime.session import Session
+    from .validation import ValidationFunction
 
 
 def compile(
@@ -38,6 +39,9 @@ def compile(
     ignored_scope: Sequence[str] = (),
     batch: Sequence[int] = BATCHES,
     plan_time: float = PLAN_SECONDS,
+    validation_dataset: Any = None,
+    validation_fn: ValidationFunction | None = None,
+    drop_type: str = "absolute",
     plan: Plan | str | Path | None = None,
     seed: int = 0,
     lossless: bool | Sequence[str] = True,
@@ -72,6 +76,13 @@ def compile(
         batch: for `auto`, the products of the dynamic dimensions of a call (tokens, or samples) at
             which kernels are timed.
         plan_time: for `auto`, seconds that measuring distortions may take.
+        validation_dataset: what `validation_fn` is given; it must be readable more than once.
+        validation_fn: `validation_fn(model, validation_dataset)` is the metric of a model that is
+            called like the module that is returned, with its types; higher is better. `max_drop`
+            (0.01 without a budget) bounds what the metric of the compiled model is below that of
+            the dense one: the layers that change the outputs the most stay dense until it holds.
+            Without a function `max_drop` bounds the distortion of the outputs.
+        drop_type: of the metric: `absolute`, or `relative` to that of the dense model.
         calibration_dataset: an iterable of dicts, tuples, arrays or tensors, or an `.npz` path.
             Without it fits are data-free, and the report says so.
         ignored_scope: names of sites that stay dense: globs, or `re:` and a regular expression.
@@ -105,12 +116,18 @@ def compile(
     Raises:
         UndenseError: one of its kinds, naming the layer or file, the cause and the remedy.
     """
+    from .accuracy_control import AccuracyControl
     from .backend.package import check_toolchain
     from .passes.request import Request
     from .runtime.artifact import write_artifact
     from .runtime.unloaded import load_if_possible
+    from .validation import Validation
 
-    request = Request.checked(scheme, ignored_scope, plan, budget, batch, plan_time)
+    validation = Validation.checked(validation_fn, validation_dataset, drop_type)
+    validated = validation is not None
+    request = Request.checked(
+        scheme, ignored_scope, plan, budget, batch, plan_time, validated=validated
+    )
     parsed = _target(target, kernels, use_cuda_graph, with_onnx=with_onnx)
     job = _job(
         parsed,
@@ -129,8 +146,12 @@ def compile(
 
     def fill(folder: Path) -> Manifest:
         captured = job.capture(model, args, dynamic_shapes)
-        decided = job.decide(captured, args, calibration_dataset, request)
-        return job.build(captured, decided, folder)
+        if validation is None or request.budget is None:
+            decided = job.decide(captured, args, calibration_dataset, request)
+            return job.build(captured, decided, folder)
+        control = AccuracyControl(job, captured, validation, request.budget)
+        decided = job.decide(captured, args, calibration_dataset, request, control)
+        return control.build(decided, folder)
 
     with _destination(output) as folder:
         write_artifact(folder, fill)

@@ -12,6 +12,7 @@ from .passes.progress import Progress
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from .accuracy_control import AccuracyControl
     from .backend.expected import Expected
     from .backend.package import Lowered
     from .backend.stored import Stored
@@ -61,7 +62,10 @@ class Captured:
 
 @dataclass(frozen=True)
 class Decided:
-    """What a compile carries out: choices by site, and the samples behind them."""
+    """What a compile carries out: choices by site, and the samples behind them.
+
+    `fits` are those that were made on the way, or None if they are to be made.
+    """
 
     sites: list[Site]
     refusals: list[Refusal]
@@ -70,6 +74,7 @@ class Decided:
     held_out: list[Sample]
     notes: list[str]
     planned: Planned | None = None
+    fits: Mapping[str, FitResult] | None = None
 
     @property
     def schemes(self) -> dict[str, str]:
@@ -139,8 +144,12 @@ class Job:
         args: tuple[Any, ...] | Mapping[str, Any] | None,
         dataset: Any,
         request: Request,
+        control: AccuracyControl | None = None,
     ) -> Decided:
-        """Finds the sites and says what becomes of each."""
+        """Finds the sites and says what becomes of each.
+
+        With `control` the metric of a plan made by measurement bounds its distortion.
+        """
         from .frontend.samples import read_samples, shortened, synthetic_sample
         from .passes.budget import Budget
         from .passes.decide import (
@@ -182,8 +191,11 @@ class Job:
                 planner = self.planner(
                     model, sites, samples, held_out, request, request.budget or free
                 )
-                planned = planner.plan(schemes, request.point)
+                holds = None if control is None else control.holds
+                planned = planner.plan(schemes, request.point, holds)
                 made, choices = planned.plan, planned.plan.sites
+                if control is None and request.point is None:
+                    notes.extend(planner.budget.notes())
             else:
                 choices = tuple(decide(site, schemes[site.name], activations) for site in sites)
                 made = Plan(choices, calibration, self.seed, versions())
@@ -195,7 +207,8 @@ class Job:
             notes.append(
                 "ONNX Runtime's CPU provider stood in for its CUDA provider in the checks of layers"
             )
-        return Decided(sites, refusals, made, samples, checked, notes, planned)
+        fits = None if planned is None else planned.results
+        return Decided(sites, refusals, made, samples, checked, notes, planned, fits)
 
     def planner(
         self,
@@ -228,10 +241,10 @@ class Job:
             self.progress,
         )
 
-    def fit(self, model: ir.Model, decided: Decided) -> dict[str, FitResult]:
-        """Fits every site that does not stay dense, unless the plan was made from its fit."""
-        if decided.planned is not None:
-            return decided.planned.results
+    def fit(self, model: ir.Model, decided: Decided) -> Mapping[str, FitResult]:
+        """Fits every site that does not stay dense, unless that was done on the way."""
+        if decided.fits is not None:
+            return decided.fits
         from .frontend.calibrate import calibrate
         from .passes.fit_sites import fit_sites
         from .passes.scheme import parse_scheme
@@ -345,6 +358,7 @@ class Job:
             "error_measure": "weights" if samples is None else "outputs on the calibration data",
             "notes": decided.notes,
             "planning": None if decided.planned is None else decided.planned.report,
+            "validation": None,
         }
 
     def manifest(

@@ -39,6 +39,21 @@ def parser(verbs: Mapping[str, Run]) -> argparse.ArgumentParser:
     _add_decisions(compiling)
     compiling.add_argument("--plan", metavar="FILE", help="carry out this plan.json instead")
     compiling.add_argument(
+        "--validation", metavar="FILE.py:FUNCTION",
+        help="function of a model, called like a loaded artifact, and of the samples of "
+        "--validation-data, that returns a metric, higher for better; layers stay dense until "
+        "max_drop of --budget holds for it",
+    )  # fmt: skip
+    compiling.add_argument(
+        "--validation-data", metavar="FILE.npz",
+        help="what that function is given: a list of samples, each a dict of arrays, in the forms "
+        "of --calib; they may hold labels too",
+    )  # fmt: skip
+    compiling.add_argument(
+        "--drop-type", metavar="absolute|relative", default="absolute",
+        help="of the metric: in its unit (default), or as a share of the dense model's",
+    )  # fmt: skip
+    compiling.add_argument(
         "--portable", action="store_true", help="write model.onnx with standard operators only"
     )
     compiling.add_argument(
@@ -162,7 +177,7 @@ def _add_decisions(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget", metavar="K=V,...",
         help="for auto, limits that hold together: size_ratio, latency_ratio, effective_bits, "
-        "max_drop (default max_drop=0.01, of the distortion of the outputs)",
+        "max_drop (default max_drop=0.01, of the distortion of the outputs, or of --validation)",
     )  # fmt: skip
     parser.add_argument(
         "--batch", metavar="N,...", default=",".join(map(str, BATCHES)),

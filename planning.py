@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from .passes.pricing import Option, PricedModel, PricedSite
 from .passes.progress import Progress
 from .passes.scheme import Scheme
 from .passes.sensitivity import Sensitivities
-from .passes.settle import Settled, settle
+from .passes.settle import Settled, settle, settle_by_metric
 from .passes.structures.base import Structure
 
 if TYPE_CHECKING:
@@ -36,9 +36,6 @@ DENSE = "dense"
 _Times = dict[tuple[str, str], dict[int, float]]
 """Milliseconds by site, scheme and batch."""
 
-_TOKENS = 512
-"""That distortion is measured on, more or less."""
-
 _POINTS = 5
 
 
@@ -50,11 +47,13 @@ class Planned:
         plan: the choice of every site.
         results: the fits of those that are not dense.
         report: the part `planning` of the report.
+        settled: the choice with its prices.
     """
 
     plan: Plan
     results: dict[str, FitResult]
     report: dict[str, Any]
+    settled: Settled
 
 
 @dataclass(frozen=True)
@@ -93,12 +92,19 @@ class Planner:
     scheduler: str | None
     progress: Progress
 
-    def plan(self, schemes: Mapping[str, Scheme], point: int | None = None) -> Planned:
+    def plan(
+        self,
+        schemes: Mapping[str, Scheme],
+        point: int | None = None,
+        holds: Callable[[Mapping[str, FitResult]], bool] | None = None,
+    ) -> Planned:
         """The plan for sites whose scheme is `auto`; others get what was asked for.
 
         Args:
             schemes: of every site by name.
             point: a point of the Pareto table, from 1, instead of the budget's choice.
+            holds: whether the metric of the dense model with these fits keeps `max_drop`, which
+                bounds the distortion without it.
 
         Raises:
             PlanError: the budget cannot be kept; says which limit, and how near one can come.
@@ -111,10 +117,14 @@ class Planner:
         with self._sensitivities(fitted) as (sensitivities, measure):
             model = sensitivities.priced(model, self.progress)
             points = [] if point is None else pareto(model, _POINTS)
-            if point is None:
-                settled = settle(model, self.budget, sensitivities)
-            else:
+            if point is not None:
                 settled = _at(model, points, point, sensitivities)
+            elif holds is not None:
+                settled = settle_by_metric(
+                    model, self.budget, sensitivities, lambda s: holds(_results(s, fits))
+                )
+            else:
+                settled = settle(model, self.budget, sensitivities)
             check = sensitivities.check(settled.model)
             table = [
                 self._row(settled.model, chosen, sensitivities)
@@ -285,33 +295,22 @@ class Planner:
         self, fits: Mapping[str, Mapping[str, FitResult]]
     ) -> Iterator[tuple[Sensitivities, str]]:
         """What measures distortions while it is open, and by what measure."""
-        from .frontend.distortion import Exchange, distortion
+        from .frontend.distortion import distortion, enough
+        from .frontend.exchange import Exchange
 
         shapes = {site.name: (site.out_features, site.in_features) for site in self.sites}
-
-        def exchange(name: str, found: FitResult) -> Exchange:
-            fitted = found.fitted
-            factors = fitted.structure.unpack(fitted.tensors, *shapes[name])
-            return Exchange(fitted.structure.dense(factors), fitted.bias_correction)
-
-        with distortion(self.model, shapes, self._measured_samples()) as measured:
+        samples = enough([*self.held_out, *self.samples])
+        with distortion(self.model, shapes, samples) as measured:
 
             def measure(schemes: Mapping[str, str]) -> float:
                 return measured.of(
-                    {name: exchange(name, fits[name][scheme]) for name, scheme in schemes.items()}
+                    {
+                        name: Exchange.of(fits[name][scheme].fitted, shapes[name])
+                        for name, scheme in schemes.items()
+                    }
                 )
 
             yield Sensitivities(measure, self.seconds, self.seed), measured.measure
-
-    def _measured_samples(self) -> list[Sample]:
-        from .frontend.samples import Samples
-
-        found: list[Sample] = []
-        for sample in [*self.held_out, *self.samples]:
-            found.append(sample)
-            if Samples(tuple(found)).tokens >= _TOKENS:
-                break
-        return found
 
     def _row(
         self, model: PricedModel, chosen: Sequence[int], sensitivities: Sensitivities
@@ -343,11 +342,6 @@ class Planner:
             )
             for site, number in pairs
         )
-        results = {
-            choice.name: fits[choice.name][choice.scheme]
-            for choice in choices
-            if choice.scheme != DENSE
-        }
         report = {
             "budget": str(self.budget),
             "notes": list(notes),
@@ -366,7 +360,17 @@ class Planner:
             },
         }
         plan = Plan(choices, self.samples.sha256, self.seed, versions())
-        return Planned(plan, results, report)
+        return Planned(plan, _results(settled, fits), report, settled)
+
+
+def _results(settled: Settled, fits: Mapping[str, Mapping[str, FitResult]]) -> dict[str, FitResult]:
+    """The fits of the options that were chosen."""
+    pairs = zip(settled.model.sites, settled.model.taken(settled.chosen), strict=True)
+    return {
+        site.name: fits[site.name][option.scheme]
+        for site, option in pairs
+        if option is not site.dense
+    }
 
 
 def _at(

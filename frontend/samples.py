@@ -6,7 +6,7 @@ import hashlib
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -82,7 +82,7 @@ def read_samples(data: Any, model: ir.Model) -> Samples:
     """
     if isinstance(data, (str, Path)):
         names = {str(value.name) for value in model.graph.inputs}
-        raw: Iterable[Any] = _read_npz(Path(data), names)
+        raw: Iterable[Any] = read_archive(Path(data), names)
     elif isinstance(data, Mapping):
         raw = [data]
     elif hasattr(data, "shape"):
@@ -117,7 +117,16 @@ def check_archive(data: Any) -> None:
         raise CalibrationError(f"{data}: not an .npz of plain arrays, or damaged")
 
 
-def _read_npz(path: Path, names: set[str]) -> Sequence[dict[str, NDArray[Any]]]:
+def read_archive(path: Path, names: Collection[str] = ()) -> Sequence[dict[str, NDArray[Any]]]:
+    """The samples of an `.npz`: one of plain keys, or many of keys `0/name`, `1/name` and so on.
+
+    Args:
+        path: of the archive.
+        names: that are plain keys, whatever they look like.
+
+    Raises:
+        CalibrationError: no archive of plain arrays, or one that mixes the two forms; names it.
+    """
     check_archive(path)
     try:
         with np.load(path, allow_pickle=False) as archive:

@@ -64,12 +64,22 @@ def allowed(model: PricedModel, budget: Budget, chosen: Sequence[int]) -> bool:
         number not in _open(site, budget) for site, number in zip(model.sites, chosen, strict=True)
     ):
         return False
-    kept = [
-        (budget.size_ratio, model.size_ratio(chosen)),
-        (budget.effective_bits, model.effective_bits(chosen)),
-        *((budget.latency_ratio, model.latency_ratio(chosen, batch)) for batch in model.batches),
+    return not exceeded(model, budget, chosen)
+
+
+def exceeded(model: PricedModel, budget: Budget, chosen: Sequence[int]) -> dict[str, float]:
+    """The limits on costs that a choice does not keep, and what it reaches instead."""
+    costs = [
+        ("size_ratio", model.size_ratio(chosen)),
+        ("effective_bits", model.effective_bits(chosen)),
+        *(("latency_ratio", model.latency_ratio(chosen, batch)) for batch in model.batches),
     ]
-    return all(limit is None or found <= limit * (1 + 1e-9) for limit, found in kept)
+    found: dict[str, float] = {}
+    for name, cost in costs:
+        limit = getattr(budget, name)
+        if limit is not None and cost > limit * (1 + 1e-9):
+            found[name] = max(cost, found.get(name, 0.0))
+    return found
 
 
 class _Free:

@@ -75,6 +75,15 @@ class Budget:
         """Whether options must not be slower than dense: always, but for size alone."""
         return self.latency_ratio is not None or not self.limits_cost
 
+    def notes(self) -> list[str]:
+        """What the drop is of without a validation function, if it is limited."""
+        if self.max_drop is None:
+            return []
+        return [
+            f"max_drop={self.max_drop:g} bounds the distortion of the outputs, which stood in for "
+            "a metric: no validation function was given"
+        ]
+
 
 def _items(text: str) -> dict[str, float]:
     items: dict[str, float] = {}

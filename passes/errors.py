@@ -15,6 +15,10 @@ class CalibrationError(UndenseError):
     """Calibration samples that do not fit the model."""
 
 
+class ValidationError(UndenseError):
+    """A validation function that cannot be loaded, fails, or gives no metric."""
+
+
 class SchemeError(UndenseError):
     """A scheme text, rule or option that is not understood."""
 

@@ -30,6 +30,7 @@ class Request:
         plan_time: seconds for measurements of distortion.
         point: a point of the Pareto table, from 1, instead of what the budget chooses.
         predicts: whether schemes by name are measured as well, to say what they cost.
+        validated: whether `max_drop` is of a metric that is measured, and not of the distortion.
     """
 
     scheme: Schemes = "auto"
@@ -40,6 +41,7 @@ class Request:
     plan_time: float = PLAN_SECONDS
     point: int | None = None
     predicts: bool = False
+    validated: bool = False
 
     @staticmethod
     def checked(
@@ -50,6 +52,7 @@ class Request:
         batch: Sequence[int] = BATCHES,
         plan_time: float = PLAN_SECONDS,
         point: int | None = None,
+        validated: bool = False,
     ) -> Request:
         """The request of these arguments.
 
@@ -72,9 +75,20 @@ class Request:
                     "a plan has the scheme of every site: leave it out, or scheme, rules, ignored "
                     "patterns and budget"
                 )
+            if validated:
+                raise SchemeError(
+                    "a plan is carried out as it stands: leave it out, or the validation function"
+                )
             plan = plan if isinstance(plan, Plan) else read_plan(plan)
+        if validated:
+            limits = limits or Budget.parse(None)
+            if limits.max_drop is None:
+                raise SchemeError(
+                    f"budget {str(limits)!r}: does not say how far the metric may drop; add "
+                    "max_drop, or leave the validation function out"
+                )
         sizes = tuple(dict.fromkeys(batch))
-        return Request(scheme, ignored_scope, plan, limits, sizes, plan_time, point)
+        return Request(scheme, ignored_scope, plan, limits, sizes, plan_time, point, validated)
 
     def check_budget(self, *, automatic: bool, calibrated: bool) -> None:
         """Refuses a budget that nothing can be planned for.
@@ -84,10 +98,13 @@ class Request:
         """
         if self.budget is None and self.point is None:
             return
+        if self.validated and self.budget is not None and not self.budget.limits_cost:
+            return  # layers are given back until the metric holds, however they were chosen
         if not automatic:
             raise SchemeError(
                 "budget: every site has a scheme by name, so that nothing is left to choose; give "
-                "some the scheme auto, or leave the budget out"
+                "some the scheme auto, or leave the budget out (all but max_drop with a validation "
+                "function)"
             )
         if not calibrated:
             raise SchemeError(

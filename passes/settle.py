@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from .auto import allowed, choose
@@ -18,6 +18,9 @@ _TIGHTENED = 1.05
 _SWAPS = 16
 _BETTER = 0.99
 """A swap is taken if it leaves less than this of the joint distortion."""
+
+FALLING = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
+"""Distortions that are allowed in turn until a metric holds."""
 
 _ADDITIVE = 1.1
 """Up to which ratio of joint distortion to sum, either way, the sum is taken at its word."""
@@ -65,6 +68,45 @@ def settle(model: PricedModel, budget: Budget, sensitivities: Sensitivities) -> 
     if budget.limits_cost and additivity and not 1 / _ADDITIVE < additivity < _ADDITIVE:
         found = _swapped(found, budget, sensitivities)
     return found
+
+
+def settle_by_metric(
+    model: PricedModel,
+    budget: Budget,
+    sensitivities: Sensitivities,
+    holds: Callable[[Settled], bool],
+) -> Settled:
+    """The choice that the limits on costs allow, or without any the first whose metric holds.
+
+    Then less and less distortion is allowed, beside what sites lose whose scheme was named. Where
+    the metric never holds, the last choice is the one to give layers back from.
+
+    Args:
+        model: priced.
+        budget: its `max_drop` is of the metric, and left to `holds`.
+        sensitivities: measure, as far as their time allows.
+        holds: whether the metric of a choice keeps `max_drop`.
+
+    Raises:
+        PlanError: the limits on costs cannot be kept.
+    """
+    if budget.limits_cost:
+        return settle(model, replace(budget, max_drop=None), sensitivities)
+    named = [site.fixed or 0 for site in model.sites]
+    least = Settled(model, named, sensitivities.joint(model, named))
+    found: Settled | None = None
+    for limit in FALLING:
+        allowing = Budget(max_drop=least.joint + limit)
+        try:
+            tighter = settle(model if found is None else found.model, allowing, sensitivities)
+        except PlanError:
+            break
+        if found is not None and tighter.chosen == found.chosen:
+            continue
+        found = tighter
+        if holds(found):
+            break
+    return found or least
 
 
 def _chosen(

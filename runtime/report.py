@@ -211,10 +211,27 @@ def summary(report: Mapping[str, Any]) -> list[str]:
             "rounding activations to int8 (accuracy_level 4) changes the outputs by "
             f"{percent(effect)}"
         )
+    lines += list(_validation(report.get("validation")))
     lines += list(_code(report))
     lines += [f"note: {note}" for note in report.get("notes", ())]
     lines += [f"warning: {warning}" for warning in report.get("warnings", ())]
     return lines
+
+
+def _validation(found: Mapping[str, Any] | None) -> Iterator[str]:
+    """What the metric of the dense model became, and what that took."""
+    if found is None:
+        return
+    which = "compiled" if "compiled" in found else "predicted"
+    yield (
+        f"metric {found['function']}: {found['dense']:.6g} dense, {found[which]:.6g} {which}; a "
+        f"drop of {text(found['drop'])}, where max_drop={found['max_drop']:g} "
+        f"({found['drop_type']}); measured {found['evaluations']} times"
+    )
+    if found["given_back"]:
+        names = [row["site"] for row in found["given_back"]]
+        more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
+        yield f"given back to dense for it: {', '.join(names[:_MOST])}{more}"
 
 
 def _code(report: Mapping[str, Any]) -> Iterator[str]:

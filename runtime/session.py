@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,14 @@ from .artifact import Artifact, Device, Engine, Manifest, TensorInfo, open_artif
 from .calls import Call
 from .device import resolve
 from .hardware import usable_cores
+from .model import Model
 from .signature import bind, check
-from .tensors import is_torch, to_torch
 
 _MODULES: dict[Engine, str] = {"ort": "onnxruntime", "tvm": "tvm"}
 _PACKAGES: dict[Engine, str] = {"ort": "onnxruntime", "tvm": "apache-tvm"}
 
 
-class Session(ABC):
+class Session(Model):
     """A loaded artifact: call it with arrays or tensors.
 
     Inputs are checked first; calls from several threads at once are safe.
@@ -74,30 +74,14 @@ class Session(ABC):
         return self.manifest.outputs
 
     @property
+    def dimension_bounds(self) -> Mapping[str, tuple[int, int]]:
+        """The lengths that dynamic dimensions may have."""
+        return self.manifest.dimension_bounds
+
+    @property
     def report(self) -> dict[str, Any]:
         """What was replaced by what, why, at what cost; `bytes.folder` is the whole artifact."""
         return self.artifact.report
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The output, or a tuple of the outputs, for inputs by position or by name.
-
-        Returns:
-            torch tensors if an input is one, on the GPU if an input is there, else numpy arrays.
-
-        Raises:
-            InputError: inputs that do not fit the signature.
-        """
-        results = tuple(self._results(bind(self.inputs, args, kwargs)))
-        return results[0] if len(results) == 1 else results
-
-    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The outputs by name for inputs by name; names need not be Python identifiers.
-
-        Raises:
-            InputError: inputs that do not fit the signature.
-        """
-        results = self._results(bind(self.inputs, (), inputs))
-        return dict(zip((info.name for info in self.outputs), results, strict=True))
 
     def trace(self, inputs: Mapping[str, Any], runs: int) -> list[list[Call]]:
         """The calls of functions within each of several runs on inputs by name.
@@ -106,10 +90,10 @@ class Session(ABC):
             InputError: inputs that do not fit the signature.
         """
         values = bind(self.inputs, (), inputs)
-        arrays = check(self.inputs, self.manifest.dimension_bounds, values)
+        arrays = check(self.inputs, self.dimension_bounds, values)
         return self._trace([arrays[info.name] for info in self.inputs], runs)
 
-    def synchronize(self) -> None:  # noqa: B027  # nothing is right for CPUs
+    def synchronize(self) -> None:  # nothing is right for CPUs
         """Waits until the device has finished what was asked of it; a CPU has with each call."""
 
     def save(self, path: str | Path) -> None:
@@ -119,17 +103,6 @@ class Session(ABC):
             ArtifactError: something that is no artifact stands at `path`.
         """
         self.artifact.save(path)
-
-    def _results(self, values: Mapping[str, Any]) -> Sequence[Any]:
-        arrays = check(self.inputs, self.manifest.dimension_bounds, values)
-        results = self._execute([arrays[info.name] for info in self.inputs])
-        if any(is_torch(value) for value in values.values()):
-            return [to_torch(array) for array in results]
-        return results
-
-    @abstractmethod
-    def _execute(self, arrays: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
-        """Runs checked inputs, in order; the results are writable and nobody else's."""
 
     @abstractmethod
     def _trace(self, arrays: Sequence[NDArray[np.generic]], runs: int) -> list[list[Call]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from graphs import graph, normal, outputs
-from undense.frontend.distortion import Exchange, distortion
+from undense.frontend.distortion import distortion
+from undense.frontend.exchange import Exchange, exchangeable
 from undense.frontend.rounding import rounding_errors
 from undense.passes.errors import CalibrationError
 from undense.passes.sites import find_sites
@@ -53,7 +54,8 @@ def test_an_exchanged_weight_does_what_it_does_in_the_model(name):
     dense = outputs(model, ids=IDS)["y"].astype(np.float64)
     with distortion(model, _sites(model), [{"ids": IDS}]) as measured:
         assert measured.measure == "relative_mse"
-        got = measured.run({name: Exchange(other)}, {"ids": IDS})["y"]
+        with exchangeable(model, [name]) as exchanged:
+            got = exchanged.run({"ids": IDS}, {name: Exchange(other)})["y"]
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-3)
         expected = np.sum((want - dense) ** 2) / np.sum(dense**2)
         assert measured.of({name: Exchange(other)}) == pytest.approx(expected, rel=1e-3)
@@ -64,9 +66,9 @@ def test_a_corrected_bias_is_part_of_the_exchange():
     model, sites = _model(), _sites(_model())
     moved = normal(48, seed=8)
     want = outputs(_model(bias=normal(48, seed=3) + moved), ids=IDS)["y"]
-    with distortion(model, sites, [{"ids": IDS}]) as measured:
+    with exchangeable(model, sites) as exchanged:
         exchange = Exchange(sites["second"].weight(), moved)
-        got = measured.run({"second": exchange}, {"ids": IDS})["y"]
+        got = exchanged.run({"ids": IDS}, {"second": exchange})["y"]
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-3)
 
 

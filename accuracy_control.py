@@ -1,0 +1,299 @@
+"""Accuracy control: the worst layers are given back to dense until a metric holds."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .passes.accuracy import AllowedDrop, GivenBack, give_back
+from .passes.auto import exceeded, runners_up
+from .passes.budget import Budget
+from .passes.errors import PlanError
+from .passes.planning_report import costs, site_costs
+from .planning import DENSE
+from .runtime.artifact import Artifact, write_artifact
+from .runtime.atomic import temporary_sibling
+from .runtime.function_model import FunctionModel
+from .runtime.model import Model
+from .runtime.report import read_report, write_report
+from .runtime.unloaded import Unloaded, load_if_possible
+
+if TYPE_CHECKING:
+    from .job import Captured, Decided, Job
+    from .passes.fit import FitResult
+    from .passes.plan import Choice
+    from .planning import Planned
+    from .runtime.artifact import Manifest
+    from .validation import Validation
+
+
+class AccuracyControl:
+    """Holds what is compiled to the metric of the dense model.
+
+    Attributes:
+        allowed: the drop, and the metric of the dense model.
+    """
+
+    def __init__(
+        self, job: Job, captured: Captured, validation: Validation, budget: Budget
+    ) -> None:
+        """Measures the dense model, before anything long is done.
+
+        Raises:
+            ValidationError: the validation function fails.
+            PlanError: the metric of the dense model is 0, and the drop is to be relative.
+        """
+        self._job, self._captured, self._validation = job, captured, validation
+        self._budget = budget
+        self._evaluations = 0
+        self._metrics: dict[frozenset[tuple[str, str]], float] = {}
+        if budget.max_drop is None:
+            raise ValueError("the budget has no max_drop to hold a metric to")
+        self.allowed = AllowedDrop(self._predicted({}), budget.max_drop, validation.drop_type)
+
+    def holds(self, fits: Mapping[str, FitResult]) -> bool:
+        """Whether the dense model with the weights of these fits keeps the metric."""
+        return self._predicted_drop(fits) <= self.allowed.max_drop
+
+    def build(self, decided: Decided, folder: Path) -> Manifest:
+        """Writes what `Job.build` does, with the fewest layers given back with which it holds.
+
+        What is built is measured on the engine of the target. Where that cannot run here, the
+        dense model with exchanged weights stands in.
+
+        Raises:
+            PlanError: the drop cannot be kept, or not together with the limits on costs.
+            ValidationError: the validation function fails.
+        """
+        fits = self._job.fit(self._captured.dense, decided)
+        decided = replace(decided, fits=fits)
+        candidates: list[_Candidate] = []
+
+        @cache
+        def worst_first() -> list[str]:
+            return self._worst_first(decided)
+
+        def worst(number: int) -> list[str]:
+            return worst_first()[:number] if number else []  # none are compared if all may stay
+
+        def predicted(number: int) -> float:
+            return self._predicted_drop(_without(fits, worst(number)))
+
+        def built(number: int) -> float:
+            back = worst(number)
+            failed = self.allowed.drop(candidates[-1].metric) if candidates else predicted(0)
+            self._check_costs(decided.planned, back, failed)
+            for candidate in candidates[-1:]:
+                shutil.rmtree(candidate.artifact.path)
+            # Each has a path of its own: a library is not loaded again from the same one.
+            path = place / f"candidate-{number}"
+            candidates.append(self._candidate(self._revised(decided, back), path))
+            return self.allowed.drop(candidates[-1].metric)
+
+        with temporary_sibling(folder) as place:
+            found = give_back(len(fits), predicted, built, self.allowed.max_drop)
+            self._check_dtype(found, len(fits))
+            rows = [
+                {"site": name, "scheme": str(fits[name].fitted.structure), "drop_before": before}
+                for name, before in zip(worst(len(found.before)), found.before, strict=True)
+            ]
+            held = candidates[-1]
+            return self._take(held, self._report(held, found.drop, rows), folder)
+
+    def _report(
+        self, candidate: _Candidate, drop: float, given_back: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        return {
+            "function": self._validation.name,
+            "dense": self.allowed.dense,
+            "compiled" if candidate.runs_here else "predicted": candidate.metric,
+            "drop": drop,
+            "max_drop": self.allowed.max_drop,
+            "drop_type": self.allowed.drop_type,
+            "given_back": list(given_back),
+            "evaluations": self._evaluations,
+        }
+
+    def _take(self, candidate: _Candidate, validation: Mapping[str, Any], folder: Path) -> Manifest:
+        """Moves the files of a candidate to `folder`, and adds to its report."""
+        artifact = candidate.artifact
+        report = read_report(artifact)
+        for name in artifact.manifest.files:
+            (artifact.path / name).rename(folder / name)
+        notes = list(report["notes"])
+        if not candidate.runs_here:
+            notes.append(
+                f"the dense model with exchanged weights stood in for {report['target']} in the "
+                "validation: there is no such device here"
+            )
+        write_report(folder, {**report, "notes": notes, "validation": validation})
+        return artifact.manifest
+
+    def _candidate(self, decided: Decided, path: Path) -> _Candidate:
+        """Builds an artifact and measures it, or what stands in for it."""
+        captured = replace(self._captured, prepared=self._captured.prepared.clone())
+        artifact = write_artifact(path, lambda folder: self._job.build(captured, decided, folder))
+        session = load_if_possible(path)
+        if isinstance(session, Unloaded):
+            return _Candidate(artifact, self._predicted(decided.fits or {}), runs_here=False)
+        return _Candidate(artifact, self._metric(session, "the compiled model"), runs_here=True)
+
+    def _revised(self, decided: Decided, back: Sequence[str]) -> Decided:
+        """The decisions with these sites dense."""
+        choices = tuple(
+            replace(
+                choice,
+                scheme=DENSE,
+                reason=f"given back: as {choice.scheme} it was among the worst of those with which "
+                f"the metric drops by more than {self.allowed.max_drop:g}",
+            )
+            if choice.name in back
+            else choice
+            for choice in decided.plan.sites
+        )
+        planned = decided.planned
+        if planned is not None and back:
+            planned = replace(planned, report=self._plan_report(planned, back, choices))
+        return replace(
+            decided,
+            plan=replace(decided.plan, sites=choices),
+            fits=_without(decided.fits or {}, back),
+            notes=list(decided.notes),
+            planned=planned,
+        )
+
+    def _plan_report(
+        self, planned: Planned, back: Sequence[str], choices: Sequence[Choice]
+    ) -> dict[str, Any]:
+        """The report of a plan, with these sites dense.
+
+        The distortion of the rest is in proportion to what its sites lose alone.
+        """
+        settled = planned.settled
+        model, chosen = settled.model, _chosen_without(planned, back)
+        return {
+            **planned.report,
+            **costs(model, chosen),
+            "distortion": model.distortion(chosen) * (settled.additivity or 0.0),
+            "sites": site_costs(model, chosen, choices),
+            "runners_up": {
+                site.name: runners_up(site, number, self._budget)
+                for site, number in zip(model.sites, chosen, strict=True)
+            },
+        }
+
+    def _worst_first(self, decided: Decided) -> list[str]:
+        """The replaced sites, those that alone change the outputs the most in front."""
+        from .frontend.distortion import distortion, enough
+        from .frontend.exchange import Exchange
+
+        fits = decided.fits or {}
+        if decided.planned is not None:
+            settled = decided.planned.settled
+            taken = settled.model.taken(settled.chosen)
+            lost = {
+                site.name: option.distortion
+                for site, option in zip(settled.model.sites, taken, strict=True)
+            }
+            return sorted(fits, key=lambda name: -lost[name])
+        shapes = {site.name: (site.out_features, site.in_features) for site in decided.sites}
+        samples = enough([*decided.held_out, *(decided.samples or ())])
+        alone: dict[str, float] = {}
+        with distortion(self._captured.dense, fits, samples) as measured:
+            for number, (name, found) in enumerate(fits.items(), 1):
+                alone[name] = measured.of({name: Exchange.of(found.fitted, shapes[name])})
+                self._job.progress(number, len(fits), "measure")
+        return sorted(fits, key=lambda name: -alone[name])
+
+    def _check_costs(self, planned: Planned | None, back: Sequence[str], drop: float) -> None:
+        """Refuses what no longer keeps the limits on costs."""
+        if planned is None:
+            return
+        chosen = _chosen_without(planned, back)
+        for name, cost in exceeded(planned.settled.model, self._budget, chosen).items():
+            raise PlanError(
+                f"budget: max_drop={self.allowed.max_drop:g} of the metric cannot be kept together "
+                f"with {name}={getattr(self._budget, name):g}: within that the metric drops by "
+                f"{drop:.3g}, and with the {len(back)} worst layers dense {name} is {cost:.3g}; "
+                "raise one of them"
+            )
+
+    def _check_dtype(self, found: GivenBack, replaced: int) -> None:
+        """Refuses a conversion that alone costs too much; a dense model holds otherwise."""
+        dtype = self._job.dtype
+        if dtype is None or len(found.before) < replaced or found.drop <= self.allowed.max_drop:
+            return
+        raise PlanError(
+            f"budget: max_drop={self.allowed.max_drop:g} of the metric cannot be kept: with every "
+            f"layer dense it drops by {found.drop:.3g}, since the model is converted to "
+            f"{dtype.numpy().name}; raise it, or leave dtype out"
+        )
+
+    def _metric(self, model: Model, which: str) -> float:
+        self._job.progress(0, 1, "validate")
+        found = self._validation.metric(model, which)
+        self._evaluations += 1
+        self._job.progress(1, 1, "validate")
+        return found
+
+    def _predicted(self, fits: Mapping[str, FitResult]) -> float:
+        """The metric of the dense model with the weights of these fits."""
+        from .backend.package import tensor_infos
+        from .frontend.bounds import dimension_bounds, index_bounds
+        from .frontend.exchange import Exchange, exchangeable
+        from .frontend.samples import typed
+        from .passes.sites import find_sites
+
+        key = frozenset((name, str(found.fitted.structure)) for name, found in fits.items())
+        if key not in self._metrics:
+            dense, graph = self._captured.dense, self._captured.prepared.graph
+            exchanges = {
+                site.name: Exchange.of(
+                    fits[site.name].fitted, (site.out_features, site.in_features)
+                )
+                for site in find_sites(dense)[0]
+                if site.name in fits
+            }
+            with exchangeable(dense, exchanges) as model:
+                called = FunctionModel(
+                    tensor_infos(graph.inputs, index_bounds(dense)),
+                    tensor_infos(graph.outputs, {}),
+                    dimension_bounds(self._captured.prepared),
+                    lambda inputs: model.run(typed(inputs, dense), exchanges),
+                )
+                which = "the dense model with other weights" if fits else "the dense model"
+                self._metrics[key] = self._metric(called, which)
+        return self._metrics[key]
+
+    def _predicted_drop(self, fits: Mapping[str, FitResult]) -> float:
+        return self.allowed.drop(self._predicted(fits))
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """An artifact that may hold.
+
+    Attributes:
+        artifact: in a temporary folder.
+        metric: of it, or of the dense model with its weights.
+        runs_here: whether it is its own.
+    """
+
+    artifact: Artifact
+    metric: float
+    runs_here: bool
+
+
+def _without(fits: Mapping[str, FitResult], names: Sequence[str]) -> dict[str, FitResult]:
+    return {name: found for name, found in fits.items() if name not in names}
+
+
+def _chosen_without(planned: Planned, back: Sequence[str]) -> list[int]:
+    """The numbers of the options, with these sites dense."""
+    settled = planned.settled
+    pairs = zip(settled.model.sites, settled.chosen, strict=True)
+    return [0 if site.name in back else number for site, number in pairs]

@@ -1,0 +1,148 @@
+"""`W -> Ŵ`: the dense model in ONNX Runtime, with other weights in any of its sites."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import common
+
+from ..passes.bias_correction import has_bias
+from ..passes.canonicalize import to_dense
+from ..passes.replace import Fitted
+from ..passes.sites import Site, Use, find_sites
+from .dense import Run, on_disk, open_session
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True, eq=False)
+class Exchange:
+    """What stands in for the weight of a site.
+
+    Attributes:
+        weight: Ŵ, `[out_features, in_features]`.
+        bias_correction: what is added to the outputs, `[out_features]`; None for nothing.
+    """
+
+    weight: NDArray[np.floating]
+    bias_correction: NDArray[np.floating] | None = None
+
+    @staticmethod
+    def of(fitted: Fitted, shape: tuple[int, int]) -> Exchange:
+        """What a fit makes of a weight `[out_features, in_features]` of that shape."""
+        structure = fitted.structure
+        factors = structure.unpack(fitted.tensors, *shape)
+        return Exchange(structure.dense(factors), fitted.bias_correction)
+
+
+class ExchangeableModel:
+    """The dense model, whose weights are inputs with themselves as defaults."""
+
+    def __init__(self, run: Run, slots: Mapping[str, Sequence[_Slot]]) -> None:
+        self._run, self._slots = run, slots
+
+    def run(self, inputs: Arrays, exchanges: Mapping[str, Exchange]) -> dict[str, Any]:
+        """The outputs for `inputs`, with these weights by the names of their sites."""
+        given = {
+            slot.name: stored
+            for name, exchange in exchanges.items()
+            for slot in self._slots[name]
+            if (stored := slot.stored(exchange)) is not None
+        }
+        return self._run({**inputs, **given})
+
+
+@contextmanager
+def exchangeable(model: ir.Model, names: Iterable[str]) -> Iterator[ExchangeableModel]:
+    """Runs the model while this lasts.
+
+    Args:
+        model: the captured dense model; it is not changed.
+        names: of the sites whose weights will be exchanged.
+
+    Raises:
+        LoadError: ONNX Runtime cannot run the model.
+    """
+    exposed = model.clone()
+    wanted = set(names)
+    sites = [site for site in find_sites(exposed)[0] if site.name in wanted]
+    slots = {site.name: _expose(exposed.graph, site) for site in sites}
+    common.RemoveUnusedNodesPass()(exposed)
+    with on_disk(exposed) as stored:
+        yield ExchangeableModel(open_session(stored, lean=True), slots)
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """An input of the graph that takes a weight, its transpose, or the correction of a bias."""
+
+    name: str
+    kind: Literal["weight", "transposed", "bias"]
+    dtype: np.dtype[np.generic]
+
+    def stored(self, exchange: Exchange) -> NDArray[np.generic] | None:
+        """What the graph reads there; None for the default."""
+        if self.kind == "bias":
+            correction = exchange.bias_correction
+            return None if correction is None else correction.astype(self.dtype)
+        seen = exchange.weight.T if self.kind == "transposed" else exchange.weight
+        return np.ascontiguousarray(seen, self.dtype)
+
+
+def _expose(graph: ir.Graph, site: Site) -> list[_Slot]:
+    """Makes the weight of a site an input with itself as default, and its outputs correctable."""
+    corrected = has_bias(site)
+    slots: dict[_Slot, ir.Value] = {}
+
+    def slot(kind: Literal["weight", "transposed", "bias"], use: Use) -> ir.Value:
+        dtype = use.dtype.numpy()
+        made = _Slot(f"undense.{kind}.{use.dtype.name}.{site.name}", kind, dtype)
+        if made not in slots:
+            nothing = np.zeros(site.out_features, dtype)
+            default = None if kind == "bias" else made.stored(Exchange(site.weight()))
+            slots[made] = _input(graph, made.name, nothing if default is None else default)
+        return slots[made]
+
+    for use in site.uses:
+        if use.form == "gather":
+            use.node.replace_input_with(use.weight_input, slot("weight", use))
+            continue
+        weight, bias = slot("transposed", use), slot("bias", use) if corrected else None
+        node = to_dense(site, use)
+        node.replace_input_with(1, weight)
+        node.domain, node.op_type = "", "MatMul"
+        if bias is not None:
+            _add(node, bias)
+    return list(slots)
+
+
+def _input(graph: ir.Graph, name: str, default: NDArray[np.generic]) -> ir.Value:
+    tensor = ir.tensor(default, name=name)
+    value = ir.Value(
+        name=name,
+        shape=ir.Shape(default.shape),
+        type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
+    )
+    graph.register_initializer(value)
+    graph.inputs.append(value)
+    return value
+
+
+def _add(node: ir.Node, bias: ir.Value) -> None:
+    """Adds a vector to what a node computes."""
+    product = node.outputs[0]
+    added = ir.node("Add", [product, bias])
+    total = added.outputs[0]
+    total.type, total.shape = product.type, product.shape
+    product.replace_all_uses_with(total, replace_graph_outputs=True)
+    added.replace_input_with(0, product)
+    if product.name is not None:
+        total.name, product.name = product.name, f"{product.name}.product"
+    node.append(added)
