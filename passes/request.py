@@ -88,7 +88,9 @@ class Request:
                     "max_drop, or leave the validation function out"
                 )
         sizes = tuple(dict.fromkeys(batch))
-        return Request(scheme, ignored_scope, plan, limits, sizes, plan_time, point, validated)
+        return Request(
+            scheme, ignored_scope, plan, limits, sizes, plan_time, point, validated=validated
+        )
 
     def check_budget(self, *, automatic: bool, calibrated: bool) -> None:
         """Refuses a budget that nothing can be planned for.
