@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
 import signal
 import sys
 import warnings
@@ -308,7 +307,9 @@ def _samples(session: Session, path: str | None) -> list[dict[str, Any]]:
 
 def _print(options: argparse.Namespace, found: dict[str, Any], show: Callable[..., None]) -> None:
     if options.json:
-        print(json.dumps(found, indent=2))
+        from .runtime.report import report_json
+
+        print(report_json(found), end="")
     elif not options.quiet:
         show(found)
 

@@ -35,7 +35,7 @@ class AllowedDrop:
         if self.drop_type == "relative" and self.dense == 0:
             raise PlanError(
                 "validation: the metric of the dense model is 0, so that no drop is relative to "
-                "it; choose drop_type absolute"
+                "it; choose the absolute drop"
             )
 
     def drop(self, metric: float) -> float:
@@ -54,7 +54,7 @@ def parse_drop_type(text: str) -> DropType:
         if text == known:
             found: DropType = known
             return found
-    raise SchemeError(f"drop_type {text!r} is not known; there are 'absolute' and 'relative'")
+    raise SchemeError(f"a drop of type {text!r} is not known; there are absolute and relative ones")
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ def site_costs(
 ) -> list[dict[str, Any]]:
     """One row a site: what its choice costs, beside dense.
 
-    Bytes and milliseconds have `dense` and `chosen`; `distortion_measured` tells whether the
+    Bytes and milliseconds have `dense` and `chosen`, the latter their ratio too, and whether the
+    choice is slower; `distortion_measured` tells whether the
     distortion was measured, or else predicted from the error.
     """
     return [
@@ -33,7 +34,12 @@ def site_costs(
             "reason": choice.reason,
             "bytes": {"dense": site.dense.bytes, "chosen": option.bytes},
             "milliseconds": {
-                str(batch): {"dense": site.dense.milliseconds[batch], "chosen": spent}
+                str(batch): {
+                    "dense": site.dense.milliseconds[batch],
+                    "chosen": spent,
+                    "ratio": site.time_ratio(option, batch),
+                    "slower": site.is_slower(option, batch),
+                }
                 for batch, spent in option.milliseconds.items()
             },
             "relative_error": option.error,

@@ -96,15 +96,20 @@ class PricedSite:
 
     def _slower(self, option: Option) -> Batch | None:
         """A batch at which an option takes longer than the dense form; None if there is none."""
-        for batch, time in option.milliseconds.items():
-            if time > SAME_TIME * self.dense.milliseconds[batch] + RESOLUTION_MS:
-                return batch
-        return None
+        return next((batch for batch in option.milliseconds if self.is_slower(option, batch)), None)
+
+    def is_slower(self, option: Option, batch: Batch) -> bool:
+        """Whether an option takes longer than the dense form, by more than can be measured."""
+        dense = self.dense.milliseconds[batch]
+        return option.milliseconds[batch] > SAME_TIME * dense + RESOLUTION_MS
+
+    def time_ratio(self, option: Option, batch: Batch) -> float:
+        """The time of an option over that of the dense form, which counts as the least there is."""
+        return option.milliseconds[batch] / max(self.dense.milliseconds[batch], RESOLUTION_MS)
 
     def times_dense(self, option: Option, batch: Batch) -> str:
         """`1.30× the time at batch 1`."""
-        dense = max(self.dense.milliseconds[batch], RESOLUTION_MS)
-        return f"{option.milliseconds[batch] / dense:.2f}× the time at batch {batch}"
+        return f"{self.time_ratio(option, batch):.2f}× the time at batch {batch}"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..passes.pricing import RESOLUTION_MS
 from .table import percent, print_rows, text
 
 Planning = Mapping[str, Any]
@@ -129,7 +128,7 @@ def site_rows(planning: Planning) -> list[list[str]]:
             site["name"],
             site["scheme"],
             percent(site["bytes"]["chosen"] / max(site["bytes"]["dense"], 1)),
-            *(times(time_ratio(spent)) for spent in site["milliseconds"].values()),
+            *(times(spent["ratio"]) for spent in site["milliseconds"].values()),
             percent(site["relative_error"]),
             text(site["distortion"]) + _source(site),
         ]
@@ -146,11 +145,6 @@ def scheme_rows(planning: Planning) -> list[list[str]]:
 def times(ratio: float) -> str:
     """`0.42×`."""
     return f"{ratio:.2f}×"
-
-
-def time_ratio(spent: Mapping[str, float]) -> float:
-    """Of what a site takes to dense, as the reasons of a plan have it."""
-    return spent["chosen"] / max(spent["dense"], RESOLUTION_MS)
 
 
 def _source(site: Mapping[str, Any]) -> str:

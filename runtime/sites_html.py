@@ -6,10 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..passes.pricing import RESOLUTION_MS, SAME_TIME
 from .axes import Axis, linear_axis, log_axis
 from .markup import Markup, element, joined, table
-from .plan_report import time_ratio, times
+from .plan_report import times
 from .table import percent
 
 
@@ -24,7 +23,7 @@ class _Clock:
     @staticmethod
     def of(costs: Iterable[Mapping[str, float]]) -> _Clock:
         """For milliseconds of sites, dense and chosen."""
-        spent = [milliseconds for cost in costs for milliseconds in cost.values()]
+        spent = [cost[which] for cost in costs for which in ("dense", "chosen")]
         unit, scale = ("ms", 1.0) if max(spent) >= 1 else ("µs", 1e3)
         return _Clock(linear_axis([scale * value for value in spent]), unit, scale)
 
@@ -111,13 +110,12 @@ def _error_cell(axis: Axis, error: float | None) -> Markup:
 
 def _time_cell(clock: _Clock, spent: Mapping[str, float]) -> Markup:
     dense, chosen = (clock.scale * spent[which] for which in ("dense", "chosen"))
-    slower = spent["chosen"] > SAME_TIME * spent["dense"] + RESOLUTION_MS
     bars = [
         _rect(clock.axis.place(dense), 0, 14, "dense"),
-        _rect(clock.axis.place(chosen), 3, 8, "slower" if slower else "chosen"),
+        _rect(clock.axis.place(chosen), 3, 8, "slower" if spent["slower"] else "chosen"),
     ]
     said = f"{chosen:.3g} {clock.unit}, dense {dense:.3g} {clock.unit}"
-    return _bar_cell(bars, f"{chosen:.3g}", said, times(time_ratio(spent)))
+    return _bar_cell(bars, f"{chosen:.3g}", said, times(spent["ratio"]))
 
 
 def _bar_cell(marks: Sequence[Markup], value: str, title: str, ratio: str = "") -> Markup:

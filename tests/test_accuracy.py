@@ -30,13 +30,13 @@ def test_metrics_below_zero_drop_as_they_fall():
 
 
 def test_nothing_is_relative_to_zero():
-    with pytest.raises(PlanError, match=r"is 0.*choose drop_type absolute"):
+    with pytest.raises(PlanError, match=r"is 0.*choose the absolute drop"):
         AllowedDrop(0.0, 0.01, "relative")
 
 
 def test_an_unknown_type_of_drop_is_refused():
     assert parse_drop_type("relative") == "relative"
-    with pytest.raises(SchemeError, match=r"'percent' is not known.*'absolute' and 'relative'"):
+    with pytest.raises(SchemeError, match=r"'percent' is not known.*absolute and relative ones"):
         parse_drop_type("percent")
 
 

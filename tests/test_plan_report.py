@@ -44,8 +44,8 @@ def test_each_site_has_its_costs_beside_dense():
     assert dense["bytes"] == {"dense": 16384, "chosen": 16384}
     assert coded["bytes"] == {"dense": 16384, "chosen": 1024}
     assert coded["milliseconds"] == {
-        "1": {"dense": 1.0, "chosen": 0.0625},
-        "32": {"dense": 4.0, "chosen": 0.25},
+        "1": {"dense": 1.0, "chosen": 0.0625, "ratio": 0.0625, "slower": False},
+        "32": {"dense": 4.0, "chosen": 0.25, "ratio": 0.0625, "slower": False},
     }
     assert (coded["distortion"], coded["distortion_measured"]) == (0.5, True)
     assert distortion_counts(priced) == {"measured": 1, "predicted": 5}
