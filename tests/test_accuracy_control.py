@@ -102,7 +102,7 @@ def test_what_the_engine_loses_beyond_the_weights_costs_further_layers(tmp_path:
     found = module.report["validation"]
     assert sorted(_schemes(module).values()) == ["dense", "dense", "trit_planes"]
     assert found["drop"] == pytest.approx(0.05, abs=0.02)
-    assert [row["site"] for row in found["given_back"]][0] == "head"
+    assert found["given_back"][0]["site"] == "head"
     assert found["given_back"][1]["drop_before"] == pytest.approx(0.1, abs=0.02)
     assert verify(undense.load(tmp_path / "m")).holds
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m"]
