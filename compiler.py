@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -181,6 +182,8 @@ def plan(
 ) -> Planned:
     """Plans what `compile` would do, and predicts size, latency and drop, writing no model.
 
+    Sites whose scheme is named keep it, and what it costs is measured as well.
+
     The arguments are those of `compile`; `point` is one of the Pareto table, from 1, instead of
     what the budget chooses.
 
@@ -195,6 +198,11 @@ def plan(
     from .passes.request import Request
 
     request = Request.checked(scheme, ignored_scope, None, budget, batch, plan_time, point)
+    request = replace(request, predicts=True)
+    if calibration_dataset is None:
+        raise SchemeError(
+            "plan: what forms cost the outputs is measured on calibration data; give some"
+        )
     parsed = _target(target, kernels, False, with_onnx=True)
     job = _job(
         parsed, parsed.form(portable=False), dtype, seed, lossless, cache, scheduler, progress
@@ -203,11 +211,7 @@ def plan(
     check_toolchain(parsed)
     captured = job.capture(model, args, dynamic_shapes)
     decided = job.decide(captured, args, calibration_dataset, request)
-    if decided.planned is None:
-        raise SchemeError(
-            "plan: every site has a scheme by name, so that nothing is left to plan; give some the "
-            "scheme auto"
-        )
+    assert decided.planned is not None, "there is data, and schemes by name are measured too"
     return decided.planned
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .backend.target import Target
     from .frontend.sample_check import Sample
     from .frontend.samples import Samples
+    from .passes.budget import Budget
     from .passes.cache import Cache
     from .passes.fit import FitResult
     from .passes.plan import Plan
@@ -150,6 +151,7 @@ class Job:
         With `control` the metric of a plan made by measurement bounds its distortion.
         """
         from .frontend.samples import read_samples, shortened, synthetic_sample
+        from .passes.budget import Budget
         from .passes.decide import (
             decide,
             refuse_exact_activations,
@@ -184,8 +186,11 @@ class Job:
             schemes = choose_schemes(sites, request.scheme, request.ignored_scope)
             automatic = any(scheme == "auto" for scheme in schemes.values())
             request.check_budget(automatic=automatic, calibrated=samples is not None)
-            if automatic and samples is not None:
-                planner = self.planner(model, sites, samples, held_out, request)
+            if (automatic or request.predicts) and samples is not None:
+                free = Budget.parse(None) if automatic else Budget()
+                planner = self.planner(
+                    model, sites, samples, held_out, request, request.budget or free
+                )
                 holds = None if control is None else control.holds
                 planned = planner.plan(schemes, request.point, holds)
                 made, choices = planned.plan, planned.plan.sites
@@ -212,10 +217,10 @@ class Job:
         samples: Samples,
         held_out: Iterable[Sample],
         request: Request,
+        budget: Budget,
     ) -> Planner:
         """What makes plans by measurement for this job."""
         from .backend.stored import weight_bytes
-        from .passes.budget import Budget
         from .planning import Planner
 
         return Planner(
@@ -226,7 +231,7 @@ class Job:
             self.dtype,
             self.form,
             self.seed,
-            request.budget or Budget.parse(None),
+            budget,
             request.batch,
             request.plan_time,
             samples,

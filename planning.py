@@ -138,7 +138,7 @@ class Planner:
         from .passes.scheme import parse_scheme
 
         if scheme == "auto":
-            return site_options(site)
+            return site_options(site, portable=self.form == "portable")
         chosen = parse_scheme(decide(site, scheme, self.target.activations).scheme)
         return [chosen] if isinstance(chosen, Structure) else []
 

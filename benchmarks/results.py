@@ -25,7 +25,7 @@ def source_hash() -> str:
     """Sixteen digits of the sha256 of the library's Python files: the version behind a row."""
     files = [path for folder in _FOLDERS for path in (ROOT / folder).rglob("*.py")]
     digest = hashlib.sha256()
-    for path in sorted([ROOT / "compiler.py", *files]):
+    for path in sorted([*ROOT.glob("*.py"), *files]):
         digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -12,20 +12,30 @@ from .sites import Site, Use
 from .structures import candidates
 from .structures.base import Activations, Structure
 from .structures.block_quantized import BlockQuantized
+from .structures.low_rank import LowRank
 from .structures.residual import Residual
 
 FITTED: Activations = "float"
 """Activations of the options that are fitted: weights are the same whatever x is rounded to."""
 
 
-def site_options(site: Site) -> list[Structure]:
-    """Every structure's candidates for the site's shape that can serve all of its uses."""
+def site_options(site: Site, *, portable: bool = False) -> list[Structure]:
+    """Every structure's candidates for the site's shape that can serve all of its uses.
+
+    Args:
+        site: the site.
+        portable: leave out factors in codes, which stock ONNX Runtime rounds activations for.
+    """
     found = (
         with_activations(option, FITTED)
         for option in candidates(site.out_features, site.in_features)
-        if option.gathers or not site.gathered
+        if (option.gathers or not site.gathered) and not (portable and _is_coded(option))
     )
     return list(dict.fromkeys(found))
+
+
+def _is_coded(option: Structure) -> bool:
+    return isinstance(option, LowRank) and option.coded is not None
 
 
 def variants(

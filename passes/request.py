@@ -30,6 +30,7 @@ class Request:
         plan_time: seconds for measurements of distortion.
         point: a point of the Pareto table, from 1, instead of what the budget chooses.
         validated: whether `max_drop` is of a metric that is measured, and not of the distortion.
+        predicts: whether schemes by name are measured as well, to say what they cost.
     """
 
     scheme: Schemes = "auto"
@@ -40,6 +41,7 @@ class Request:
     plan_time: float = PLAN_SECONDS
     point: int | None = None
     validated: bool = False
+    predicts: bool = False
 
     @staticmethod
     def checked(

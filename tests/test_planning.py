@@ -150,6 +150,14 @@ def test_sites_with_a_scheme_of_their_own_keep_it(quick_times):
     assert found["down"].scheme != "dense"
 
 
+def test_what_schemes_by_name_cost_is_predicted(quick_times):
+    planned = _plan(scheme="int_codes{bits=4}")
+    assert {choice.scheme for choice in planned.plan.sites} == {SLOW}
+    assert planned.report["size_ratio"] == pytest.approx(4.5 / 32, rel=0.1)
+    assert planned.report["latency_ratio"]["1"] == pytest.approx(1.25)
+    assert 0 < planned.report["distortion"] < 0.1
+
+
 def test_an_impossible_budget_names_the_limit_and_what_can_be_had(quick_times):
     with pytest.raises(PlanError, match=r"size_ratio=0.01 cannot be kept: the least .* is 0\.\d+"):
         _plan("size_ratio=0.01")
@@ -221,6 +229,7 @@ def test_the_command_line_writes_a_plan_that_compile_takes(quick_times, tmp_path
         (["--batch", "one"], "give numbers with commas"),
         (["--plan-time", "-1"], "give seconds, 0 or more"),
         (["--point", "0"], "points are counted from 1"),
+        ([], "measured on calibration data"),
         (["-o", "/nowhere/plan.json"], "no file can be written there"),
     ],
 )
@@ -250,6 +259,13 @@ def test_embeddings_are_offered_what_gathers():
     options = site_options(find_sites(model)[0][0])
     assert options
     assert all(option.gathers for option in options)
+
+
+def test_the_portable_form_is_offered_no_factors_in_codes():
+    site = find_sites(_model())[0][0]
+    whole, portable = ({str(o) for o in site_options(site, portable=p)} for p in (False, True))
+    assert portable < whole
+    assert all("factor_bits=8" in option for option in whole - portable)
 
 
 @pytest.mark.slow
