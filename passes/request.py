@@ -29,8 +29,8 @@ class Request:
         batch: at which kernels are timed.
         plan_time: seconds for measurements of distortion.
         point: a point of the Pareto table, from 1, instead of what the budget chooses.
-        validated: whether `max_drop` is of a metric that is measured, and not of the distortion.
         predicts: whether schemes by name are measured as well, to say what they cost.
+        validated: whether `max_drop` is of a metric that is measured, and not of the distortion.
     """
 
     scheme: Schemes = "auto"
@@ -40,8 +40,8 @@ class Request:
     batch: Sequence[int] = BATCHES
     plan_time: float = PLAN_SECONDS
     point: int | None = None
-    validated: bool = False
     predicts: bool = False
+    validated: bool = False
 
     @staticmethod
     def checked(
@@ -88,7 +88,9 @@ class Request:
                     "max_drop, or leave the validation function out"
                 )
         sizes = tuple(dict.fromkeys(batch))
-        return Request(scheme, ignored_scope, plan, limits, sizes, plan_time, point, validated)
+        return Request(
+            scheme, ignored_scope, plan, limits, sizes, plan_time, point, validated=validated
+        )
 
     def check_budget(self, *, automatic: bool, calibrated: bool) -> None:
         """Refuses a budget that nothing can be planned for.
