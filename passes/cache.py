@@ -112,7 +112,6 @@ class Cache:
             return
         try:
             write_entry(path, values, arrays)
-            written = path.stat().st_size
         except OSError as error:
             self._writable = False
             warnings.warn(
@@ -121,7 +120,9 @@ class Cache:
                 stacklevel=2,
             )
             return
-        self._bytes = None if self._bytes is None else self._bytes + written
+        with contextlib.suppress(FileNotFoundError):  # another process may have cleared it by now
+            written = path.stat().st_size
+            self._bytes = None if self._bytes is None else self._bytes + written
         if self._bytes is None or self._bytes > self.limit_bytes:
             self._shrink()
 
