@@ -150,7 +150,7 @@ class Job:
 
         With `control` the metric of a plan made by measurement bounds its distortion.
         """
-        from .frontend.samples import read_samples, shortened, synthetic_sample
+        from .frontend.samples import read_samples, shortened, synthetic_sample, typed
         from .passes.budget import Budget
         from .passes.decide import (
             decide,
@@ -175,6 +175,8 @@ class Job:
                 held_out = read_samples([args], model)
         checked = list(held_out) or [synthetic_sample(model, seed=self.seed)]
         checked = [shortened(sample, model, _VERIFY_LENGTH) for sample in checked]
+        for sample in checked:
+            typed(sample, captured.prepared)  # refused now, and not when all is fitted
         calibration = None if samples is None else samples.sha256
         activations = self.target.activations
         planned: Planned | None = None

@@ -241,7 +241,7 @@ def test_a_function_without_a_metric_is_one_sentence(function, said, monkeypatch
         ({"validation_dataset": None}, "there is no data for it"),
         ({"validation_dataset": iter([1])}, "can be read only once"),
         ({"validation_fn": "accuracy"}, "'accuracy' cannot be called"),
-        ({"drop_type": "percent"}, "drop_type 'percent' is not known"),
+        ({"drop_type": "percent"}, "a drop of type 'percent' is not known"),
         ({"budget": {"size_ratio": 0.5}}, "does not say how far the metric may drop"),
         ({"scheme": COARSE, "budget": "size_ratio=0.5,max_drop=0.1"}, "nothing is left to choose"),
         ({"plan": "plan.json"}, "leave it out, or the validation function"),

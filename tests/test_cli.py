@@ -104,7 +104,7 @@ def test_float16_model_takes_files_of_float32(
     out, given = tmp_path / "half", model.parent / "in.npz"
     report = _json(
         capsys, "compile", model, "-o", out, "--target", "ort-cpu", "--dtype", "float16",
-        "--calib", model.parent / "calib.npz",
+        "--scheme", "int_codes", "--calib", model.parent / "calib.npz",
     )  # fmt: skip
     assert report["dtype"] == "float16"
     wanted = tmp_path / "out.npz"

@@ -52,6 +52,7 @@ def test_minilm():
     hold(load(module, minilm.example_args(), minilm.dynamic_shapes()), calls)
 
 
+@pytest.mark.slow
 def test_efficientnet():
     module = efficientnet.load()
     images = efficientnet.read(data.images()[:2])
