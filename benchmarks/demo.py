@@ -1,4 +1,4 @@
-"""`make demo`: MiniLM in 8-bit codes and in trit-planes, on both engines, beside dense."""
+"""`make demo`: MiniLM planned by measurement, and in trit-planes, on both engines, beside dense."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def main() -> int:
                     target=target,
                     scheme=scheme,
                     calibration_dataset=calibration,
-                    with_onnx=False,
+                    with_onnx=target != "llvm",
                     output=Path(scratch) / f"{scheme}-{target}",
                     progress=progress,
                 )

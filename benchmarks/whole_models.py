@@ -91,7 +91,12 @@ def _measure(subject: Subject, threads: Sequence[int], *, quick: bool) -> list[d
             model = subject.capture()
             present = [p for p in embeddings if _has_embedding(model)]
             undense.compile(
-                model, output=folder, ignored_scope=present, with_onnx=False, tuned=False, **options
+                model,
+                output=folder,
+                ignored_scope=present,
+                tuned=False,
+                with_onnx=options["target"] != "llvm",
+                **options,
             )
             seconds = round(time.perf_counter() - start, 1)
             print(f"{subject.name}: {name} compiled in {seconds} s", file=sys.stderr)
