@@ -8,6 +8,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -172,7 +173,6 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from .frontend.dense import dense_model
     from .runtime.report import print_verification
     from .runtime.session import load
     from .runtime.verify import verify
@@ -183,7 +183,7 @@ def _verify(options: argparse.Namespace) -> int:
     fresh = None
     if options.against:
         inputs = _samples(session, options.input)
-        with dense_model(options.against) as dense:
+        with _dense(options.against) as dense:
             fresh = [(sample, dense.run(dense.typed(sample))) for sample in inputs]
     found = verify(session, fresh)
     _print(options, found.to_json(), print_verification)
@@ -191,7 +191,6 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from .frontend.dense import dense_model
     from .runtime.bench import bench
     from .runtime.profile import profile
     from .runtime.report import print_fields, print_profile
@@ -210,7 +209,7 @@ def _bench(options: argparse.Namespace) -> int:
     if options.profile:
         _print(options, profile(session, inputs, repeats=options.repeats), print_profile)
         return EXIT_OK
-    with dense_model(options.against, session.num_threads) as dense:
+    with _dense(options.against, session.num_threads) as dense:
         against = None
         if dense is not None:
             given = dense.typed(inputs)  # beforehand, so that it takes no part in the time
@@ -218,6 +217,15 @@ def _bench(options: argparse.Namespace) -> int:
         found = bench(session, against, inputs, repeats=options.repeats)
     _print(options, found, print_fields)
     return EXIT_OK
+
+
+def _dense(path: str | None, threads: int | None = None) -> AbstractContextManager[Any]:
+    """The dense model of a file, which needs what loading an artifact does not; None without."""
+    if path is None:
+        return nullcontext()
+    from .frontend.dense import dense_model
+
+    return dense_model(path, threads)
 
 
 def _tune(options: argparse.Namespace) -> int:

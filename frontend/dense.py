@@ -55,11 +55,8 @@ class DenseModel:
 
 
 @contextmanager
-def dense_model(path: str | None, threads: int | None = None) -> Iterator[Any]:
-    """A `DenseModel` of a file, or None without one."""
-    if path is None:
-        yield None
-        return
+def dense_model(path: str, threads: int | None = None) -> Iterator[DenseModel]:
+    """The model of a file, in ONNX Runtime."""
     from .load import load
     from .samples import typed
 

@@ -47,6 +47,15 @@ def test_an_artifact_runs_without_torch(build: Path) -> None:
     assert "imported of torch and onnx: none" in printed
 
 
+@pytest.mark.parametrize("verb", ["verify", "bench", "inspect"])
+def test_verbs_on_an_artifact_need_neither_torch_nor_onnx(verb: str, build: Path) -> None:
+    script = (
+        "import sys; sys.modules.update(dict.fromkeys(('onnx', 'onnx_ir', 'torch')));"
+        "from undense.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    _run(sys.executable, "-c", script, verb, build / "model.undense", folder=build)
+
+
 def test_a_pytorch_encoder_is_compiled_and_called(tmp_path: Path) -> None:
     printed = _run(sys.executable, EXAMPLES / "pytorch_encoder.py", folder=tmp_path)
     printed = printed.replace(",", "")
