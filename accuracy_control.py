@@ -9,18 +9,17 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .candidate import Candidate
 from .passes.accuracy import AllowedDrop, GivenBack, give_back
 from .passes.auto import exceeded, runners_up
 from .passes.budget import Budget
 from .passes.errors import PlanError
 from .passes.planning_report import costs, site_costs
 from .planning import DENSE
-from .runtime.artifact import Artifact, write_artifact
 from .runtime.atomic import temporary_sibling
 from .runtime.function_model import FunctionModel
 from .runtime.model import Model
-from .runtime.report import read_report, write_report
-from .runtime.unloaded import Unloaded, load_if_possible
+from .runtime.unloaded import Unloaded
 
 if TYPE_CHECKING:
     from .job import Captured, Decided, Job
@@ -88,7 +87,7 @@ class AccuracyControl:
             failed = self.allowed.drop(candidates[-1].metric) if candidates else predicted(0)
             self._check_costs(decided.planned, back, failed)
             for candidate in candidates[-1:]:
-                shutil.rmtree(candidate.artifact.path)
+                shutil.rmtree(candidate.built.artifact.path)
             # Each has a path of its own: a library is not loaded again from the same one.
             path = place / f"candidate-{number}"
             candidates.append(self._candidate(self._revised(decided, back), path))
@@ -101,46 +100,45 @@ class AccuracyControl:
                 {"site": name, "scheme": str(fits[name].fitted.structure), "drop_before": before}
                 for name, before in zip(worst(len(found.before)), found.before, strict=True)
             ]
-            held = candidates[-1]
-            return self._take(held, self._report(held, found.drop, rows), folder)
+            return self._take(candidates[-1], found.drop, rows, folder)
 
-    def _report(
-        self, candidate: _Candidate, drop: float, given_back: Sequence[Mapping[str, Any]]
-    ) -> dict[str, Any]:
-        return {
+    def _take(
+        self,
+        held: _Candidate,
+        drop: float,
+        given_back: Sequence[Mapping[str, Any]],
+        folder: Path,
+    ) -> Manifest:
+        """Moves the files of a candidate to `folder`, with what was measured in its report."""
+        validation = {
             "function": self._validation.name,
             "dense": self.allowed.dense,
-            "compiled" if candidate.runs_here else "predicted": candidate.metric,
+            "compiled" if held.runs_here else "predicted": held.metric,
             "drop": drop,
             "max_drop": self.allowed.max_drop,
             "drop_type": self.allowed.drop_type,
             "given_back": list(given_back),
             "evaluations": self._evaluations,
         }
-
-    def _take(self, candidate: _Candidate, validation: Mapping[str, Any], folder: Path) -> Manifest:
-        """Moves the files of a candidate to `folder`, and adds to its report."""
-        artifact = candidate.artifact
-        report = read_report(artifact)
-        for name in artifact.manifest.files:
-            (artifact.path / name).rename(folder / name)
-        notes = list(report["notes"])
-        if not candidate.runs_here:
+        notes = list(held.decided.notes)
+        if not held.runs_here:
             notes.append(
-                f"the dense model with exchanged weights stood in for {report['target']} in the "
+                f"the dense model with exchanged weights stood in for {self._job.target} in the "
                 "validation: there is no such device here"
             )
-        write_report(folder, {**report, "notes": notes, "validation": validation})
-        return artifact.manifest
+        latency = held.built.latency(held.decided.planned)
+        changes = {"notes": notes, "validation": validation, "latency": latency}
+        return held.built.move(folder, changes)
 
     def _candidate(self, decided: Decided, path: Path) -> _Candidate:
         """Builds an artifact and measures it, or what stands in for it."""
         captured = replace(self._captured, prepared=self._captured.prepared.clone())
-        artifact = write_artifact(path, lambda folder: self._job.build(captured, decided, folder))
-        session = load_if_possible(path)
-        if isinstance(session, Unloaded):
-            return _Candidate(artifact, self._predicted(decided.fits or {}), runs_here=False)
-        return _Candidate(artifact, self._metric(session, "the compiled model"), runs_here=True)
+        built = Candidate.build(path, lambda folder: self._job.build(captured, decided, folder))
+        if isinstance(built.session, Unloaded):
+            metric = self._predicted(decided.fits or {})
+        else:
+            metric = self._metric(built.session, "the compiled model")
+        return _Candidate(built, decided, metric)
 
     def _revised(self, decided: Decided, back: Sequence[str]) -> Decided:
         """The decisions with these sites dense."""
@@ -278,14 +276,19 @@ class _Candidate:
     """An artifact that may hold.
 
     Attributes:
-        artifact: in a temporary folder.
+        built: in a temporary folder.
+        decided: what it was built from.
         metric: of it, or of the dense model with its weights.
-        runs_here: whether it is its own.
     """
 
-    artifact: Artifact
+    built: Candidate
+    decided: Decided
     metric: float
-    runs_here: bool
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether the metric is its own."""
+        return not isinstance(self.built.session, Unloaded)
 
 
 def _without(fits: Mapping[str, FitResult], names: Sequence[str]) -> dict[str, FitResult]:

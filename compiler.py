@@ -118,8 +118,10 @@ def compile(
     """
     from .accuracy_control import AccuracyControl
     from .backend.package import check_toolchain
+    from .candidate import Candidate
     from .passes.request import Request
     from .runtime.artifact import write_artifact
+    from .runtime.atomic import temporary_sibling
     from .runtime.unloaded import load_if_possible
     from .validation import Validation
 
@@ -148,7 +150,13 @@ def compile(
         captured = job.capture(model, args, dynamic_shapes)
         if validation is None or request.budget is None:
             decided = job.decide(captured, args, calibration_dataset, request)
-            return job.build(captured, decided, folder)
+            if decided.planned is None:
+                return job.build(captured, decided, folder)
+            with temporary_sibling(folder) as place:
+                built = Candidate.build(
+                    place / "artifact", lambda inner: job.build(captured, decided, inner)
+                )
+                return built.move(folder, {"latency": built.latency(decided.planned)})
         control = AccuracyControl(job, captured, validation, request.budget)
         decided = job.decide(captured, args, calibration_dataset, request, control)
         return control.build(decided, folder)

@@ -191,7 +191,7 @@ class Job:
             if (automatic or request.predicts) and samples is not None:
                 free = Budget.parse(None) if automatic else Budget()
                 planner = self.planner(
-                    model, sites, samples, held_out, request, request.budget or free
+                    captured, sites, samples, list(held_out), request, request.budget or free
                 )
                 holds = None if control is None else control.holds
                 planned = planner.plan(schemes, request.point, holds)
@@ -214,33 +214,31 @@ class Job:
 
     def planner(
         self,
-        model: ir.Model,
+        captured: Captured,
         sites: Sequence[Site],
         samples: Samples,
-        held_out: Iterable[Sample],
+        held_out: Sequence[Sample],
         request: Request,
         budget: Budget,
     ) -> Planner:
         """What makes plans by measurement for this job."""
-        from .backend.stored import weight_bytes
+        from .backend.kernel_times import WholeRun
+        from .frontend.resize import resized
+        from .frontend.samples import typed
         from .planning import Planner
 
+        first = typed([*held_out, *samples][0], captured.prepared)
+        feeds = resized(first, captured.prepared, request.batch)
         return Planner(
-            model,
+            self,
+            captured,
             sites,
-            weight_bytes(model),
-            self.target,
-            self.dtype,
-            self.form,
-            self.seed,
             budget,
             request.batch,
             request.plan_time,
             samples,
-            list(held_out),
-            self.cache,
-            self.scheduler,
-            self.progress,
+            held_out,
+            WholeRun(captured.prepared.clone(), self.target, feeds),
         )
 
     def fit(self, model: ir.Model, decided: Decided) -> Mapping[str, FitResult]:
@@ -248,21 +246,21 @@ class Job:
         if decided.fits is not None:
             return decided.fits
         from .frontend.calibrate import calibrate
-        from .passes.fit_sites import fit_sites
+        from .passes.fit_options import fit_options
         from .passes.scheme import parse_scheme
         from .passes.structures.base import Structure
 
         chosen = {choice.name: parse_scheme(choice.scheme) for choice in decided.plan.sites}
-        structures = {name: found for name, found in chosen.items() if isinstance(found, Structure)}
-        sites = [site for site in decided.sites if site.name in structures]
+        options = {name: [found] for name, found in chosen.items() if isinstance(found, Structure)}
+        sites = [site for site in decided.sites if site.name in options]
         groups: Iterable[tuple[list[Site], dict[str, Stats]]] = [(sites, {})]
         if decided.samples is not None:
             groups = calibrate(
                 model, sites, decided.samples, cache=self.cache, progress=self.progress
             )
-        return fit_sites(
+        fits = fit_options(
             sites,
-            structures,
+            options,
             groups,
             calibrated=decided.samples is not None,
             seed=self.seed,
@@ -271,6 +269,7 @@ class Job:
             scheduler=self.scheduler,
             progress=self.progress,
         )
+        return {site: found for site, by_scheme in fits.items() for found in by_scheme.values()}
 
     def build(self, captured: Captured, decided: Decided, folder: Path) -> Manifest:
         """Fits, rewrites the model, and writes everything but the manifest to `folder`."""
@@ -361,6 +360,7 @@ class Job:
             "notes": decided.notes,
             "planning": None if decided.planned is None else decided.planned.report,
             "validation": None,
+            "latency": None,
         }
 
     def manifest(

@@ -13,7 +13,6 @@ from .passes.errors import PlanError, TargetError
 from .passes.plan import Choice, Plan, versions
 from .passes.planning_report import costs, distortion_counts, site_costs
 from .passes.pricing import Option, PricedModel, PricedSite
-from .passes.progress import Progress
 from .passes.scheme import Scheme
 from .passes.sensitivity import Sensitivities
 from .passes.settle import Settled, settle, settle_by_metric
@@ -22,18 +21,17 @@ from .passes.structures.base import Structure
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from .backend.kernel_times import Layer
-    from .backend.target import Target
+    from .backend.kernel_times import WholeRun
     from .frontend.sample_check import Sample
     from .frontend.samples import Samples
-    from .passes.cache import Cache
+    from .job import Captured, Job
+    from .passes.cache import JSON
     from .passes.fit import FitResult
     from .passes.sites import Site
-    from .passes.structures.base import Form
 
 DENSE = "dense"
 
-_Times = dict[tuple[str, str], dict[int, float]]
+_Times = Mapping[str, Mapping[str, Mapping[int, float]]]
 """Milliseconds by site, scheme and batch."""
 
 _POINTS = 5
@@ -48,12 +46,19 @@ class Planned:
         results: the fits of those that are not dense.
         report: the part `planning` of the report.
         settled: the choice with its prices.
+        whole: the dense model on the target.
     """
 
     plan: Plan
     results: dict[str, FitResult]
     report: dict[str, Any]
     settled: Settled
+    whole: WholeRun
+
+    @property
+    def timed(self) -> bool:
+        """Whether anything could be timed on this machine."""
+        return bool(self.settled.model.batches)
 
 
 @dataclass(frozen=True)
@@ -61,36 +66,26 @@ class Planner:
     """Plans one model for one target.
 
     Attributes:
-        model: the captured dense model.
+        job: the target, and how fits are made there.
+        captured: the model.
         sites: of it.
-        bytes: of all its weights.
-        target, dtype, form: where the options will run, in which type if it is another, and how
-            they are stored.
-        seed: of every fit.
         budget: what is allowed.
         batches: at which kernels are timed; products of the lengths of dynamic dimensions.
         seconds: for measurements of distortion.
         samples: to calibrate on.
         held_out: to measure distortion on, before samples of the calibration.
-        cache, scheduler: as `fit_options` takes them.
-        progress: told of every stage.
+        whole: the dense model on the target.
     """
 
-    model: ir.Model
+    job: Job
+    captured: Captured
     sites: Sequence[Site]
-    bytes: int
-    target: Target
-    dtype: ir.DataType | None
-    form: Form
-    seed: int
     budget: Budget
     batches: Sequence[int]
     seconds: float
     samples: Samples
     held_out: Sequence[Sample]
-    cache: Cache | None
-    scheduler: str | None
-    progress: Progress
+    whole: WholeRun
 
     def plan(
         self,
@@ -112,10 +107,10 @@ class Planner:
         options = {site.name: self._options(site, schemes[site.name]) for site in self.sites}
         fitted = self._fits(options)
         fits, weights = self._variants(fitted, schemes)
-        times, notes = self._times_if_possible(fits)
-        model = self._priced(fits, weights, times, schemes)
+        times, rest, notes = self._times_if_possible(fits)
+        model = self._priced(fits, weights, times, rest, schemes)
         with self._sensitivities(fitted) as (sensitivities, measure):
-            model = sensitivities.priced(model, self.progress)
+            model = sensitivities.priced(model, self.job.progress)
             points = [] if point is None else pareto(model, _POINTS)
             if point is not None:
                 settled = _at(model, points, point, sensitivities)
@@ -138,8 +133,8 @@ class Planner:
         from .passes.scheme import parse_scheme
 
         if scheme == "auto":
-            return site_options(site, portable=self.form == "portable")
-        chosen = parse_scheme(decide(site, scheme, self.target.activations).scheme)
+            return site_options(site, portable=self.job.form == "portable")
+        chosen = parse_scheme(decide(site, scheme, self.job.target.activations).scheme)
         return [chosen] if isinstance(chosen, Structure) else []
 
     def _variants(
@@ -155,7 +150,7 @@ class Planner:
             if schemes[site.name] != "auto":
                 found.update(fits[site.name])
                 continue
-            tried = self.target.activation_options
+            tried = self.job.target.activation_options
             for fitted_as, result in variants(site, fits[site.name], tried):
                 found[str(result.fitted.structure)] = result
                 weights[site.name, str(result.fitted.structure)] = fitted_as
@@ -163,77 +158,65 @@ class Planner:
 
     def _times_if_possible(
         self, fits: Mapping[str, Mapping[str, FitResult]]
-    ) -> tuple[_Times, list[str]]:
-        """The times, or none and why, for a target that this machine cannot run.
+    ) -> tuple[_Times, dict[int, float], list[str]]:
+        """The times of the sites and of the rest of a run, and what is to be said of them.
+
+        There are none for a target that this machine cannot run.
 
         Raises:
             TargetError: the budget is about the latency, which cannot be measured then.
         """
-        from .backend.kernel_times import check_measurable
+        from .backend.kernel_times import check_measurable, site_times
 
         try:
-            check_measurable(self.target)
+            check_measurable(self.job.target)
         except TargetError as error:
             if self.budget.latency_ratio is not None:
                 raise
             none: dict[int, float] = {}
-            untimed = {
-                (site, scheme): none for site, found in fits.items() for scheme in (DENSE, *found)
-            }
-            return untimed, [f"planned for size alone: {error}"]
-        return self._times(fits), []
-
-    def _times(self, fits: Mapping[str, Mapping[str, FitResult]]) -> _Times:
-        """Milliseconds of every option at every batch, by kernels that run here."""
-        from .backend.kernel_times import kernel_times
-        from .passes.options import rows
-
-        wanted: dict[tuple[int, ...], dict[Layer, None]] = {}
-        uses: dict[str, list[tuple[bool, str, tuple[int, ...]]]] = {}
-        for site in self.sites:
-            for use in site.uses:
-                dtype = (self.dtype or use.dtype).numpy().name
-                counts = tuple(rows(use, batch) for batch in self.batches)
-                uses.setdefault(site.name, []).append((use.form == "gather", dtype, counts))
-                layers = wanted.setdefault(counts, {})
-                for scheme in (DENSE, *fits[site.name]):
-                    layers[_layer(site, scheme, gathers=use.form == "gather", dtype=dtype)] = None
-        measured = {
-            counts: kernel_times(
-                layers, self.target, self.form, counts, table=self.cache, progress=self.progress
-            )
-            for counts, layers in wanted.items()
-        }
-        found: _Times = {}
-        for site in self.sites:
-            for scheme in (DENSE, *fits[site.name]):
-                found[site.name, scheme] = {
-                    batch: sum(
-                        measured[counts][_layer(site, scheme, gathers=gathers, dtype=dtype)][
-                            counts[number]
-                        ].median_ms
-                        for gathers, dtype, counts in uses[site.name]
-                    )
-                    for number, batch in enumerate(self.batches)
-                }
-        return found
+            untimed = {name: dict.fromkeys((DENSE, *found), none) for name, found in fits.items()}
+            return untimed, {}, [f"planned for size alone: {error}"]
+        times = site_times(
+            self.sites,
+            fits,
+            self.job.target,
+            self.job.form,
+            self.batches,
+            dtype=self.job.dtype,
+            table=self.job.cache,
+            progress=self.job.progress,
+        )
+        rest, notes = {}, []
+        runs = self.whole.times(self.job.cache, self.job.progress)
+        for batch in self.batches:
+            if batch in runs:
+                sites = sum(found[DENSE][batch] for found in times.values())
+                rest[batch] = max(runs[batch].median_ms - sites, 0.0)
+            else:
+                notes.append(
+                    f"no run of batch {batch} is within the bounds of the model's dimensions: its "
+                    "latency ratio is that of the linears alone"
+                )
+        return times, rest, notes
 
     def _fits(self, options: Mapping[str, Sequence[Structure]]) -> dict[str, dict[str, FitResult]]:
         from .frontend.calibrate import calibrate
         from .passes.fit_options import fit_options
 
+        job = self.job
+        groups = calibrate(
+            self.captured.dense, self.sites, self.samples, cache=job.cache, progress=job.progress
+        )
         return fit_options(
             self.sites,
             options,
-            calibrate(
-                self.model, self.sites, self.samples, cache=self.cache, progress=self.progress
-            ),
+            groups,
             floating=self.budget.wants_latency,
-            seed=self.seed,
-            form=self.form,
-            cache=self.cache,
-            scheduler=self.scheduler,
-            progress=self.progress,
+            seed=self.job.seed,
+            form=self.job.form,
+            cache=self.job.cache,
+            scheduler=self.job.scheduler,
+            progress=self.job.progress,
         )
 
     def _priced(
@@ -241,13 +224,16 @@ class Planner:
         fits: Mapping[str, Mapping[str, FitResult]],
         weights: Mapping[tuple[str, str], str],
         times: _Times,
+        rest: Mapping[int, float],
         schemes: Mapping[str, Scheme],
     ) -> PricedModel:
+        from .backend.stored import weight_bytes
+
         sites = []
         rounding = self._rounding(fits)
         for site in self.sites:
             dense = Option(
-                DENSE, _dense_bytes(site, self.dtype), times[site.name, DENSE], 0.0, 0.0, True
+                DENSE, _dense_bytes(site, self.job.dtype), times[site.name][DENSE], 0.0, 0.0, True
             )
             options = [dense]
             for scheme, found in fits[site.name].items():
@@ -256,7 +242,7 @@ class Planner:
                     Option(
                         scheme,
                         stored,
-                        times[site.name, scheme],
+                        times[site.name][scheme],
                         found.relative_error,
                         0.0,
                         measured=False,
@@ -268,7 +254,7 @@ class Planner:
             sites.append(
                 PricedSite(site.name, site.in_features, site.out_features, tuple(options), fixed)
             )
-        return PricedModel(tuple(sites), self.bytes, {})
+        return PricedModel(tuple(sites), weight_bytes(self.captured.dense), rest)
 
     def _rounding(
         self, fits: Mapping[str, Mapping[str, FitResult]]
@@ -286,8 +272,8 @@ class Planner:
         by_site: dict[str, set[int]] = {}
         for (name, _), block in blocks.items():
             by_site.setdefault(name, set()).add(block)
-        sample = next(iter([*self.held_out, *self.samples]))
-        errors = rounding_errors(self.model, self.sites, sample, by_site)
+        sample = [*self.held_out, *self.samples][0]
+        errors = rounding_errors(self.captured.dense, self.sites, sample, by_site)
         return {key: errors.get((key[0], block), 0.0) for key, block in blocks.items()}
 
     @contextmanager
@@ -296,21 +282,31 @@ class Planner:
     ) -> Iterator[tuple[Sensitivities, str]]:
         """What measures distortions while it is open, and by what measure."""
         from .frontend.distortion import distortion, enough
+        from .frontend.distortion_cache import DistortionCache
         from .frontend.exchange import Exchange
 
+        fitted: dict[str, JSON] = {
+            "calibration": self.samples.sha256,
+            "seed": self.job.seed,
+            "form": self.job.form,
+        }
         shapes = {site.name: (site.out_features, site.in_features) for site in self.sites}
         samples = enough([*self.held_out, *self.samples])
-        with distortion(self.model, shapes, samples) as measured:
+        known = DistortionCache(self.job.cache, self.captured.dense, samples, fitted)
+        with distortion(self.captured.dense, shapes, samples) as measured:
 
             def measure(schemes: Mapping[str, str]) -> float:
-                return measured.of(
-                    {
-                        name: Exchange.of(fits[name][scheme].fitted, shapes[name])
-                        for name, scheme in schemes.items()
-                    }
+                return known.of(
+                    schemes,
+                    lambda: measured.of(
+                        {
+                            name: Exchange.of(fits[name][scheme].fitted, shapes[name])
+                            for name, scheme in schemes.items()
+                        }
+                    ),
                 )
 
-            yield Sensitivities(measure, self.seconds, self.seed), measured.measure
+            yield Sensitivities(measure, self.seconds, self.job.seed), measured.measure
 
     def _row(
         self, model: PricedModel, chosen: Sequence[int], sensitivities: Sensitivities
@@ -346,6 +342,7 @@ class Planner:
             "budget": str(self.budget),
             "notes": list(notes),
             "batches": list(model.batches),
+            "rest_milliseconds": {str(b): ms for b, ms in model.rest_milliseconds.items()},
             **costs(model, settled.chosen),
             "distortion": settled.joint,
             "distortion_measure": measure,
@@ -359,8 +356,8 @@ class Planner:
                 site.name: runners_up(site, number, self.budget) for site, number in pairs
             },
         }
-        plan = Plan(choices, self.samples.sha256, self.seed, versions())
-        return Planned(plan, _results(settled, fits), report, settled)
+        plan = Plan(choices, self.samples.sha256, self.job.seed, versions())
+        return Planned(plan, _results(settled, fits), report, settled, self.whole)
 
 
 def _results(settled: Settled, fits: Mapping[str, Mapping[str, FitResult]]) -> dict[str, FitResult]:
@@ -380,12 +377,6 @@ def _at(
         raise PlanError(f"point {point}: this model has points 1 to {len(points)}")
     chosen = points[point - 1]
     return Settled(model, chosen, sensitivities.joint(model, chosen))
-
-
-def _layer(site: Site, scheme: str, *, gathers: bool, dtype: str) -> Layer:
-    from .backend.kernel_times import Layer
-
-    return Layer(site.out_features, site.in_features, scheme, gathers, dtype)
 
 
 def _dense_bytes(site: Site, dtype: ir.DataType | None) -> int:

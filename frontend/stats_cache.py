@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from functools import cached_property
 
 import onnx_ir as ir
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from ..passes.cache import JSON, Cache
-from ..passes.constants import read_tensor
-from ..passes.fingerprint import array_sha256, code_fingerprint
+from ..passes.fingerprint import code_fingerprint, model_sha256
 from ..passes.stats import Stats
 from .samples import Samples
 
@@ -66,27 +63,3 @@ class StatsCache:
     @cached_property
     def _model_sha256(self) -> str:
         return model_sha256(self._model)
-
-
-def model_sha256(model: ir.Model) -> str:
-    """The hash of the graph, and of the names, types, shapes and bytes of its weights.
-
-    Where weights lie and what the exporter noted beside the nodes is no part of it.
-    """
-    digest = hashlib.sha256()
-    graph = model.clone()
-    ClearMetadataAndDocStringPass()(graph)
-    for name, value in sorted(graph.graph.initializers.items()):
-        tensor = value.const_value
-        if tensor is not None:
-            digest.update(f"{name} {tensor.dtype.name} {tensor.shape}\n".encode())
-            digest.update(_tensor_sha256(tensor).encode())
-    graph.graph.initializers.clear()
-    digest.update(ir.to_proto(graph).SerializeToString(deterministic=True))
-    return digest.hexdigest()
-
-
-def _tensor_sha256(tensor: ir.TensorProtocol) -> str:
-    if tensor.dtype == ir.DataType.STRING:
-        return hashlib.sha256(repr(tensor.numpy().tolist()).encode()).hexdigest()
-    return array_sha256(read_tensor(tensor))

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
+from .constants import read_tensor
 from .plan import versions
 
 
@@ -20,6 +23,30 @@ def array_sha256(*arrays: NDArray[Any]) -> str:
         digest.update(f"{array.dtype.str} {array.dtype.name} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def model_sha256(model: ir.Model) -> str:
+    """The hash of the graph, and of the names, types, shapes and bytes of its weights.
+
+    Where weights lie and what the exporter noted beside the nodes is no part of it.
+    """
+    digest = hashlib.sha256()
+    graph = model.clone()
+    ClearMetadataAndDocStringPass()(graph)
+    for name, value in sorted(graph.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is not None:
+            digest.update(f"{name} {tensor.dtype.name} {tensor.shape}\n".encode())
+            digest.update(_tensor_sha256(tensor).encode())
+    graph.graph.initializers.clear()
+    digest.update(ir.to_proto(graph).SerializeToString(deterministic=True))
+    return digest.hexdigest()
+
+
+def _tensor_sha256(tensor: ir.TensorProtocol) -> str:
+    if tensor.dtype == ir.DataType.STRING:
+        return hashlib.sha256(repr(tensor.numpy().tolist()).encode()).hexdigest()
+    return array_sha256(read_tensor(tensor))
 
 
 @functools.cache

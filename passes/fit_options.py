@@ -30,7 +30,8 @@ def fit_options(
     options: Options,
     groups: Iterable[tuple[list[Site], dict[str, Stats]]],
     *,
-    floating: bool,
+    calibrated: bool = True,
+    floating: bool = True,
     seed: int,
     form: Form,
     cache: Cache | None = None,
@@ -43,6 +44,7 @@ def fit_options(
         sites: all that are in `groups`.
         options: resolved; a single one is not screened.
         groups: sites with their statistics, as `calibrate` yields them.
+        calibrated: whether there are statistics.
         floating: whether low rank and Monarch are wanted, which take more bytes than codes.
         seed: of every fit.
         form: what tensors are packed for.
@@ -51,13 +53,13 @@ def fit_options(
         progress: told of the work done.
 
     Raises:
-        FitError: a fit fails; it names the site.
+        FitError: a fit fails; it names the site. Those that are done are in the cache.
         SchedulerError: the scheduler cannot be used.
         MissingDependencyError: there is no dask to reach the scheduler with.
     """
     expected = {site.name: min(len(options[site.name]), _KEPT) for site in sites}
     cost = sum(
-        expected[site.name] * fit_cost(site.out_features, site.in_features, calibrated=True)
+        expected[site.name] * fit_cost(site.out_features, site.in_features, calibrated=calibrated)
         for site in sites
     )
     count = sum(expected.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,7 @@ _ROUNDS = 5
 
 _TIGHTENED = 1.05
 _SWAPS = 16
+"""Exchanges of two sites that are measured, at most."""
 _BETTER = 0.99
 """A swap is taken if it leaves less than this of the joint distortion."""
 
@@ -151,13 +153,20 @@ def _within(found: Settled, budget: Budget, sensitivities: Sensitivities, limit:
 
 
 def _swapped(found: Settled, budget: Budget, sensitivities: Sensitivities) -> Settled:
-    """Exchanges the options of pairs of sites where that lowers the joint distortion."""
-    for candidate in _neighbours(found, budget):
-        if sensitivities.time_is_up:
-            break
-        joint = sensitivities.joint(found.model, candidate)
-        if joint < _BETTER * found.joint:
-            found = replace(found, chosen=candidate, joint=joint, swaps=found.swaps + 1)
+    """Exchanges the options of pairs of sites as long as that lowers the joint distortion."""
+    tried = 0
+    improves = True
+    while improves:
+        improves = False
+        for candidate in itertools.islice(_neighbours(found, budget), _SWAPS - tried):
+            if sensitivities.time_is_up:
+                break
+            tried += 1
+            joint = sensitivities.joint(found.model, candidate)
+            if joint < _BETTER * found.joint:
+                found = replace(found, chosen=candidate, joint=joint, swaps=found.swaps + 1)
+                improves = True
+                break
     return found
 
 
@@ -170,7 +179,6 @@ def _neighbours(found: Settled, budget: Budget) -> Iterator[list[int]]:
         for option in range(len(priced.options))
         if option != chosen[site] and priced.fixed is None
     ]
-    here = model.distortion(chosen)
     gains = {
         (site, option): model.sites[site].options[option].distortion
         - model.sites[site].options[chosen[site]].distortion
@@ -180,14 +188,10 @@ def _neighbours(found: Settled, budget: Budget) -> Iterator[list[int]]:
     raised = sorted((c for c in changes if gains[c] >= 0), key=gains.__getitem__)
     pairs = sorted(
         ((one, other) for one in lowered for other in raised if one[0] != other[0]),
-        key=lambda pair: here + gains[pair[0]] + gains[pair[1]],
+        key=lambda pair: gains[pair[0]] + gains[pair[1]],
     )
-    tried = 0
     for one, other in pairs:
         candidate = list(chosen)
         candidate[one[0]], candidate[other[0]] = one[1], other[1]
         if allowed(model, budget, candidate):
-            tried += 1
             yield candidate
-        if tried == _SWAPS:
-            return

@@ -115,9 +115,9 @@ def bench(
             f"the artifact runs on {session.num_threads} threads and what it is compared with on "
             f"{against.num_threads}: load both with the same number"
         )
-    callables: dict[str, Callable[[], object]] = {"artifact": lambda: _finished(session, inputs)}
+    callables: dict[str, Callable[[], object]] = {"artifact": lambda: finished(session, inputs)}
     if isinstance(against, Session):
-        callables["against"] = lambda: _finished(against, inputs)
+        callables["against"] = lambda: finished(against, inputs)
     elif against is not None:
         callables["against"] = lambda: against(inputs)
     timings = interleaved(callables, repeats, min_time)
@@ -134,7 +134,7 @@ def bench(
     }
 
 
-def _finished(session: Session, inputs: Mapping[str, NDArray[Any]]) -> None:
+def finished(session: Session, inputs: Mapping[str, NDArray[Any]]) -> None:
     """One call, with the time that a GPU takes behind it."""
     session.run(inputs)
     session.synchronize()

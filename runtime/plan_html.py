@@ -18,11 +18,11 @@ from .plan_report import (
 from .plots import pareto_plot, prediction_plot
 
 
-def plan_html(planning: Planning, sizes: Mapping[str, Any]) -> Markup:
+def plan_html(planning: Planning, report: Mapping[str, Any]) -> Markup:
     """The costs, the Pareto front, predictions beside measurements, and counts of schemes."""
     facts = joined(
         joined((element("dt", name), element("dd", fact)))
-        for name, fact in plan_facts(planning, sizes)
+        for name, fact in plan_facts(planning, report)
     )
     return element(
         "section",

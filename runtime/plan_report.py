@@ -28,14 +28,14 @@ def print_plan(planning: Planning) -> None:
     print_planning(planning)
 
 
-def print_planning(planning: Planning, sizes: Mapping[str, Any] | None = None) -> None:
+def print_planning(planning: Planning, report: Mapping[str, Any] | None = None) -> None:
     """Prints the predicted costs, the points of the Pareto table, and counts of schemes.
 
     Args:
         planning: as in a report.
-        sizes: `bytes` of the report of a compile, to set the actual size beside the predicted.
+        report: of a compile, to set what its artifact costs beside the predictions.
     """
-    print_rows(("", ""), list(plan_facts(planning, sizes)))
+    print_rows(("", ""), list(plan_facts(planning, report or {})))
     print(f"\n{OTHER_POINTS}:")
     print_rows(point_headings(planning), point_rows(planning))
     print()
@@ -44,16 +44,20 @@ def print_planning(planning: Planning, sizes: Mapping[str, Any] | None = None) -
         print(f"note: {note}")
 
 
-def plan_facts(
-    planning: Planning, sizes: Mapping[str, Any] | None = None
-) -> Iterator[tuple[str, str]]:
-    """What was planned and how well it was predicted, each under its name."""
+def plan_facts(planning: Planning, report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What was planned and how well it was predicted, each under its name.
+
+    Args:
+        planning: as in a report.
+        report: of the compile; empty if there was none.
+    """
+    sizes = report.get("bytes")
     size = f"{planning['size_ratio']:.1%} of dense predicted"
     if sizes and sizes.get("after") is not None and sizes["before"]:
         size += f", {sizes['after'] / sizes['before']:.1%} as written"
     yield "budget", planning["budget"]
     yield "bytes of weights", size
-    yield "time of the sites", _latencies(planning)
+    yield "time of a run", _latencies(planning, report.get("latency") or {})
     yield "stored bits", f"{text(planning['effective_bits'])} a weight"
     yield "distortion", f"{text(planning['distortion'])}, {measure(planning)}"
     if planning["additivity"] is not None:
@@ -77,12 +81,20 @@ def measure(planning: Planning) -> str:
     return _MEASURES[planning["distortion_measure"]]
 
 
-def _latencies(planning: Planning) -> str:
+def _latencies(planning: Planning, latency: Mapping[str, Any]) -> str:
     ratios = planning["latency_ratio"].items()
     if not ratios:
         return "not measured"
-    found = ", ".join(f"{times(ratio)} at batch {batch}" for batch, ratio in ratios)
-    return f"{found}, of dense"
+    return ", ".join(
+        f"{times(ratio)} of dense at batch {batch} {_how(batch, latency)}"
+        for batch, ratio in ratios
+    )
+
+
+def _how(batch: str, latency: Mapping[str, Any]) -> str:
+    if batch not in latency:
+        return "predicted"
+    return f"predicted, {times(latency[batch]['ratio'])} measured"
 
 
 def _prediction(found: Mapping[str, Any]) -> str:

@@ -55,7 +55,7 @@ def print_report(report: Mapping[str, Any]) -> None:
         print(f"not replaced: {refusal['name']}: {refusal['reason']}")
     if report.get("planning"):
         print()
-        print_planning(report["planning"], report["bytes"])
+        print_planning(report["planning"], report)
         print()
     for line in summary(report):
         print(line)

@@ -49,7 +49,7 @@ def report_html(
         element("header", element("h1", "undense report"), element("p", _made_for(report))),
         element("div", *_tiles(report), class_="tiles"),
         *(element("p", warning, class_="warning") for warning in report.get("warnings", ())),
-        *([plan_html(planning, report["bytes"])] if planning else []),
+        *([plan_html(planning, report)] if planning else []),
         _section("Error and time of each site" if planning else "Error of each site",
                  site_bars(report)),
         _section("Sites", site_table(report, headings, rows)),
@@ -84,8 +84,15 @@ def _tiles(report: Mapping[str, Any]) -> Iterator[Markup]:
     planning = report.get("planning")
     if not planning:
         return
+    latency = report.get("latency") or {}
     for batch, ratio in planning["latency_ratio"].items():
-        yield _tile(f"time of sites, batch {batch}", times(ratio), "of dense, predicted")
+        name = f"time of a run, batch {batch}"
+        if batch in latency:
+            yield _tile(
+                name, times(latency[batch]["ratio"]), f"of dense measured, {times(ratio)} predicted"
+            )
+        else:
+            yield _tile(name, times(ratio), "of dense, predicted")
     yield _tile("distortion", text(planning["distortion"]), f"budget {planning['budget']}")
     yield _tile("stored bits", f"{planning['effective_bits']:.3g}", "a weight of the sites")
 

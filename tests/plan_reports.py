@@ -47,6 +47,7 @@ def planning_of(model: PricedModel, budget: Budget = BUDGET) -> dict[str, Any]:
         "budget": str(budget),
         "notes": ["planned for size alone: <no> device"],
         "batches": list(model.batches),
+        "rest_milliseconds": {str(b): ms for b, ms in model.rest_milliseconds.items()},
         **costs(model, chosen),
         "distortion": joint,
         "distortion_measure": "kl",

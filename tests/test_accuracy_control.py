@@ -203,7 +203,7 @@ def test_where_the_device_is_not_here_the_exchanged_model_stands_in(monkeypatch)
     def elsewhere(path):
         return Unloaded(undense.load(path).artifact, TargetError("no GPU"))
 
-    monkeypatch.setattr("undense.accuracy_control.load_if_possible", elsewhere)
+    monkeypatch.setattr("undense.candidate.load_if_possible", elsewhere)
     module = _compiled(scheme=COARSE, budget={"max_drop": 0.02})
     found = module.report["validation"]
     assert "compiled" not in found

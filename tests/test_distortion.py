@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from graphs import graph, normal, outputs
 from undense.frontend.distortion import distortion
+from undense.frontend.distortion_cache import DistortionCache
 from undense.frontend.exchange import Exchange, exchangeable
 from undense.frontend.rounding import rounding_errors
+from undense.passes.cache import Cache
 from undense.passes.errors import CalibrationError
 from undense.passes.sites import find_sites
 from undense.passes.structures.block_quantized import round_activations
@@ -136,3 +138,32 @@ def test_rounding_of_activations_is_measured_on_the_inputs_of_each_layer():
         assert found["first", block] == pytest.approx(expected, rel=1e-4)
     assert found.keys() == {("first", 16), ("first", 32)}
     assert rounding_errors(model, sites, {"ids": IDS}, {}) == {}
+
+
+def test_a_distortion_is_measured_once_for_all_that_it_follows_from(tmp_path):
+    model, samples = _model(), [{"ids": IDS}]
+    calls = []
+
+    def measure():
+        calls.append(len(calls))
+        return float(len(calls))
+
+    def of(schemes, *, model=model, samples=samples, **fitted):
+        cache = DistortionCache(Cache(tmp_path), model, samples, {"seed": 0, **fitted})
+        return cache.of(schemes, measure)
+
+    assert of({"a": "int_codes"}) == 1
+    assert of({"a": "int_codes"}) == 1
+    assert of({"a": "trit_planes"}) == 2
+    assert of({"b": "int_codes"}) == 3
+    assert of({"a": "int_codes"}, seed=1) == 4
+    assert of({"a": "int_codes"}, samples=[{"ids": IDS + 1}]) == 5
+    assert of({"a": "int_codes"}, model=_model(first=normal(N, N, seed=9))) == 6
+    assert of({"a": "int_codes"}) == 1
+
+
+def test_what_is_not_finite_is_measured_again(tmp_path):
+    cache = DistortionCache(Cache(tmp_path), _model(), [], {})
+    assert cache.of({"a": "x"}, lambda: float("inf")) == float("inf")
+    assert cache.of({"a": "x"}, lambda: 1.0) == 1.0
+    assert DistortionCache(None, _model(), [], {}).of({"a": "x"}, lambda: 2.0) == 2.0

@@ -62,7 +62,9 @@ def test_a_plan_is_printed_with_its_costs_and_choices(capsys):
     assert "budget size_ratio=0.25" in out
     assert f"bytes of weights {PLANNING['size_ratio']:.1%} of dense predicted" in out
     one, many = (f"{PLANNING['latency_ratio'][batch]:.2f}×" for batch in ("1", "32"))
-    assert f"time of the sites {one} at batch 1, {many} at batch 32, of dense" in out
+    assert (
+        f"time of a run {one} of dense at batch 1 predicted, {many} of dense at batch 32 predicted"
+        in out
     assert f"distortion {PLANNING['distortion']:.4g}, KL divergence of the logits, nats" in out
     assert "additivity 1.25 times the sum of what each site loses alone" in out
     counts = PLANNING["distortions"]
@@ -129,7 +131,7 @@ def test_times_that_were_not_measured_are_no_columns(capsys):
     print_plan(planning_of(untimed()))
     out = lines(capsys)
     assert out[0] == "site scheme bytes error distortion"
-    assert "time of the sites not measured" in out
+    assert "time of a run not measured" in out
     assert "prediction not compared with measurements" in out
     assert "point bytes bits/weight distortion" in out
 

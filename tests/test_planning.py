@@ -11,8 +11,7 @@ import pytest
 import undense
 from graphs import graph, normal
 from undense import cli
-from undense.backend import kernel_times
-from undense.backend.kernel_times import Time
+from undense.backend.kernel_times import Time, WholeRun, sites
 from undense.passes.errors import PlanError, SchemeError, TargetError
 from undense.passes.options import rows, site_options
 from undense.passes.plan import Plan, read_plan
@@ -58,7 +57,9 @@ def quick_times(monkeypatch):
             found[layer] = {count: Time(bits * count, bits, bits, 5) for count in counts}
         return found
 
-    monkeypatch.setattr(kernel_times, "kernel_times", times)
+    monkeypatch.setattr(sites, "kernel_times", times)
+    free = Time(0.0, 0.0, 0.0, 5)
+    monkeypatch.setattr(WholeRun, "times", lambda *_: {1: free, 32: free})
 
 
 def _plan(budget=None, **options):
@@ -102,7 +103,7 @@ def test_the_report_of_a_plan_has_what_each_site_costs(quick_times, capsys):
     bits = 8 * after / sum(found["bytes"]["dense"] / 4 for found in report["sites"])
     assert report["effective_bits"] == pytest.approx(bits)
     print_plan(report)
-    assert f"bytes of weights   {report['size_ratio']:.1%} of dense" in capsys.readouterr().out
+    assert f"bytes of weights  {report['size_ratio']:.1%} of dense" in capsys.readouterr().out
 
 
 def test_without_budget_the_default_drop_is_kept_for_the_least_cost(quick_times):
@@ -176,7 +177,7 @@ def test_a_target_that_is_not_here_is_planned_for_size_and_never_for_latency(mon
     def absent(target):
         raise TargetError(f"target {target}: latency cannot be measured on this machine: no GPU")
 
-    monkeypatch.setattr(kernel_times, "check_measurable", absent)
+    monkeypatch.setattr("undense.backend.kernel_times.check_measurable", absent)
     report = _plan("size_ratio=0.25").report
     assert report["batches"] == []
     assert "no GPU" in report["notes"][0]

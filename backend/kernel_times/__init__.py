@@ -5,6 +5,16 @@ from __future__ import annotations
 from .layer import Layer, Time
 from .machine import check_measurable
 from .measure import kernel_times
-from .table import Table
+from .sites import Milliseconds, site_times
+from .whole_run import Latency, WholeRun
 
-__all__ = ["Layer", "Table", "Time", "check_measurable", "kernel_times"]
+__all__ = [
+    "Latency",
+    "Layer",
+    "Milliseconds",
+    "Time",
+    "WholeRun",
+    "check_measurable",
+    "kernel_times",
+    "site_times",
+]

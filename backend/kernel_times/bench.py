@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...passes.progress import Progress
 from ...passes.structures.base import Form
+from ...runtime.bench import finished
 from ...runtime.session import Session
 from ..target import Target
 from .built import built
@@ -93,16 +92,10 @@ class Bench:
     ) -> dict[Layer, Time]:
         calls: dict[Layer | int, Callable[[], object]] = {}
         for layer, number in copies.items():
-            calls[layer] = partial(_call, sessions[layer], inputs_for(layer, rows))
-            calls[number] = partial(_call, sessions[number], empty_inputs(layer, rows))
+            calls[layer] = partial(finished, sessions[layer], inputs_for(layer, rows))
+            calls[number] = partial(finished, sessions[number], empty_inputs(layer, rows))
         samples = in_rounds(calls, seconds * len(copies))
         return {
             layer: Time.of_calls(samples[layer], float(np.median(samples[number])), number)
             for layer, number in copies.items()
         }
-
-
-def _call(session: Session, inputs: Mapping[str, NDArray[Any]]) -> None:
-    """One call, with the time that a GPU takes behind it."""
-    session.run(inputs)
-    session.synchronize()

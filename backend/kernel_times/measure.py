@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from ...passes.cache import Cache
 from ...passes.errors import InputError, SchemeError
 from ...passes.progress import Progress, silent
 from ...passes.structures.base import Form
@@ -14,7 +15,7 @@ from .bench import Bench, Steps
 from .layer import DENSE, Layer, Time
 from .machine import check_measurable
 from .models import structure_of
-from .table import Known, Table, conditions
+from .table import Known, conditions
 
 Missing = dict[int, list[Layer]]
 """Layers of one shape that are to be timed, by rows."""
@@ -27,7 +28,7 @@ def kernel_times(
     rows: Sequence[int],
     *,
     threads: int | None = None,
-    table: Table | None = None,
+    table: Cache | None = None,
     progress: Progress = silent,
 ) -> dict[Layer, dict[int, Time]]:
     """Measures what each layer takes in a call with so many rows of x.

@@ -6,10 +6,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
-from numpy.typing import NDArray
-
+from ...passes.cache import Cache
 from ...passes.structures.base import Form
 from ...runtime.artifact import package_versions
 from ..target import Target
@@ -17,30 +16,6 @@ from .layer import Layer, Time
 from .machine import machine_name
 
 KIND = "kernel_times"
-
-
-class Entry(Protocol):
-    """What a table has under a key."""
-
-    @property
-    def values(self) -> Mapping[str, Any]:
-        """A JSON object."""
-
-
-class Table(Protocol):
-    """Keeps JSON objects by kind and key from one process to the next."""
-
-    def get(self, kind: str, key: Mapping[str, Any]) -> Entry | None:
-        """What was put there; None if nothing was, or it is gone."""
-
-    def put(
-        self,
-        kind: str,
-        key: Mapping[str, Any],
-        values: Mapping[str, Any],
-        arrays: Mapping[str, NDArray[Any]] = ...,
-    ) -> object:
-        """Keeps it."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +27,7 @@ class Known:
         conditions: all that a time depends on beside the layer and its rows.
     """
 
-    table: Table | None
+    table: Cache | None
     conditions: Mapping[str, Any]
 
     def get(self, layer: Layer, rows: int) -> Time | None:

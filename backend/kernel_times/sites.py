@@ -1,0 +1,81 @@
+"""Sites × schemes → milliseconds of a run, at each batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import onnx_ir as ir
+
+from ...passes.cache import Cache
+from ...passes.options import rows
+from ...passes.progress import Progress, silent
+from ...passes.sites import Site, Use
+from ...passes.structures.base import Form
+from ..target import Target
+from .layer import DENSE, Layer
+from .measure import kernel_times
+
+Milliseconds = dict[int, float]
+"""Of the calls of one run, by batch."""
+
+
+def site_times(
+    sites: Sequence[Site],
+    schemes: Mapping[str, Iterable[str]],
+    target: Target,
+    form: Form,
+    batches: Sequence[int],
+    *,
+    dtype: ir.DataType | None = None,
+    table: Cache | None = None,
+    progress: Progress = silent,
+) -> dict[str, dict[str, Milliseconds]]:
+    """What all uses of each site take, by its name and scheme, its dense form first.
+
+    Args:
+        sites: of the captured model.
+        schemes: resolved, by the name of the site; dense is added.
+        target: engine and machine.
+        form: of structured nodes, for ONNX Runtime.
+        batches: products of the dynamic dimensions of a call.
+        dtype: of the activations, if it is another than that of the captured model.
+        table: keeps the times from one process to the next; None keeps none.
+        progress: is told of layers that were compiled, and then timed.
+
+    Raises:
+        UndenseError: as `kernel_times`.
+    """
+    tried = {site.name: list(dict.fromkeys([DENSE, *schemes[site.name]])) for site in sites}
+    wanted: dict[tuple[int, ...], dict[Layer, None]] = {}
+    for site in sites:
+        for use in site.uses:
+            layers = wanted.setdefault(_rows(use, batches), {})
+            layers.update(dict.fromkeys(_layer(site, use, s, dtype) for s in tried[site.name]))
+    measured = {
+        counts: kernel_times(layers, target, form, counts, table=table, progress=progress)
+        for counts, layers in wanted.items()
+    }
+
+    def spent(site: Site, scheme: str, number: int) -> float:
+        return sum(
+            measured[counts][_layer(site, use, scheme, dtype)][counts[number]].median_ms
+            for use in site.uses
+            for counts in [_rows(use, batches)]
+        )
+
+    return {
+        site.name: {
+            scheme: {batch: spent(site, scheme, number) for number, batch in enumerate(batches)}
+            for scheme in tried[site.name]
+        }
+        for site in sites
+    }
+
+
+def _rows(use: Use, batches: Sequence[int]) -> tuple[int, ...]:
+    return tuple(rows(use, batch) for batch in batches)
+
+
+def _layer(site: Site, use: Use, scheme: str, dtype: ir.DataType | None) -> Layer:
+    name = (dtype or use.dtype).numpy().name
+    return Layer(site.out_features, site.in_features, scheme, use.form == "gather", name)

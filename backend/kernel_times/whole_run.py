@@ -1,0 +1,129 @@
+"""A model as a whole on its target: what a run takes, alone and beside its artifact."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ...passes.cache import Cache
+from ...passes.fingerprint import model_sha256
+from ...passes.progress import Progress, silent
+from ...runtime.bench import finished
+from ...runtime.hardware import usable_cores
+from ...runtime.session import Session, load
+from ..target import Target
+from .built import built
+from .layer import Time
+from .rounds import in_rounds
+from .table import conditions
+
+KIND = "run_times"
+_SECONDS = 1.0
+"""For each number of rows, unless a few calls take longer."""
+
+Feed = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of a run of the dense model and of its artifact, measured in turns."""
+
+    dense: Time
+    compiled: Time
+
+    @property
+    def ratio(self) -> float:
+        """After over before."""
+        return self.compiled.median_ms / self.dense.median_ms
+
+    def report(self) -> dict[str, Any]:
+        """A JSON object."""
+        return {"dense": asdict(self.dense), "compiled": asdict(self.compiled), "ratio": self.ratio}
+
+
+class WholeRun:
+    """The dense model on its target; it is compiled when it is first timed, and kept on disk.
+
+    The folder goes when the object does, or with the process.
+    """
+
+    def __init__(self, model: ir.Model, target: Target, feeds: Mapping[int, Feed]) -> None:
+        """Compiles nothing yet.
+
+        Args:
+            model: dense, prepared for the target.
+            target: to compile for; CUDA graphs are not used.
+            feeds: inputs of a call by its number of rows.
+        """
+        self._model = model
+        self._target = replace(target, graphs=None)
+        self._feeds, self._threads = dict(feeds), usable_cores()
+        self._path: Path | None = None
+
+    def times(self, cache: Cache | None, progress: Progress = silent) -> dict[int, Time]:
+        """What a run takes, by the number of rows.
+
+        Args:
+            cache: keeps the times from one process to the next; None keeps none.
+            progress: is told.
+        """
+        known = {} if cache is None else self._known(cache)
+        missing = {rows: feed for rows, feed in self._feeds.items() if rows not in known}
+        if not missing:
+            return known
+        progress(0, 1, "time of a run")
+        session = self._session()
+        for rows, feed in missing.items():
+            samples = in_rounds({rows: partial(finished, session, feed)}, _SECONDS)
+            known[rows] = _time(samples[rows])
+            if cache is not None:
+                cache.put(KIND, self._key(feed), asdict(known[rows]))
+        progress(1, 1, "time of a run")
+        return dict(sorted(known.items()))
+
+    def beside(self, artifact: Session) -> dict[int, Latency]:
+        """What a run takes in the dense model and in its artifact, in turns, by its rows."""
+        dense = self._session()
+        found = {}
+        for rows, feed in self._feeds.items():
+            calls: dict[str, Callable[[], object]] = {
+                "dense": partial(finished, dense, feed),
+                "compiled": partial(finished, artifact, feed),
+            }
+            samples = in_rounds(calls, 2 * _SECONDS)
+            found[rows] = Latency(_time(samples["dense"]), _time(samples["compiled"]))
+        return found
+
+    def _known(self, cache: Cache) -> dict[int, Time]:
+        found = {rows: cache.get(KIND, self._key(feed)) for rows, feed in self._feeds.items()}
+        return {rows: Time(**entry.values) for rows, entry in found.items() if entry is not None}
+
+    def _key(self, feed: Feed) -> dict[str, Any]:
+        shapes = {name: list(np.shape(array)) for name, array in feed.items()}
+        return {**self._conditions, "inputs": shapes}
+
+    @cached_property
+    def _conditions(self) -> dict[str, Any]:
+        found = conditions(self._target, "fast", self._threads)
+        return {**found, "model": model_sha256(self._model)}
+
+    def _session(self) -> Session:
+        if self._path is not None:
+            return load(self._path / "dense", num_threads=self._threads)
+        self._path = Path(tempfile.mkdtemp(prefix="undense-dense-"))
+        weakref.finalize(self, shutil.rmtree, self._path, ignore_errors=True)
+        return built(self._model, self._target, self._path / "dense", self._threads)
+
+
+def _time(seconds: list[float]) -> Time:
+    return Time.of_calls(seconds, 0.0, 1)

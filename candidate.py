@@ -1,0 +1,53 @@
+"""An artifact that is run and measured before its files become those that were asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .runtime.artifact import Artifact, write_artifact
+from .runtime.report import read_report, write_report
+from .runtime.session import Session
+from .runtime.unloaded import Unloaded, load_if_possible
+
+if TYPE_CHECKING:
+    from .planning import Planned
+    from .runtime.artifact import Manifest
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An artifact in a temporary folder.
+
+    Attributes:
+        artifact: whole.
+        session: on it; an `Unloaded` one for a GPU that is not here.
+    """
+
+    artifact: Artifact
+    session: Session | Unloaded
+
+    @classmethod
+    def build(cls, path: Path, fill: Callable[[Path], Manifest]) -> Candidate:
+        """Writes an artifact by `fill(folder)` and loads it."""
+        return cls(write_artifact(path, fill), load_if_possible(path))
+
+    def latency(self, planned: Planned | None) -> dict[str, Any] | None:
+        """A run of the artifact beside one of the dense model, by batch, as JSON.
+
+        None if the plan was not made by measurement, or nothing of it runs here.
+        """
+        if planned is None or isinstance(self.session, Unloaded) or not planned.timed:
+            return None
+        measured = planned.whole.beside(self.session)
+        return {str(batch): found.report() for batch, found in measured.items()}
+
+    def move(self, folder: Path, changes: Mapping[str, Any]) -> Manifest:
+        """Moves the files to `folder`, with these entries of the report in place of theirs."""
+        report = read_report(self.artifact)
+        for name in self.artifact.manifest.files:
+            (self.artifact.path / name).rename(folder / name)
+        write_report(folder, {**report, **changes})
+        return self.artifact.manifest

@@ -1,0 +1,90 @@
+"""Samples of as many rows as one asks for, made of one that is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from .bounds import dim_size, dimension_bounds
+from .sample_check import Sample
+
+
+def resized(sample: Sample, model: ir.Model, rows: Iterable[int]) -> dict[int, Sample]:
+    """The sample with its values repeated or cut, so that a call has so many rows, by their number.
+
+    Rows are the product of the dynamic dimensions of the first input that has any: a line of 32
+    tokens, or a batch of 32 images. The last of them takes what its bounds allow, the ones before
+    it the rest; dimensions of other inputs, such as the length of a cache, stay as they are. Where
+    nothing is dynamic the sample is left as it is.
+
+    Args:
+        sample: of the model, with every input.
+        model: whose inputs and recorded bounds are kept.
+        rows: of a call. Those that the bounds do not allow are left out, and those that need
+            a length of which the sample has nothing to repeat.
+    """
+    found = ((count, _resized(sample, model, count)) for count in rows)
+    return {count: made for count, made in found if made is not None}
+
+
+def _resized(sample: Sample, model: ir.Model, rows: int) -> Sample | None:
+    sizes = _sizes(sample, model)
+    wanted = _lengths(_first_symbols(model), dimension_bounds(model), rows)
+    if wanted is None:
+        return None
+    sizes.update(wanted)
+    found = {}
+    for value in model.graph.inputs:
+        name = str(value.name)
+        array = sample[name]
+        for axis, dim in enumerate(value.shape or ()):
+            length = dim_size(dim, sizes)
+            if length is None or length == array.shape[axis]:
+                continue
+            if not array.shape[axis]:
+                return None
+            array = _repeated(array, axis, length)
+        found[name] = array
+    return found
+
+
+def _repeated(array: NDArray[np.generic], axis: int, length: int) -> NDArray[np.generic]:
+    return np.ascontiguousarray(np.take(array, np.arange(length), axis, mode="wrap"))
+
+
+def _symbols(value: ir.Value) -> list[str]:
+    """Names of the dynamic dimensions; expressions of others have none of their own."""
+    dims = (dim for dim in value.shape or () if not isinstance(dim, int))
+    return [dim.value for dim in dims if dim.value is not None and dim.value.isidentifier()]
+
+
+def _first_symbols(model: ir.Model) -> list[str]:
+    return next((found for value in model.graph.inputs if (found := _symbols(value))), [])
+
+
+def _sizes(sample: Sample, model: ir.Model) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for value in model.graph.inputs:
+        for dim, length in zip(value.shape or (), sample[str(value.name)].shape, strict=True):
+            if not isinstance(dim, int) and dim.value is not None:
+                sizes[dim.value] = length
+    return {name: length for name, length in sizes.items() if name.isidentifier()}
+
+
+def _lengths(
+    symbols: list[str], bounds: Mapping[str, tuple[int, int]], rows: int
+) -> dict[str, int] | None:
+    """Lengths within the bounds whose product is `rows`, the last as long as may be."""
+    found: dict[str, int] = {}
+    for symbol in reversed(symbols):
+        low, high = bounds.get(symbol, (1, rows))
+        fitting = (n for n in range(min(rows, high), max(low, 1) - 1, -1) if rows % n == 0)
+        length = next(fitting, None)
+        if length is None:
+            return None
+        found[symbol] = length
+        rows //= length
+    return found if rows == 1 or not symbols else None

@@ -1,0 +1,83 @@
+"""The dense model as a whole: timed once, and again beside its artifact."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import undense
+from graphs import graph, normal
+from undense.backend.kernel_times import WholeRun, whole_run
+from undense.backend.target import Target
+from undense.passes.cache import Cache
+
+N = 64
+ORT = Target.parse("ort-cpu")
+FEEDS = {rows: {"x": normal(rows, N)} for rows in (1, 4)}
+
+
+def _model(seed: int = 0):
+    return graph(
+        f"g (float[t,{N}] x) => (float[t,{N}] y) {{ y = MatMul(x, w) }}", w=normal(N, N, seed=seed)
+    )
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """How often a model was compiled."""
+    calls, real = [], whole_run.built
+    monkeypatch.setattr(whole_run, "built", lambda *args: calls.append(args) or real(*args))
+    return calls
+
+
+def test_a_run_is_timed_once_for_each_model_and_shape(built, tmp_path):
+    cache = Cache(tmp_path)
+    times = WholeRun(_model(), ORT, FEEDS).times(cache)
+    assert set(times) == {1, 4}
+    assert all(0 < time.p10_ms <= time.median_ms <= time.p90_ms for time in times.values())
+    assert WholeRun(_model(), ORT, FEEDS).times(cache) == times
+    assert len(built) == 1
+    assert WholeRun(_model(), ORT, {1: FEEDS[1]}).times(cache) == {1: times[1]}
+    assert len(built) == 1
+    assert WholeRun(_model(1), ORT, FEEDS).times(cache) != times
+    more = WholeRun(_model(), ORT, {**FEEDS, 2: {"x": normal(2, N)}}).times(cache)
+    assert {rows: more[rows] for rows in (1, 4)} == times
+    assert list(more) == [1, 2, 4]
+    assert len(built) == 3
+
+
+def test_without_rows_that_can_be_run_nothing_is_compiled(built):
+    assert WholeRun(_model(), ORT, {}).times(None) == {}
+    assert not built
+
+
+def test_an_artifact_is_timed_beside_the_dense_model_that_is_compiled_once(built, tmp_path):
+    whole = WholeRun(_model(), ORT, FEEDS)
+    whole.times(None)
+    module = undense.compile(_model(), target="ort-cpu", scheme="dense", output=tmp_path / "out")
+    found = whole.beside(module)
+    assert len(built) == 1
+    for latency in found.values():
+        assert latency.ratio == latency.compiled.median_ms / latency.dense.median_ms
+        assert latency.report()["compiled"]["median_ms"] > 0
+
+
+def test_the_folder_goes_with_the_object(built):
+    whole = WholeRun(_model(), ORT, FEEDS)
+    whole.times(None)
+    folder = built[0][2].parent
+    assert folder.is_dir()
+    del whole
+    built.clear()
+    assert not folder.exists()
+
+
+def test_the_report_of_a_compile_has_predicted_and_measured_times(capsys):
+    data = [{"x": np.random.default_rng(n).standard_normal((16, N), np.float32)} for n in range(4)]
+    module = undense.compile(
+        _model(), target="ort-cpu", calibration_dataset=data, budget={"size_ratio": 0.5}, batch=[4]
+    )
+    report = module.report
+    assert set(report["latency"]) == set(report["planning"]["latency_ratio"]) == {"4"}
+    assert report["latency"]["4"]["ratio"] > 0
+    undense.runtime.report.print_report(report)
+    assert f"predicted, {report['latency']['4']['ratio']:.2f}× measured" in capsys.readouterr().out
