@@ -65,6 +65,7 @@ def test_a_plan_is_printed_with_its_costs_and_choices(capsys):
     assert (
         f"time of a run {one} of dense at batch 1 predicted, {many} of dense at batch 32 predicted"
         in out
+    )
     assert f"distortion {PLANNING['distortion']:.4g}, KL divergence of the logits, nats" in out
     assert "additivity 1.25 times the sum of what each site loses alone" in out
     counts = PLANNING["distortions"]
