@@ -254,7 +254,7 @@ class Planner:
             sites.append(
                 PricedSite(site.name, site.in_features, site.out_features, tuple(options), fixed)
             )
-        return PricedModel(tuple(sites), weight_bytes(self.captured.dense), rest)
+        return PricedModel.of(sites, weight_bytes(self.captured.dense), rest)
 
     def _rounding(
         self, fits: Mapping[str, Mapping[str, FitResult]]

@@ -162,6 +162,11 @@ class Target:
         return replace(self, graphs=Graphs(symbols))
 
     @property
+    def compiles(self) -> bool:
+        """Whether kernels are compiled for it."""
+        return self.engine == "tvm" or self.kernels is not None
+
+    @property
     def activations(self) -> Activations:
         """What `activations=auto` stands for: only ONNX Runtime on CPUs gains by int8 alone."""
         return "int8" if (self.engine, self.device) == ("ort", "cpu") else "float"

@@ -1,29 +1,35 @@
 """Plans by measurement beside one scheme for all linears, at equal bytes and at equal time.
 
 `python -m benchmarks.plans minilm` writes `benchmarks/results/plans_minilm.json`: for every uniform
-scheme its bytes, kernel times and distortion, those of `auto` with its size as budget, and with its
-time; the five points of `auto`; and what planning took. Needs a machine on which nothing else runs.
+scheme its bytes, times and distortion, and those of `auto` with its size as budget, and with its
+time at each batch; the five points of `auto`; what planning took; and what a compile of the plan
+without budget has in the end. Needs a machine on which nothing else runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
+import os
+import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
 import undense
 from undense.passes.errors import PlanError
 from undense.passes.sites import find_sites
 from undense.runtime.hardware import machine, usable_cores
+from undense.runtime.verify import verify
 
 from .efficientnet import EfficientNetLite0
 from .minilm import MiniLM
-from .results import FOLDER, source_hash, write_whole
-from .script import Subject
+from .results import FOLDER, ROOT, source_hash, write_whole
+from .script import Feed, Subject
 from .smollm2 import SmolLM2
 
 SUBJECTS: Mapping[str, type[Subject]] = {
@@ -32,17 +38,21 @@ SUBJECTS: Mapping[str, type[Subject]] = {
     "efficientnet": EfficientNetLite0,
 }
 UNIFORM = (
+    "int_codes{bits=8}",
     "int_codes{bits=8,activations=int8}",
+    "int_codes{bits=4}",
     "int_codes{bits=4,activations=int8}",
-    "int_codes{bits=4,group=32,activations=int8}",
     "int_codes{bits=3,activations=int8}",
     "trit_planes{planes=3,activations=int8}",
     "trit_planes{planes=2,activations=int8}",
     "low_rank{ratio=0.5}",
+    "monarch{ratio=0.5}",
 )
-TABLE = {"match": "re:.*embedding.*", "scheme": "int_codes{bits=8}"}
-"""A table of rows is gathered from; planes and low rank cannot hold it."""
-_SHOWN = ("size_ratio", "latency_ratio", "effective_bits", "distortion", "distortion_measure")
+NOISE = 1.05
+"""Distortions that are nearer are the same."""
+_TABLE = "int_codes{bits=8}"
+"""Of weights whose rows are looked up; low rank and Monarch cannot hold them."""
+_SHOWN = ("size_ratio", "latency_ratio", "effective_bits", "distortion", "additivity")
 
 
 def main() -> int:
@@ -52,58 +62,108 @@ def main() -> int:
     parser.add_argument("--plan-time", type=float, default=60.0, help="seconds for each plan")
     parser.add_argument("--batch", default="1,32", help="rows at which kernels are timed")
     options = parser.parse_args()
-    batches = [int(size) for size in options.batch.split(",")]
     subject = SUBJECTS[options.model](False)
-    model, data = subject.capture(), subject.calibration()
+    with tempfile.TemporaryDirectory(prefix="undense-plans-") as folder:
+        os.environ["UNDENSE_CACHE"] = f"{folder}/cache"
+        files = _written(subject.capture(), subject.calibration(), Path(folder))
+        document = _measured(options.model, files, options.batch, options.plan_time)
+    path = FOLDER / f"plans_{options.model}.json"
+    write_whole(path, json.dumps(document, indent=1) + "\n")
+    lost = list(losses(document))
+    for line in lost:
+        print(f"auto loses: {line}", file=sys.stderr)
+    return 1 if lost else 0
 
-    def plan(scheme: Any, budget: Mapping[str, float] | None) -> dict[str, Any]:
-        begun = time.perf_counter()
-        report = undense.plan(
-            model.clone(), calibration_dataset=data, scheme=scheme, budget=budget, batch=batches,
-            plan_time=options.plan_time,
-        ).report  # fmt: skip
-        return {
-            **{name: report[name] for name in _SHOWN},
-            "pareto": report["pareto"],
-            "prediction": {k: v for k, v in report["prediction"].items() if k != "pairs"},
-            "additivity": report["additivity"],
-            "seconds": time.perf_counter() - begun,
-        }
 
-    before = _peak_bytes()
-    first = plan("auto", None)
-    planning = {"seconds": first["seconds"], "bytes_above_import": _peak_bytes() - before}
-    gathered = any(site.gathered for site in find_sites(model)[0])
-    rows = [_row(scheme, [TABLE] if gathered else [], plan) for scheme in UNIFORM]
-    document = {
-        "command": f"python -m benchmarks.plans {options.model}",
+def losses(document: Mapping[str, Any]) -> Iterator[str]:
+    """Where a uniform scheme has less distortion than `auto` at its cost, by more than noise."""
+    for row in document["uniform"]:
+        for name, auto in row["auto"].items():
+            if "refused" in auto or auto["distortion"] > NOISE * row["uniform"]["distortion"]:
+                yield f"{row['scheme']} at equal {name}"
+
+
+def _measured(name: str, files: Sequence[str], batch: str, seconds: float) -> dict[str, Any]:
+    batches = [int(size) for size in batch.split(",")]
+    model, data = files
+
+    def plan(scheme: Any, budget: Mapping[str, float] | None, at: Sequence[int]) -> dict[str, Any]:
+        planned = undense.plan(
+            model, calibration_dataset=data, scheme=scheme, budget=budget, batch=at,
+            plan_time=seconds,
+        )  # fmt: skip
+        return dict(planned.report)
+
+    command = [sys.executable, "-m", "benchmarks.plan_cost", *files, "--batch", batch]
+    cost = subprocess.run(
+        [*command, "--plan-time", str(seconds)], cwd=ROOT, check=True, stdout=subprocess.PIPE
+    )
+    planning = json.loads(cost.stdout.splitlines()[-1])
+    print(f"planning: {planning}", file=sys.stderr)
+    auto = plan("auto", None, batches)
+    tables = [
+        {"match": site.name, "scheme": _TABLE}
+        for site in find_sites(ir.load(model))[0]
+        if site.gathered
+    ]
+    rows = []
+    for scheme in UNIFORM:
+        rules = [*(tables if "codes" not in scheme else []), {"match": "*", "scheme": scheme}]
+        uniform = plan(rules, None, batches)
+        found = {"size": _plan_or_refusal(plan, {"size_ratio": uniform["size_ratio"]}, batches)}
+        for size, ratio in uniform["latency_ratio"].items():
+            limit = {"latency_ratio": ratio}
+            found[f"time at batch {size}"] = _plan_or_refusal(plan, limit, [int(size)])
+        rows.append({"scheme": scheme, "uniform": _shown(uniform), "auto": found})
+        print(f"{scheme}: {_short(uniform)}", file=sys.stderr)
+        for what, row in found.items():
+            print(f"  auto, equal {what}: {_short(row)}", file=sys.stderr)
+    return {
+        "command": f"python -m benchmarks.plans {name}",
         "machine": machine(),
         "threads": usable_cores(),
         "sources": source_hash(),
         "batches": batches,
+        "distortion_measure": auto["distortion_measure"],
+        "model_bytes": Path(model).with_name("model.data").stat().st_size,
         "planning": planning,
-        "auto": first,
+        "auto": {**_shown(auto), "budget": auto["budget"], "prediction": _spread(auto)},
+        "pareto": auto["pareto"],
+        "compiled": _compiled(model, data, batches, seconds),
         "uniform": rows,
     }
-    path = FOLDER / f"plans_{options.model}.json"
-    write_whole(path, json.dumps(document, indent=1) + "\n")
-    return 1 if any(_loses(row) for row in rows) else 0
 
 
-def _row(scheme: str, tables: Sequence[Mapping[str, str]], plan: Any) -> dict[str, Any]:
-    """A uniform scheme, and what `auto` makes of its bytes and of its time."""
-    named = plan([*tables, {"match": "*", "scheme": scheme}], None)
-    slowest = max(named["latency_ratio"].values())
-    row = {"scheme": scheme, "uniform": named}
-    for name, limit in (("size_ratio", named["size_ratio"]), ("latency_ratio", slowest)):
-        try:
-            row[f"auto, equal {name}"] = plan("auto", {name: limit})
-        except PlanError as error:
-            row[f"auto, equal {name}"] = {"refused": str(error)}
-    print(f"{scheme}: {_short(named)}", file=sys.stderr)
-    for name in ("size_ratio", "latency_ratio"):
-        print(f"  auto, equal {name}: {_short(row[f'auto, equal {name}'])}", file=sys.stderr)
-    return row
+def _compiled(model: str, data: str, batches: Sequence[int], seconds: float) -> dict[str, Any]:
+    """What the artifact of the plan without budget has, measured."""
+    session = undense.compile(
+        model, calibration_dataset=data, batch=batches, plan_time=seconds, with_onnx=False
+    )
+    report, checked = session.report, verify(session)
+    return {
+        "size_ratio": report["bytes"]["after"] / report["bytes"]["before"],
+        "latency": report["latency"],
+        "approximation_error": checked.approximation_error,
+        "execution_error": checked.execution_error,
+        "holds": checked.holds,
+    }
+
+
+def _plan_or_refusal(plan: Any, budget: Mapping[str, float], at: Sequence[int]) -> dict[str, Any]:
+    try:
+        return _shown(plan("auto", budget, at))
+    except PlanError as error:
+        return {"refused": str(error)}
+
+
+def _shown(report: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: report[name] for name in _SHOWN}
+
+
+def _spread(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Of measured over predicted distortions."""
+    found = {name: value for name, value in report["prediction"].items() if name != "pairs"}
+    return {**found, "options": len(report["prediction"]["pairs"])}
 
 
 def _short(found: Mapping[str, Any]) -> str:
@@ -113,14 +173,12 @@ def _short(found: Mapping[str, Any]) -> str:
     return f"size {found['size_ratio']:.3f}, time {times}, distortion {found['distortion']:.3g}"
 
 
-def _loses(row: Mapping[str, Any]) -> bool:
-    """Whether a uniform scheme has less distortion than `auto` at its size, by more than noise."""
-    auto = row["auto, equal size_ratio"]
-    return "refused" in auto or auto["distortion"] > 1.05 * row["uniform"]["distortion"]
-
-
-def _peak_bytes() -> int:
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def _written(model: ir.Model, data: Sequence[Feed], folder: Path) -> tuple[str, str]:
+    """The model and its calibration data as the files that a user would have."""
+    ir.save(model, folder / "model.onnx", external_data="model.data")
+    arrays = {f"{n}/{name}": a for n, feed in enumerate(data) for name, a in feed.items()}
+    np.savez(folder / "calibration.npz", **arrays)  # type: ignore[arg-type]
+    return str(folder / "model.onnx"), str(folder / "calibration.npz")
 
 
 if __name__ == "__main__":

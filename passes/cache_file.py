@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import mmap
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 PARTIAL = ".partial"
@@ -55,28 +56,50 @@ def write_entry(path: Path, values: Mapping[str, Any], arrays: Arrays) -> None:
 def read_entry(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """The values and arrays of a file, arrays in the order in which they were given.
 
+    Arrays are mapped: what nobody looks at takes no memory. They stay what they are when the file
+    is replaced or removed, and changing them does not change it.
+
     Raises:
         DamagedEntryError: it was cut short or changed since, or is of another name.
         OSError: it is not there, or cannot be read.
     """
     if path.stat().st_size == 0:
         raise DamagedEntryError("it is empty")
+    with path.open("rb") as file:
+        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header, data = _parts(mapping)
+        metadata = header.pop("__metadata__")
         document = metadata["document"]
         read = json.loads(document)
-        ordered = {name: stored[name] for name, _, _ in read["arrays"]}
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        ordered = {name: data[_place(header.pop(name))] for name, _, _ in read["arrays"]}
+        if header or len(data) != sum(array.size for array in ordered.values()):
+            raise ValueError("it holds something else too")
+        arrays = {
+            name: np.require(ordered[name].view(_dtype(dtype)).reshape(shape), requirements="A")
+            for name, dtype, shape in read["arrays"]
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedEntryError(f"it is no entry: {error}") from error
     if _checksum(path.stem, document, ordered) != metadata.get("sha256"):
         raise DamagedEntryError("its checksum does not hold")
-    arrays = {
-        name: ordered[name].view(_dtype(dtype)).reshape(shape)
-        for name, dtype, shape in read["arrays"]
-    }
+    if hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED)  # the checksum has looked at all of it
     return read["values"], arrays
+
+
+def _parts(mapping: mmap.mmap) -> tuple[dict[str, Any], NDArray[np.uint8]]:
+    """The header of a safetensors file, and the bytes that its offsets count in."""
+    size = int.from_bytes(mapping[:8], "little")
+    header = json.loads(mapping[8 : 8 + size])
+    return header, np.frombuffer(mapping, np.uint8, offset=8 + size)
+
+
+def _place(tensor: dict[str, Any]) -> slice:
+    start, end = tensor["data_offsets"]
+    if tensor != {"dtype": "U8", "shape": [end - start], "data_offsets": [start, end]}:
+        raise ValueError("its header is another")
+    return slice(start, end)
 
 
 def _native(array: NDArray[Any]) -> NDArray[Any]:

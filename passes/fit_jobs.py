@@ -241,9 +241,11 @@ class _Running:
             yield self.done(self.futures.pop(future), found)
 
     def done(self, waiting: _Waiting, found: FitArrays) -> tuple[str, FitResult]:
-        """Stores a result and counts it."""
+        """Stores a result and counts it; what the cache has is mapped from there."""
         self._store(waiting, found)
         self.work.done(waiting.cost)
+        kept = None if self.cache is None else self.cache.get(KIND, waiting.key)
+        found = found if kept is None else _read(kept)
         return waiting.site, found.result(waiting.structure)
 
     def stop(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from .budget import Budget
 
@@ -11,7 +11,7 @@ Batch = int
 """Product of the lengths of the dynamic dimensions of one call: tokens, or samples."""
 
 SAME_TIME = 1.02
-"""Times nearer than this are the same: medians of kernels repeat within one or two percent."""
+"""Times nearer than this are the same: medians repeat within one or two percent."""
 
 RESOLUTION_MS = 0.001
 """What a call with nothing in it varies by; a gather of a few rows can be measured as nothing."""
@@ -55,6 +55,8 @@ class PricedSite:
         name, in_features, out_features: as in `Site`.
         options: the dense one first.
         fixed: the number of the one that was asked for by name; None if any may be chosen.
+        slack: milliseconds by which an option may be slower at each batch, since a run does not
+            show them.
     """
 
     name: str
@@ -62,6 +64,7 @@ class PricedSite:
     out_features: int
     options: tuple[Option, ...]
     fixed: int | None = None
+    slack: Mapping[Batch, float] = field(default_factory=dict)
 
     @property
     def dense(self) -> Option:
@@ -101,7 +104,8 @@ class PricedSite:
     def is_slower(self, option: Option, batch: Batch) -> bool:
         """Whether an option takes longer than the dense form, by more than can be measured."""
         dense = self.dense.milliseconds[batch]
-        return option.milliseconds[batch] > SAME_TIME * dense + RESOLUTION_MS
+        slack = max(RESOLUTION_MS, self.slack.get(batch, 0.0))
+        return option.milliseconds[batch] > SAME_TIME * dense + slack
 
     def time_ratio(self, option: Option, batch: Batch) -> float:
         """The time of an option over that of the dense form, which counts as the least there is."""
@@ -126,6 +130,34 @@ class PricedModel:
     sites: tuple[PricedSite, ...]
     bytes: int
     rest_milliseconds: Mapping[Batch, float]
+
+    @classmethod
+    def of(
+        cls, sites: Sequence[PricedSite], bytes: int, rest_milliseconds: Mapping[Batch, float]
+    ) -> PricedModel:
+        """The model of these sites, each with its share of the time that a run does not show.
+
+        Shares are those of the bytes: an embedding that is half of a model, and of whose rows a run
+        looks up a few, may take some microseconds more for being small.
+        """
+        whole = sum(site.dense.bytes for site in sites)
+        batches = sites[0].dense.milliseconds if sites else ()
+        runs = {
+            batch: rest_milliseconds.get(batch, 0.0)
+            + sum(site.dense.milliseconds[batch] for site in sites)
+            for batch in batches
+        }
+        priced = (
+            replace(
+                site,
+                slack={
+                    batch: (SAME_TIME - 1) * run * site.dense.bytes / whole
+                    for batch, run in runs.items()
+                },
+            )
+            for site in sites
+        )
+        return cls(tuple(priced), bytes, rest_milliseconds)
 
     @property
     def batches(self) -> tuple[Batch, ...]:

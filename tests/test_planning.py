@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -270,7 +269,12 @@ def test_the_portable_form_is_offered_no_factors_in_codes():
 
 
 @pytest.mark.slow
-def test_kernels_are_timed_for_real(tmp_path: Path) -> None:
+def test_kernels_are_timed_for_real(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = [parse_scheme(text) for text in ("int_codes{bits=8,activations=float}", "low_rank")]
+    monkeypatch.setattr(
+        "undense.passes.options.site_options",
+        lambda site, **_: [s.resolve(site.out_features, site.in_features, site="") for s in few],
+    )
     planned = undense.plan(
         _model(), calibration_dataset=_data(), target="llvm", budget="max_drop=0.05", batch=[4]
     )

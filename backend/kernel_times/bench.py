@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,16 +14,18 @@ import numpy as np
 from ...passes.progress import Progress
 from ...passes.structures.base import Form
 from ...runtime.bench import finished
-from ...runtime.session import Session
+from ...runtime.session import Session, load
 from ..target import Target
-from .built import built
+from .built import write
 from .layer import Layer, Time
 from .machine import cache_bytes
-from .models import copies_of, empty_inputs, empty_model, inputs_for, layer_model
+from .models import bytes_of, copies_of, empty_inputs, empty_model, inputs_for, layer_model
 from .rounds import in_rounds
 
 _SECONDS = 0.3
 """For a layer with all of its numbers of rows, unless a few calls take longer."""
+_LOADED_BYTES = 96 * 2**20
+"""Of weights that take turns, beside the dense ones: all forms of a large layer would not fit."""
 
 
 class Steps:
@@ -46,42 +49,58 @@ class Bench:
         form: of structured nodes.
         threads: of a session.
         steps: is told what is done.
+        executor: compiles; None to do that here.
     """
 
     target: Target
     form: Form
     threads: int
     steps: Steps
+    executor: Executor | None = None
 
     def times(self, by_rows: Mapping[int, Sequence[Layer]]) -> dict[int, dict[Layer, Time]]:
-        """The times of layers of one shape by rows; those of the same rows take turns."""
+        """The times of layers of one shape by rows; those of the same rows take turns.
+
+        All have the pace that the machine had for the first of them, the dense one.
+        """
         layers = list(dict.fromkeys(layer for found in by_rows.values() for layer in found))
         cache = cache_bytes(self.target)
         copies = {layer: copies_of(layer, cache) for layer in layers}
+        found: dict[int, dict[Layer, Time]] = {rows: {} for rows in by_rows}
         with tempfile.TemporaryDirectory(prefix="undense-times-") as folder:
-            sessions = self._sessions(copies, Path(folder))
-            found = {
-                rows: self._timed(sessions, {layer: copies[layer] for layer in timed}, rows, share)
-                for share in [_SECONDS / len(by_rows)]
-                for rows, timed in by_rows.items()
-            }
+            paths = self._compiled(copies, Path(folder))
+            for group in _groups(layers, copies):
+                names: set[Layer | int] = {*group, *(copies[layer] for layer in group)}
+                sessions = {name: load(paths[name], num_threads=self.threads) for name in names}
+                for rows, timed in by_rows.items():
+                    together = {layer: copies[layer] for layer in group if layer in timed}
+                    if len(together) == 1 and found[rows]:
+                        continue  # the dense layer alone, again
+                    times = self._timed(sessions, together, rows, _SECONDS / len(by_rows))
+                    _add(found[rows], layers[0], times)
         self.steps.done(len(layers))
         return found
 
-    def _sessions(self, copies: Mapping[Layer, int], folder: Path) -> dict[Layer | int, Session]:
+    def _compiled(self, copies: Mapping[Layer, int], folder: Path) -> dict[Layer | int, Path]:
         """Of each layer, and of a call that does nothing by its number of copies."""
-        sessions: dict[Layer | int, Session] = {}
-        for layer, number in copies.items():
-            path = folder / str(len(sessions))
-            model = layer_model(layer, number, self.form)
-            sessions[layer] = built(model, self.target, path, self.threads)
-            self.steps.done()
-        for layer, number in copies.items():
-            if number not in sessions:
-                path = folder / str(len(sessions))
-                model = empty_model(layer, number)
-                sessions[number] = built(model, self.target, path, self.threads)
-        return sessions
+        wanted: dict[Layer | int, tuple[Layer, int]] = {
+            layer: (layer, number) for layer, number in copies.items()
+        }
+        empty = {number: (layer.dense, number) for layer, number in copies.items()}
+        paths = {name: folder / str(place) for place, name in enumerate((*wanted, *empty))}
+        jobs = [
+            partial(_compile, *what, self.form, self.target, paths[name], empty=name in empty)
+            for name, what in (*wanted.items(), *empty.items())
+        ]
+        running = [job if self.executor is None else self.executor.submit(job) for job in jobs]
+        for place, job in enumerate(running):
+            if isinstance(job, Future):
+                job.result()
+            else:
+                job()
+            if place < len(wanted):
+                self.steps.done()
+        return paths
 
     def _timed(
         self,
@@ -99,3 +118,33 @@ class Bench:
             layer: Time.of_calls(samples[layer], float(np.median(samples[number])), number)
             for layer, number in copies.items()
         }
+
+
+def _compile(
+    layer: Layer, copies: int, form: Form, target: Target, path: Path, *, empty: bool
+) -> None:
+    model = empty_model(layer, copies) if empty else layer_model(layer, copies, form)
+    write(model, target, path)
+
+
+def _groups(layers: Sequence[Layer], copies: Mapping[Layer, int]) -> Iterator[list[Layer]]:
+    """Layers that are loaded at a time, the dense one, which is the first, in each."""
+    dense, *others = layers
+    group, size = [dense], 0
+    for layer in others:
+        size += copies[layer] * bytes_of(layer)
+        if size > _LOADED_BYTES and len(group) > 1:
+            yield group
+            group, size = [dense], copies[layer] * bytes_of(layer)
+        group.append(layer)
+    yield group
+
+
+def _add(found: dict[Layer, Time], dense: Layer, times: Mapping[Layer, Time]) -> None:
+    """Adds times, at the pace at which the dense layer was timed first."""
+    if dense not in found:
+        found.update(times)
+        return
+    now = times[dense].median_ms
+    pace = found[dense].median_ms / now if now else 1.0
+    found.update({layer: time.scaled(pace) for layer, time in times.items() if layer != dense})

@@ -12,8 +12,8 @@ from ..package import lower, tensor_infos
 from ..target import Target
 
 
-def built(model: ir.Model, target: Target, path: Path, threads: int) -> Session:
-    """The model compiled with the records of this machine, written to `path` and loaded."""
+def write(model: ir.Model, target: Target, path: Path) -> None:
+    """The model compiled with the records of this machine, as an artifact at `path`."""
 
     def fill(folder: Path) -> Manifest:
         lowered = lower(model, target, folder, with_onnx=False)
@@ -32,4 +32,9 @@ def built(model: ir.Model, target: Target, path: Path, threads: int) -> Session:
         )
 
     write_artifact(path, fill)
+
+
+def built(model: ir.Model, target: Target, path: Path, threads: int) -> Session:
+    """The same, loaded."""
+    write(model, target, path)
     return load(path, num_threads=threads)

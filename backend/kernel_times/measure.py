@@ -9,6 +9,7 @@ from ...passes.cache import Cache
 from ...passes.errors import InputError, SchemeError
 from ...passes.progress import Progress, silent
 from ...passes.structures.base import Form
+from ...passes.workers import local_workers
 from ...runtime.hardware import usable_cores
 from ..target import Target
 from .bench import Bench, Steps
@@ -16,6 +17,9 @@ from .layer import DENSE, Layer, Time
 from .machine import check_measurable
 from .models import structure_of
 from .table import Known, conditions
+
+_COMPILE_COST = 5e9
+"""Of a layer, in the multiply-accumulates that `local_workers` counts in: two seconds of a core."""
 
 Missing = dict[int, list[Layer]]
 """Layers of one shape that are to be timed, by rows."""
@@ -82,12 +86,14 @@ def kernel_times(
                 missing.setdefault(layer.dense, {}).setdefault(count, []).append(layer)
             else:
                 found[layer][count] = time
-    bench = Bench(target, form, used, Steps(progress, _built(missing)))
-    for dense, by_rows in missing.items():
-        for count, times in bench.times(_with(dense, by_rows)).items():
-            for layer, time in _kept(known, dense, count, times).items():
-                if layer in found:
-                    found[layer][count] = time
+    jobs = _built(missing)
+    with local_workers(_COMPILE_COST * jobs if target.compiles else 0.0, jobs) as workers:
+        bench = Bench(target, form, used, Steps(progress, jobs), workers.executor)
+        for dense, by_rows in missing.items():
+            for count, times in bench.times(_with(dense, by_rows)).items():
+                for layer, time in _kept(known, dense, count, times).items():
+                    if layer in found:
+                        found[layer][count] = time
     return {layer: dict(sorted(times.items())) for layer, times in found.items()}
 
 

@@ -31,7 +31,7 @@ _CACHES = 2
 
 def copies_of(layer: Layer, cache_bytes: int) -> int:
     """How many copies of a layer stream their weights past a cache, as far as that is cheap."""
-    size = _bytes(layer)
+    size = bytes_of(layer)
     streaming = math.ceil(_CACHES * cache_bytes / size)
     # The call that is subtracted reads another column of x for each copy.
     most = min(_MOST_COPIES, _MOST_BYTES // size, layer.in_features)
@@ -104,8 +104,8 @@ def structure_of(layer: Layer) -> Structure:
     return scheme.resolve(layer.out_features, layer.in_features, site=str(layer))
 
 
-def _bytes(layer: Layer) -> int:
-    """Of one copy's weights."""
+def bytes_of(layer: Layer) -> int:
+    """Of the weights of one copy."""
     shape = layer.out_features, layer.in_features
     if layer.scheme == DENSE:
         return math.ceil(math.prod(shape) * layer.element_type.itemsize)

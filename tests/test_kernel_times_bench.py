@@ -1,0 +1,50 @@
+"""Layers are compiled side by side, loaded some at a time, and brought to one pace."""
+
+from __future__ import annotations
+
+import pytest
+from undense.backend.kernel_times import Layer, Time, bench, kernel_times, measure
+from undense.backend.kernel_times.models import bytes_of
+from undense.backend.target import Target
+
+DENSE = Layer(256, 128, "dense")
+CODED = [Layer(256, 128, f"int_codes{{bits={bits},activations=float}}") for bits in (8, 4, 3)]
+
+
+def test_what_is_loaded_at_a_time_is_bounded_and_each_layer_loaded_once(monkeypatch):
+    copies = {DENSE: 4, **dict.fromkeys(CODED, 8)}
+    loaded = [8 * bytes_of(layer) for layer in CODED]
+    monkeypatch.setattr(bench, "_LOADED_BYTES", loaded[0] + loaded[1])
+    groups = list(bench._groups([DENSE, *CODED], copies))
+    assert groups == [[DENSE, *CODED[:2]], [DENSE, CODED[2]]]
+    monkeypatch.setattr(bench, "_LOADED_BYTES", 1)
+    assert list(bench._groups([DENSE, *CODED], copies)) == [[DENSE, layer] for layer in CODED]
+    assert list(bench._groups([DENSE], copies)) == [[DENSE]]
+
+
+def test_later_groups_are_brought_to_the_pace_of_the_first():
+    found: dict[Layer, Time] = {}
+    bench._add(found, DENSE, {DENSE: Time(2.0, 1.0, 3.0, 5), CODED[0]: Time(1.0, 1.0, 1.0, 5)})
+    bench._add(found, DENSE, {DENSE: Time(4.0, 4.0, 4.0, 5), CODED[1]: Time(1.0, 0.8, 1.2, 5)})
+    assert found[DENSE].median_ms == 2.0
+    assert found[CODED[0]].median_ms == 1.0
+    assert found[CODED[1]] == Time(0.5, 0.4, 0.6, 5)
+
+
+@pytest.mark.parametrize("loaded", [1, 2**30])
+def test_however_they_are_loaded_all_are_timed(monkeypatch, loaded):
+    monkeypatch.setattr(bench, "_LOADED_BYTES", loaded)
+    found = kernel_times([DENSE, *CODED[:2]], Target.parse("ort-cpu"), "fast", (1, 8), threads=1)
+    assert set(found) == {DENSE, *CODED[:2]}
+    assert all(times[8].median_ms > 0 for times in found.values())
+
+
+def test_other_processes_compile_where_there_is_enough_of_it(monkeypatch):
+    made: list[bench.Bench] = []
+    monkeypatch.setattr(measure, "Bench", lambda *a: made.append(bench.Bench(*a)) or made[-1])
+    monkeypatch.setattr(measure, "_COMPILE_COST", 1e12)
+    target = Target.parse("llvm")
+    found = kernel_times([DENSE, CODED[0]], target, "fast", (1,), threads=1)
+    assert all(times[1].median_ms > 0 for times in found.values())
+    kernel_times([DENSE, CODED[0]], Target.parse("ort-cpu"), "fast", (1,), threads=1)
+    assert [one.executor is None for one in made] == [False, True]
