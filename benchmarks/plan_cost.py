@@ -1,8 +1,9 @@
 """What planning takes: seconds and peak memory of one `plan`, in a process of its own.
 
 `python -m benchmarks.plan_cost model.onnx calibration.npz` prints them as JSON. Memory is what is
-resident above the level after a plan of a tiny model, when all is imported; that of processes
-that fit and compile is counted apart, without the pages that they share.
+resident above the level after a plan of a tiny model, when all is imported. Pages of mapped files
+(the model, the cache, libraries) are counted apart, and so are the processes that fit and compile,
+without the pages that they share, imports included.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ def main() -> int:
         "seconds": time.perf_counter() - begun,
         "stages_begin_after": stages,
         "bytes_above_import": memory.own,
+        "mapped_bytes_above_import": memory.mapped,
         "bytes_of_workers": memory.workers,
         "size_ratio": report["size_ratio"],
         "latency_ratio": report["latency_ratio"],
@@ -63,16 +65,17 @@ class PeakMemory:
     """The most that this process and its children hold while this lasts, beyond what it held.
 
     Attributes:
-        own: resident bytes of this process above those at the beginning.
+        own: resident bytes of this process above those at the beginning, without mapped files.
+        mapped: those of mapped files.
         workers: bytes of all children together that no other process shares.
     """
 
     def __init__(self) -> None:
         self._process = psutil.Process()
-        self._level = self._process.memory_info().rss
+        self._own, self._mapped = self._now()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
-        self.own = self.workers = 0
+        self.own = self.mapped = self.workers = 0
 
     def __enter__(self) -> PeakMemory:
         self._thread.start()
@@ -89,8 +92,14 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while not self._over.wait(_INTERVAL):
-            self.own = max(self.own, self._process.memory_info().rss - self._level)
+            own, mapped = self._now()
+            self.own = max(self.own, own - self._own)
+            self.mapped = max(self.mapped, mapped - self._mapped)
             self.workers = max(self.workers, sum(self._of_workers()))
+
+    def _now(self) -> tuple[int, int]:
+        found = self._process.memory_info()
+        return found.rss - found.shared, found.shared
 
     def _of_workers(self) -> Iterator[int]:
         for child in self._process.children(recursive=True):

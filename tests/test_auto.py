@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from pricing import BITS, model, schemes, site
 from undense.passes.auto import allowed, choose, pareto, reason, runners_up
 from undense.passes.budget import DEFAULT_DROP, Budget
 from undense.passes.errors import PlanError, SchemeError
+from undense.passes.pricing import PricedModel
 
 EIGHT, FOUR, TWO = BITS
 
@@ -146,3 +149,21 @@ def test_for_size_alone_what_is_slower_is_left_where_something_as_small_is_fast(
     assert schemes(priced, choose(priced, Budget(size_ratio=0.3))) == [TWO]
     said = runners_up(slow, 3, Budget(size_ratio=0.3))[1]["reason"]
     assert said == f"would take 1.10× the time at batch 1, and {TWO} is as small"
+
+
+def test_a_large_site_may_take_what_no_run_shows():
+    table, linears = site("table"), [site(name) for name in "abcd"]
+    options = tuple(
+        replace(option, bytes=100 * option.bytes, milliseconds={1: 0.0 if n == 0 else spent})
+        for n, (option, spent) in enumerate(zip(table.options, (0, 0.05, 0.07, 0.09), strict=True))
+    )
+    rest = [replace(one, options=_at_batch_one(one)) for one in linears]
+    # A run takes 4 ms: of 2 % of them the table, of 100 times the bytes, has 0.077 ms.
+    priced = PricedModel.of([replace(table, options=options), *rest], 10**9, {1: 0.0})
+    gates = [priced.sites[0].gate(option, Budget(latency_ratio=0.9)) for option in options[1:]]
+    assert gates == ["", "", "would take 0.09 ms at batch 1"]
+    assert sum(found.slack[1] for found in priced.sites) == pytest.approx(0.02 * 4)
+
+
+def _at_batch_one(one):
+    return tuple(replace(o, milliseconds={1: o.milliseconds[1]}) for o in one.options)

@@ -28,7 +28,7 @@ from .rounds import in_rounds
 from .table import conditions
 
 KIND = "run_times"
-_SECONDS = 1.0
+_SECONDS = 2.0
 """For each number of rows, unless a few calls take longer."""
 
 Feed = Mapping[str, NDArray[Any]]
@@ -100,7 +100,7 @@ class WholeRun:
                 "dense": partial(finished, dense, feed),
                 "compiled": partial(finished, artifact, feed),
             }
-            samples = in_rounds(calls, 2 * _SECONDS)
+            samples = in_rounds(calls, len(calls) * _SECONDS)
             found[rows] = Latency(_time(samples["dense"]), _time(samples["compiled"]))
         return found
 
