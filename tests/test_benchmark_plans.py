@@ -1,0 +1,83 @@
+"""Plans beside uniform schemes: where `auto` loses is found, and said on the page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from undense.passes.errors import InputError
+
+from benchmarks import plan_table, plans
+from benchmarks.plan_cost import PeakMemory
+
+
+def _costs(distortion: float) -> dict[str, Any]:
+    return {
+        "size_ratio": 0.25,
+        "latency_ratio": {"1": 0.5},
+        "effective_bits": 8.0,
+        "distortion": distortion,
+        "additivity": 1.0,
+    }
+
+
+def _document(at_size: dict[str, Any]) -> dict[str, Any]:
+    auto = {"size": at_size, "time at batch 1": {"refused": "latency_ratio=0.5 cannot be kept"}}
+    return {
+        "machine": {"cpu": "a CPU", "cores": 2},
+        "threads": 2,
+        "batches": [1],
+        "distortion_measure": "kl",
+        "model_bytes": 10**8,
+        "planning": {"seconds": 100.4, "bytes_above_import": 2 * 10**8, "bytes_of_workers": 10**9},
+        "auto": {
+            **_costs(0.009),
+            "budget": "max_drop=0.01",
+            "prediction": {
+                "options": 20, "median_ratio": 1.0, "p25_ratio": 0.9, "p75_ratio": 1.1,
+            },
+        },
+        "pareto": [_costs(0.001)],
+        "compiled": {
+            "size_ratio": 0.251,
+            "latency": {"1": {"ratio": 0.55}},
+            "approximation_error": 0.1,
+            "execution_error": 1e-6,
+            "holds": True,
+        },
+        "uniform": [{"scheme": "int_codes{bits=8}", "uniform": _costs(0.02), "auto": auto}],
+    }  # fmt: skip
+
+
+def test_a_scheme_that_is_better_by_more_than_noise_is_a_loss():
+    refused = ["int_codes{bits=8} at equal time at batch 1"]
+    assert list(plans.losses(_document(_costs(0.0209)))) == refused
+    found = list(plans.losses(_document(_costs(0.0211))))
+    assert found == ["int_codes{bits=8} at equal size", *refused]
+
+
+def test_the_page_holds_what_was_measured(tmp_path: Path):
+    (tmp_path / "plans_minilm.json").write_text(json.dumps(_document(_costs(0.01))))
+    page = plan_table.render(tmp_path)
+    assert "## MiniLM-L6 (encoder)" in page
+    assert "KL divergence of the logits" in page
+    assert "100 s and 200 MB beyond imports (2.0 times the model's 100 MB)" in page
+    assert "0.50 predicted and 0.55 measured at 1" in page
+    row = "| `int_codes{bits=8}` | 25.0% | 0.50 | 0.02 | 0.01 (0.50) | refused |"
+    assert row in page.splitlines()
+    assert "`auto` loses at: int_codes{bits=8} at equal time at batch 1." in page
+
+
+def test_without_results_there_is_no_page(tmp_path: Path):
+    with pytest.raises(InputError, match="holds no plans"):
+        plan_table.render(tmp_path)
+
+
+def test_memory_that_is_taken_is_seen():
+    with PeakMemory() as memory:
+        held = np.ones(5 * 10**7)
+        memory._over.wait(0.5)
+    assert memory.own >= 0.9 * held.nbytes
