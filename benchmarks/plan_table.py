@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from undense.passes.errors import InputError
+from undense.runtime.plan_report import measure
 
 from .plans import NOISE, SUBJECTS, losses
 from .results import FOLDER, ROOT
