@@ -22,13 +22,15 @@ def rounding_errors(
 ) -> dict[tuple[str, int], float]:
     """`‖(x̂ − x) Wᵀ‖ / ‖x Wᵀ‖` by site and block size, on the inputs of one sample.
 
+    A site that is only gathered from has no x, and is left out.
+
     Args:
         model: the captured dense model; it is not changed.
         sites: of it.
         sample: one call of the model.
         blocks: numbers of columns that are rounded with one scale, for each site by name.
     """
-    wanted = [site for site in sites if blocks.get(site.name)]
+    wanted = [site for site in sites if blocks.get(site.name) and inputs_of(site)]
     names = sorted({name for site in wanted for name, _ in inputs_of(site)})
     if not names:
         return {}

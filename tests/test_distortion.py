@@ -140,6 +140,16 @@ def test_rounding_of_activations_is_measured_on_the_inputs_of_each_layer():
     assert rounding_errors(model, sites, {"ids": IDS}, {}) == {}
 
 
+def test_what_is_only_looked_up_has_no_activations_to_round():
+    model = graph(
+        f"g (int64[t] ids) => (float[t,{N}] y) {{ h = Gather(table, ids)  y = MatMul(h, w) }}",
+        table=normal(60, N), w=normal(N, N, seed=1),
+    )  # fmt: skip
+    sites = find_sites(model)[0]
+    found = rounding_errors(model, sites, {"ids": IDS}, {"table": {16}, "w": {16}})
+    assert found.keys() == {("w", 16)}
+
+
 def test_a_distortion_is_measured_once_for_all_that_it_follows_from(tmp_path):
     model, samples = _model(), [{"ids": IDS}]
     calls = []
