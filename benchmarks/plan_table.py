@@ -69,7 +69,8 @@ def _planning(document: Mapping[str, Any]) -> str:
     found, size = document["planning"], document["model_bytes"]
     prediction = document["auto"]["prediction"]
     return (
-        f"Planning from an empty cache took {found['seconds']:.0f} s and "
+        f"Planning from an empty cache, with `--plan-time {document['plan_seconds']:g}`, took "
+        f"{found['seconds']:.0f} s and "
         f"{found['bytes_above_import'] / 1e6:.0f} MB beyond imports "
         f"({found['bytes_above_import'] / size:.1f} times the model's {size / 1e6:.0f} MB), the "
         f"processes that fit and compile {found['bytes_of_workers'] / 1e6:.0f} MB with imports. "

@@ -32,6 +32,7 @@ def _document(at_size: dict[str, Any]) -> dict[str, Any]:
         "batches": [1],
         "distortion_measure": "kl",
         "model_bytes": 10**8,
+        "plan_seconds": 60.0,
         "planning": {"seconds": 100.4, "bytes_above_import": 2 * 10**8, "bytes_of_workers": 10**9},
         "auto": {
             **_costs(0.009),
@@ -64,7 +65,10 @@ def test_the_page_holds_what_was_measured(tmp_path: Path):
     page = plan_table.render(tmp_path)
     assert "## MiniLM-L6 (encoder)" in page
     assert "KL divergence of the logits" in page
-    assert "100 s and 200 MB beyond imports (2.0 times the model's 100 MB)" in page
+    assert (
+        "`--plan-time 60`, took 100 s and 200 MB beyond imports (2.0 times the model's 100 MB)"
+        in page
+    )
     assert "0.50 predicted and 0.55 measured at 1" in page
     row = "| `int_codes{bits=8}` | 25.0% | 0.50 | 0.02 | 0.01 (0.50) | refused |"
     assert row in page.splitlines()
