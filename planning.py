@@ -111,20 +111,17 @@ class Planner:
         model = self._priced(fits, weights, times, rest, schemes)
         with self._sensitivities(fitted) as (sensitivities, measure):
             model = sensitivities.priced(model, self.job.progress)
-            points = [] if point is None else pareto(model, _POINTS)
-            if point is not None:
-                settled = _at(model, points, point, sensitivities)
-            elif holds is not None:
+            if holds is not None:
                 settled = settle_by_metric(
                     model, self.budget, sensitivities, lambda s: holds(_results(s, fits))
                 )
             else:
                 settled = settle(model, self.budget, sensitivities)
             check = sensitivities.check(settled.model)
-            table = [
-                self._row(settled.model, chosen, sensitivities)
-                for chosen in points or pareto(settled.model, _POINTS)
-            ]
+            points = pareto(settled.model, _POINTS)
+            if point is not None:
+                settled = _at(settled.model, points, point, sensitivities)
+            table = [self._row(settled.model, chosen, sensitivities) for chosen in points]
         return self._planned(settled, fits, measure, check, table, notes)
 
     def _options(self, site: Site, scheme: Scheme) -> list[Structure]:
