@@ -79,27 +79,18 @@ class PricedSite:
     def gate(self, option: Option, budget: Budget) -> str:
         """Why an option may not be chosen whatever its distortion; empty if it may.
 
-        It must be smaller than dense, but for latency alone. It must not be slower at any batch;
-        where size alone is limited it may, if nothing as small is not.
+        It must be smaller than dense, but for latency alone, and not slower at any batch, but for
+        size alone.
         """
         if option is self.dense:
             return ""
         if budget.wants_size and option.bytes >= self.dense.bytes:
             return f"would take {option.bytes / self.dense.bytes:.2f}× the bytes"
-        batch = self._slower(option)
-        if batch is None:
+        if not budget.wants_latency:
             return ""
-        reason = f"would take {self.times_dense(option, batch)}"
-        if budget.wants_latency:
-            return reason
-        for other in self.options:
-            if other.bytes <= option.bytes and self._slower(other) is None:
-                return f"{reason}, and {other.scheme} is as small"
-        return ""
-
-    def _slower(self, option: Option) -> Batch | None:
-        """A batch at which an option takes longer than the dense form; None if there is none."""
-        return next((batch for batch in option.milliseconds if self.is_slower(option, batch)), None)
+        slower = (batch for batch in option.milliseconds if self.is_slower(option, batch))
+        batch = next(slower, None)
+        return "" if batch is None else f"would take {self.times_dense(option, batch)}"
 
     def is_slower(self, option: Option, batch: Batch) -> bool:
         """Whether an option takes longer than the dense form, by more than can be measured."""

@@ -2,7 +2,8 @@
 
 Compensation divides the error of codes by about two whatever their levels, so codes are compared
 with codes, by their bytes, and floating forms with each other, by their operations: only corners of
-a hull are the best at some price. Kernels are timed afterwards, for what is left.
+a hull are the best at some price. Planes have a hull of their own: kernels are timed afterwards, for
+what is left, and theirs are faster than those of codes of as many bytes on some processors.
 """
 
 from __future__ import annotations
@@ -21,10 +22,16 @@ from .structures.base import Structure
 from .structures.low_rank import LowRank
 from .structures.monarch import Monarch
 from .structures.residual import Residual
+from .structures.trit_planes import TritPlanes
 from .threads import single_threaded
 
 KIND = "screen"
 """Of the entries of the cache."""
+
+
+_EXACT = 1e-4
+"""Of the squared error, here without compensation: what has less is as good as dense, and what
+takes more bytes for still less is not fitted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,25 +69,40 @@ class ScreenJob:
 
 def screened(job: ScreenJob) -> list[int]:
     """The numbers of the options on their family's hull."""
-    shape = job.weight.shape
-    floating = [option for option in job.options if _is_floating(option)] if job.floating else []
-    codes = [option for option in job.options if not _is_floating(option)]
+    families: dict[str, list[Structure]] = {}
+    for option in job.options:
+        families.setdefault(_family(option), []).append(option)
+    if not job.floating:
+        families.pop(_FLOATING, None)
     with single_threaded(with_torch=False):
         errors = _Errors(job.weight, job.stats, job.seed, job.site)
         kept = {
-            *_hull(codes, [float(option.bits(*shape)) for option in codes], errors),
-            *_hull(floating, [float(option.macs(*shape)) for option in floating], errors),
+            option
+            for name, options in families.items()
+            for option in _hull(options, [_cost(name, o, job) for o in options], errors)
         }
     return [number for number, option in enumerate(job.options) if option in kept]
 
 
-def _is_floating(option: Structure) -> bool:
-    return isinstance(option, Monarch) or (isinstance(option, LowRank) and option.coded is None)
+_FLOATING, _PLANES, _CODES = "floating", "planes", "codes"
+
+
+def _family(option: Structure) -> str:
+    if isinstance(option, Monarch) or (isinstance(option, LowRank) and option.coded is None):
+        return _FLOATING
+    return _PLANES if isinstance(option, TritPlanes) else _CODES
+
+
+def _cost(family: str, option: Structure, job: ScreenJob) -> float:
+    shape = job.weight.shape
+    return float(option.macs(*shape) if family == _FLOATING else option.bits(*shape))
 
 
 def _hull(options: list[Structure], costs: list[float], errors: _Errors) -> list[Structure]:
-    hull = lower_hull(costs, [errors.of(option) for option in options])
-    return [options[number] for number in hull]
+    losses = [errors.of(option) for option in options]
+    hull = lower_hull(costs, losses)
+    exact = next((place for place, number in enumerate(hull) if losses[number] < _EXACT), len(hull))
+    return [options[number] for number in hull[: exact + 1]]
 
 
 class _Errors:

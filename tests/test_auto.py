@@ -143,12 +143,12 @@ def test_budgets_that_are_not_understood_are_refused(given, cause):
         Budget.parse(given)
 
 
-def test_for_size_alone_what_is_slower_is_left_where_something_as_small_is_fast():
+def test_for_size_alone_nothing_but_the_distortion_counts_within_it():
     slow = site("a", slow={EIGHT: 1.1, FOUR: 1.3})
     priced = model(slow)
-    assert schemes(priced, choose(priced, Budget(size_ratio=0.3))) == [TWO]
-    said = runners_up(slow, 3, Budget(size_ratio=0.3))[1]["reason"]
-    assert said == f"would take 1.10× the time at batch 1, and {TWO} is as small"
+    assert schemes(priced, choose(priced, Budget(size_ratio=0.3))) == [EIGHT]
+    limits = Budget(size_ratio=0.3, latency_ratio=1.0)
+    assert schemes(priced, choose(priced, limits)) == [TWO]
 
 
 def test_a_large_site_may_take_what_no_run_shows():
