@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from dataclasses import dataclass, field
@@ -83,10 +84,9 @@ class FitJob:
 
     def key(self) -> dict[str, Any]:
         """What the cache knows the result by: everything but the name of the site."""
-        stats = self.stats
         return {
             "weight": array_sha256(self.weight),
-            "stats": stats and [array_sha256(stats.second_moment, stats.mean), stats.tokens],
+            "stats": self.stats and _stats_key(self.stats),
             "structure": repr(self.structure),
             "seed": self.seed,
             "form": self.form,
@@ -123,6 +123,12 @@ class FitArrays:
         }
         fitted = Fitted(structure, tensors, self.arrays.get(_CORRECTION))
         return FitResult(fitted, self.relative_error)
+
+
+@functools.lru_cache(maxsize=1)
+def _stats_key(stats: Stats) -> list[str | int]:
+    """The same for all options of a site, which come one after the other."""
+    return [array_sha256(stats.second_moment, stats.mean), stats.tokens]
 
 
 def fit_cost(out_features: int, in_features: int, *, calibrated: bool) -> float:

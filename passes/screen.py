@@ -2,8 +2,8 @@
 
 Compensation divides the error of codes by about two whatever their levels, so codes are compared
 with codes, by their bytes, and floating forms with each other, by their operations: only corners of
-a hull are the best at some price. Planes have a hull of their own: kernels are timed afterwards, for
-what is left, and theirs are faster than those of codes of as many bytes on some processors.
+a hull are the best at some price. Planes have a hull of their own: kernels are timed afterwards,
+for what is left, and theirs are faster than those of codes of as many bytes on some processors.
 """
 
 from __future__ import annotations
