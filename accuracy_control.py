@@ -126,7 +126,7 @@ class AccuracyControl:
                 f"the dense model with exchanged weights stood in for {self._job.target} in the "
                 "validation: there is no such device here"
             )
-        latency = held.built.latency(held.decided.planned)
+        latency = held.built.latency(held.decided.whole)
         changes = {"notes": notes, "validation": validation, "latency": latency}
         return held.built.move(folder, changes)
 

@@ -13,7 +13,7 @@ from .runtime.session import Session
 from .runtime.unloaded import Unloaded, load_if_possible
 
 if TYPE_CHECKING:
-    from .planning import Planned
+    from .backend.kernel_times import WholeRun
     from .runtime.artifact import Manifest
 
 
@@ -34,14 +34,14 @@ class Candidate:
         """Writes an artifact by `fill(folder)` and loads it."""
         return cls(write_artifact(path, fill), load_if_possible(path))
 
-    def latency(self, planned: Planned | None) -> dict[str, Any] | None:
+    def latency(self, whole: WholeRun | None) -> dict[str, Any] | None:
         """A run of the artifact beside one of the dense model, by batch, as JSON.
 
-        None if the plan was not made by measurement, or nothing of it runs here.
+        None without a model to time it beside, or where the artifact does not run.
         """
-        if planned is None or isinstance(self.session, Unloaded) or not planned.timed:
+        if whole is None or isinstance(self.session, Unloaded):
             return None
-        measured = planned.whole.beside(self.session)
+        measured = whole.beside(self.session)
         return {str(batch): found.report() for batch, found in measured.items()}
 
     def move(self, folder: Path, changes: Mapping[str, Any]) -> Manifest:

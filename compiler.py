@@ -150,13 +150,13 @@ def compile(
         captured = job.capture(model, args, dynamic_shapes)
         if validation is None or request.budget is None:
             decided = job.decide(captured, args, calibration_dataset, request)
-            if decided.planned is None:
+            if decided.whole is None:
                 return job.build(captured, decided, folder)
             with temporary_sibling(folder) as place:
                 built = Candidate.build(
                     place / "artifact", lambda inner: job.build(captured, decided, inner)
                 )
-                return built.move(folder, {"latency": built.latency(decided.planned)})
+                return built.move(folder, {"latency": built.latency(decided.whole)})
         control = AccuracyControl(job, captured, validation, request.budget)
         decided = job.decide(captured, args, calibration_dataset, request, control)
         return control.build(decided, folder)

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
     from .accuracy_control import AccuracyControl
     from .backend.expected import Expected
+    from .backend.kernel_times import WholeRun
     from .backend.package import Lowered
     from .backend.stored import Stored
     from .backend.target import Target
     from .frontend.sample_check import Sample
     from .frontend.samples import Samples
-    from .passes.budget import Budget
     from .passes.cache import Cache
     from .passes.fit import FitResult
     from .passes.plan import Plan
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .passes.sites import Refusal, Site
     from .passes.stats import Stats
     from .passes.structures.base import Form
-    from .planning import Planned, Planner
+    from .planning import Planned
     from .runtime.artifact import Manifest
 
 _VERIFY_SAMPLES = 2
@@ -64,7 +64,8 @@ class Captured:
 class Decided:
     """What a compile carries out: choices by site, and the samples behind them.
 
-    `fits` are those that were made on the way, or None if they are to be made.
+    `fits` are those that were made on the way, or None if they are to be made. `whole` is the dense
+    model to time the artifact of a plan beside, None where no plan was made by measurement.
     """
 
     sites: list[Site]
@@ -75,6 +76,7 @@ class Decided:
     notes: list[str]
     planned: Planned | None = None
     fits: Mapping[str, FitResult] | None = None
+    whole: WholeRun | None = None
 
     @property
     def schemes(self) -> dict[str, str]:
@@ -161,6 +163,7 @@ class Job:
         from .passes.plan import Plan, versions
         from .passes.rules import choose_schemes
         from .passes.sites import find_sites
+        from .planning import Planner
 
         model = captured.dense
         sites, refusals = find_sites(model)
@@ -174,6 +177,7 @@ class Job:
             if args is not None:
                 held_out = read_samples([args], model)
         checked = list(held_out) or [synthetic_sample(model, seed=self.seed)]
+        whole = self.whole_run(captured, checked[0], request.batch)
         checked = [shortened(sample, model, _VERIFY_LENGTH) for sample in checked]
         for sample in checked:
             typed(sample, captured.prepared)  # refused now, and not when all is fitted
@@ -190,14 +194,23 @@ class Job:
             request.check_budget(automatic=automatic, calibrated=samples is not None)
             if (automatic or request.predicts) and samples is not None:
                 free = Budget.parse(None) if automatic else Budget()
-                planner = self.planner(
-                    captured, sites, samples, list(held_out), request, request.budget or free
+                budget = request.budget or free
+                planner = Planner(
+                    self,
+                    captured,
+                    sites,
+                    budget,
+                    request.batch,
+                    request.plan_time,
+                    samples,
+                    list(held_out),
+                    whole,
                 )
                 holds = None if control is None else control.holds
                 planned = planner.plan(schemes, request.point, holds)
                 made, choices = planned.plan, planned.plan.sites
                 if control is None and request.point is None:
-                    notes.extend(planner.budget.notes())
+                    notes.extend(budget.notes())
             else:
                 choices = tuple(decide(site, schemes[site.name], activations) for site in sites)
                 made = Plan(choices, calibration, self.seed, versions())
@@ -210,36 +223,19 @@ class Job:
                 "ONNX Runtime's CPU provider stood in for its CUDA provider in the checks of layers"
             )
         fits = None if planned is None else planned.results
-        return Decided(sites, refusals, made, samples, checked, notes, planned, fits)
+        timed = request.plan is not None if planned is None else planned.timed
+        beside = whole if timed else None
+        return Decided(sites, refusals, made, samples, checked, notes, planned, fits, beside)
 
-    def planner(
-        self,
-        captured: Captured,
-        sites: Sequence[Site],
-        samples: Samples,
-        held_out: Sequence[Sample],
-        request: Request,
-        budget: Budget,
-    ) -> Planner:
-        """What makes plans by measurement for this job."""
+    def whole_run(self, captured: Captured, sample: Sample, batches: Sequence[int]) -> WholeRun:
+        """The dense model on the target, to be timed at these batches."""
         from .backend.kernel_times import WholeRun
         from .frontend.resize import resized
         from .frontend.samples import typed
-        from .planning import Planner
 
-        first = typed([*held_out, *samples][0], captured.prepared)
-        feeds = resized(first, captured.prepared, request.batch)
-        return Planner(
-            self,
-            captured,
-            sites,
-            budget,
-            request.batch,
-            request.plan_time,
-            samples,
-            held_out,
-            WholeRun(captured.prepared.clone(), self.target, feeds),
-        )
+        prepared = captured.prepared.clone()
+        feeds = resized(typed(sample, prepared), prepared, batches)
+        return WholeRun(prepared, self.target, feeds)
 
     def fit(self, model: ir.Model, decided: Decided) -> Mapping[str, FitResult]:
         """Fits every site that does not stay dense, unless that was done on the way."""

@@ -46,14 +46,12 @@ class Planned:
         results: the fits of those that are not dense.
         report: the part `planning` of the report.
         settled: the choice with its prices.
-        whole: the dense model on the target.
     """
 
     plan: Plan
     results: dict[str, FitResult]
     report: dict[str, Any]
     settled: Settled
-    whole: WholeRun
 
     @property
     def timed(self) -> bool:
@@ -354,7 +352,7 @@ class Planner:
             },
         }
         plan = Plan(choices, self.samples.sha256, self.job.seed, versions())
-        return Planned(plan, _results(settled, fits), report, settled, self.whole)
+        return Planned(plan, _results(settled, fits), report, settled)
 
 
 def _results(settled: Settled, fits: Mapping[str, Mapping[str, FitResult]]) -> dict[str, FitResult]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -10,6 +11,8 @@ from .allocate import Impossible, Limit, allocate
 from .budget import Budget
 from .errors import PlanError
 from .pricing import Option, PricedModel, PricedSite
+
+_GROUP = re.compile(r"\{group=\d+\}|(?<=\{)group=\d+,|,group=\d+")
 
 Price = Callable[[PricedSite, Option], float]
 
@@ -55,6 +58,29 @@ def pareto(model: PricedModel, points: int = 5) -> list[list[int]]:
         chosen = free.numbers(allocate(free.table(_distortion), limits))
         if chosen not in found:
             found.append(chosen)
+    return found
+
+
+def uniform(model: PricedModel, chosen: Sequence[int]) -> list[list[int]]:
+    """A choice with each scheme at all sites that have it; the others have what was chosen.
+
+    Schemes are the same that differ by the group, which follows from a site's shape. A site's first
+    option of a scheme is taken, the one with the largest group.
+    """
+    numbers = [_by_scheme(site) for site in model.sites]
+    return [
+        [
+            number if site.fixed is not None else by_scheme.get(scheme, number)
+            for site, by_scheme, number in zip(model.sites, numbers, chosen, strict=True)
+        ]
+        for scheme in dict.fromkeys(scheme for by_scheme in numbers for scheme in by_scheme)
+    ]
+
+
+def _by_scheme(site: PricedSite) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for number, option in enumerate(site.options):
+        found.setdefault(_GROUP.sub("", option.scheme), number)
     return found
 
 

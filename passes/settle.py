@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from .auto import allowed, choose
+from .auto import allowed, choose, uniform
 from .budget import Budget
 from .errors import PlanError
 from .pricing import PricedModel
@@ -18,6 +18,8 @@ _ROUNDS = 5
 _TIGHTENED = 1.05
 _SWAPS = 16
 """Exchanges of two sites that are measured, at most."""
+_PROMISING = 1.25
+"""Times the sum of a choice, up to which that of one scheme for all sites may be less jointly."""
 _BETTER = 0.99
 """A swap is taken if it leaves less than this of the joint distortion."""
 
@@ -69,6 +71,8 @@ def settle(model: PricedModel, budget: Budget, sensitivities: Sensitivities) -> 
     additivity = found.additivity
     if budget.limits_cost and additivity and not 1 / _ADDITIVE < additivity < _ADDITIVE:
         found = _swapped(found, budget, sensitivities)
+    if budget.limits_cost:
+        found = _uniform_if_better(found, budget, sensitivities)
     return found
 
 
@@ -168,6 +172,22 @@ def _swapped(found: Settled, budget: Budget, sensitivities: Sensitivities) -> Se
                 improves = True
                 break
     return found
+
+
+def _uniform_if_better(found: Settled, budget: Budget, sensitivities: Sensitivities) -> Settled:
+    """One scheme for all sites where that loses less than the choice, jointly measured."""
+    model = found.model
+    best = found
+    for candidate in uniform(model, found.chosen):
+        promising = model.distortion(candidate) < _PROMISING * model.distortion(found.chosen)
+        if candidate == found.chosen or not promising or not allowed(model, budget, candidate):
+            continue
+        if sensitivities.time_is_up:
+            break
+        joint = sensitivities.joint(model, candidate)
+        if joint < best.joint:
+            best = replace(best, chosen=candidate, joint=joint)
+    return best
 
 
 def _neighbours(found: Settled, budget: Budget) -> Iterator[list[int]]:

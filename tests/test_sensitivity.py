@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from pricing import BITS, model, schemes, site
+from undense.passes.auto import uniform
 from undense.passes.budget import Budget
 from undense.passes.errors import PlanError
 from undense.passes.sensitivity import Sensitivities
@@ -149,3 +150,39 @@ def test_swaps_mend_a_choice_that_the_sum_misled():
     found = settle(sensitivities.priced(priced), budget, sensitivities)
     assert schemes(found.model, found.chosen) == [TWO, EIGHT]
     assert found.swaps == 1
+
+
+def test_one_scheme_for_all_is_taken_where_it_loses_less_than_the_sum_says():
+    class Alike(Network):
+        """Errors of one kind cancel out."""
+
+        def __call__(self, chosen):
+            alike = len(chosen) > 1 and len(set(chosen.values())) == 1
+            return super().__call__(chosen) * (0.5 if alike else 1.0)
+
+    priced = _unknown(*"abcdef")
+    network = Alike(priced, dict.fromkeys("abcdef", 1.0))
+    sensitivities = Sensitivities(network, seconds=1e9)
+    # With a mean of 4.7 bits one of six sites may have 8, and by the sum it should.
+    found = settle(sensitivities.priced(priced), Budget(effective_bits=4.7), sensitivities)
+    assert schemes(found.model, found.chosen) == [FOUR] * 6
+    assert found.joint == pytest.approx(network(dict.fromkeys("abcdef", FOUR)))
+    strict = Sensitivities(Network(priced, network.sensitivities), seconds=1e9)
+    other = settle(strict.priced(priced), Budget(effective_bits=4.7), strict)
+    assert schemes(other.model, other.chosen).count(EIGHT) == 1
+
+
+def test_schemes_that_differ_by_the_group_of_a_shape_are_one():
+    def named(name, *texts):
+        one = site(name)
+        options = (replace(o, scheme=s) for o, s in zip(one.options[1:], texts, strict=True))
+        return replace(one, options=(one.dense, *options))
+
+    priced = model(
+        named("a", "int_codes", "int_codes{bits=4,group=64,activations=int8}", "low_rank{rank=2}"),
+        named("b", "int_codes{group=64}", "int_codes{bits=4,activations=int8}", "low_rank{rank=1}"),
+        replace(site("c"), fixed=1),
+    )
+    assert uniform(priced, [3, 3, 1]) == [
+        [0, 0, 1], [1, 1, 1], [2, 2, 1], [3, 3, 1], [3, 3, 1], [3, 3, 1], [3, 3, 1], [3, 3, 1],
+    ]  # fmt: skip

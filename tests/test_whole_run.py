@@ -9,6 +9,7 @@ from graphs import graph, normal
 from undense.backend.kernel_times import WholeRun, whole_run
 from undense.backend.target import Target
 from undense.passes.cache import Cache
+from undense.runtime.report import print_report
 
 N = 64
 ORT = Target.parse("ort-cpu")
@@ -79,5 +80,15 @@ def test_the_report_of_a_compile_has_predicted_and_measured_times(capsys):
     report = module.report
     assert set(report["latency"]) == set(report["planning"]["latency_ratio"]) == {"4"}
     assert report["latency"]["4"]["ratio"] > 0
-    undense.runtime.report.print_report(report)
+    print_report(report)
     assert f"predicted, {report['latency']['4']['ratio']:.2f}× measured" in capsys.readouterr().out
+    plan = module.path / "plan.json"
+    again = undense.compile(
+        _model(), target="ort-cpu", calibration_dataset=data, plan=plan, batch=[4]
+    ).report
+    assert set(again["latency"]) == {"4"}
+    print_report(again)
+    ratio = again["latency"]["4"]["ratio"]
+    assert f"time of a run: {ratio:.2f}× of dense at batch 4 measured" in capsys.readouterr().out
+    named = undense.compile(_model(), target="ort-cpu", scheme="int_codes").report
+    assert named["latency"] is None

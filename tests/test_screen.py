@@ -1,0 +1,55 @@
+"""What screening leaves: the corners of each kind of kernel, up to what is as good as dense."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from graphs import normal
+from undense.passes.decide import with_activations
+from undense.passes.screen import ScreenJob, screened
+from undense.passes.stats import Stats
+from undense.passes.structures import candidates
+from undense.passes.structures.trit_planes import TritPlanes
+
+SHAPE = (96, 128)
+OPTIONS = tuple(dict.fromkeys(with_activations(option, "float") for option in candidates(*SHAPE)))
+
+
+def _stats() -> Stats:
+    x = normal(512, SHAPE[1], seed=1) * np.geomspace(1, 0.03, SHAPE[1])
+    return Stats(x.T @ x, x.mean(0), len(x))
+
+
+def _kept(options=OPTIONS, *, stats=None, floating=True, weight=None):
+    weight = normal(*SHAPE) if weight is None else weight
+    job = ScreenJob("s", weight, stats, tuple(options), floating, 0)
+    return [options[number] for number in screened(job)]
+
+
+@pytest.mark.parametrize("stats", [None, _stats()])
+def test_every_kind_of_kernel_keeps_options(stats):
+    kept = _kept(stats=stats)
+    kinds = {option.kind for option in kept}
+    assert {"int_codes", "trit_planes", "low_rank"} <= kinds
+    assert len(kept) < len(OPTIONS) / 2
+    planes = [option.planes for option in kept if isinstance(option, TritPlanes)]
+    assert sorted(set(planes)) == [1, 2, 3]
+
+
+def test_floating_forms_are_left_out_where_bytes_alone_count():
+    kept = _kept(floating=False)
+    assert {option.kind for option in kept} <= {"int_codes", "trit_planes", "residual", "low_rank"}
+    assert not [option for option in kept if option.kind == "low_rank" and option.coded is None]
+    assert set(kept) < set(_kept())
+
+
+def test_nothing_is_kept_for_being_more_exact_than_dense_needs():
+    kept = [option for option in _kept() if option.kind in ("int_codes", "residual")]
+    dearest = max(kept, key=lambda option: option.bits(*SHAPE))
+    assert str(dearest).startswith("int_codes{")
+    more = [option for option in OPTIONS if option.bits(*SHAPE) > dearest.bits(*SHAPE)]
+    assert any(str(option).startswith("int_codes{activations=float}+residual") for option in more)
+
+
+def test_what_is_kept_does_not_depend_on_the_order_of_the_options():
+    assert set(_kept(OPTIONS[::-1])) == set(_kept())
