@@ -126,7 +126,7 @@ class AccuracyControl:
                 f"the dense model with exchanged weights stood in for {self._job.target} in the "
                 "validation: there is no such device here"
             )
-        latency = held.built.latency(held.decided.whole)
+        latency = held.built.latency(held.decided.whole, self._job.progress)
         changes = {"notes": notes, "validation": validation, "latency": latency}
         return held.built.move(folder, changes)
 

@@ -14,6 +14,7 @@ from .runtime.unloaded import Unloaded, load_if_possible
 
 if TYPE_CHECKING:
     from .backend.kernel_times import WholeRun
+    from .passes.progress import Progress
     from .runtime.artifact import Manifest
 
 
@@ -34,14 +35,14 @@ class Candidate:
         """Writes an artifact by `fill(folder)` and loads it."""
         return cls(write_artifact(path, fill), load_if_possible(path))
 
-    def latency(self, whole: WholeRun | None) -> dict[str, Any] | None:
+    def latency(self, whole: WholeRun | None, progress: Progress) -> dict[str, Any] | None:
         """A run of the artifact beside one of the dense model, by batch, as JSON.
 
         None without a model to time it beside, or where the artifact does not run.
         """
         if whole is None or isinstance(self.session, Unloaded):
             return None
-        measured = whole.beside(self.session)
+        measured = whole.beside(self.session, progress)
         return {str(batch): found.report() for batch, found in measured.items()}
 
     def move(self, folder: Path, changes: Mapping[str, Any]) -> Manifest:

@@ -156,7 +156,7 @@ def compile(
                 built = Candidate.build(
                     place / "artifact", lambda inner: job.build(captured, decided, inner)
                 )
-                return built.move(folder, {"latency": built.latency(decided.whole)})
+                return built.move(folder, {"latency": built.latency(decided.whole, progress)})
         control = AccuracyControl(job, captured, validation, request.budget)
         decided = job.decide(captured, args, calibration_dataset, request, control)
         return control.build(decided, folder)

@@ -223,8 +223,7 @@ class Job:
                 "ONNX Runtime's CPU provider stood in for its CUDA provider in the checks of layers"
             )
         fits = None if planned is None else planned.results
-        timed = request.plan is not None if planned is None else planned.timed
-        beside = whole if timed else None
+        beside = whole if planned is not None and planned.timed else None
         return Decided(sites, refusals, made, samples, checked, notes, planned, fits, beside)
 
     def whole_run(self, captured: Captured, sample: Sample, batches: Sequence[int]) -> WholeRun:

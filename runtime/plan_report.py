@@ -91,14 +91,6 @@ def _latencies(planning: Planning, latency: Mapping[str, Any]) -> str:
     )
 
 
-def measured_times(latency: Mapping[str, Any]) -> str:
-    """What a run of an artifact takes beside dense, by batch."""
-    return ", ".join(
-        f"{times(found['ratio'])} of dense at batch {batch} measured"
-        for batch, found in latency.items()
-    )
-
-
 def _how(batch: str, latency: Mapping[str, Any]) -> str:
     if batch not in latency:
         return "predicted"

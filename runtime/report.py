@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .artifact import REPORT, REPORT_HTML, Artifact
-from .plan_report import measured_times, print_planning
+from .plan_report import print_planning
 from .report_html import report_html
 from .table import percent, print_rows, text
 
@@ -205,8 +205,6 @@ def summary(report: Mapping[str, Any]) -> list[str]:
         lines.append(f"the artifact's folder: {sizes['folder']:,} bytes")
     if report.get("error_measure"):
         lines.append(f"error is relative, of each layer's {report['error_measure']}")
-    if report.get("latency") and not report.get("planning"):
-        lines.append(f"time of a run: {measured_times(report['latency'])}")
     effect = report.get("activation_rounding_effect")
     if effect is not None:
         lines.append(

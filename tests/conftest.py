@@ -33,6 +33,15 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _short_times() -> Iterator[None]:
+    """Times are taken, but not for as long as it takes to know them well."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("whole_run", "bench"):
+            patch.setattr(f"undense.backend.kernel_times.{module}._SECONDS", 0.01)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _fresh_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test finds what another one has fitted."""

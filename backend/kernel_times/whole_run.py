@@ -28,6 +28,7 @@ from .rounds import in_rounds
 from .table import conditions
 
 KIND = "run_times"
+_STAGE = "time of a run"
 _SECONDS = 2.0
 """For each number of rows, unless a few calls take longer."""
 
@@ -81,20 +82,23 @@ class WholeRun:
         missing = {rows: feed for rows, feed in self._feeds.items() if rows not in known}
         if not missing:
             return known
-        progress(0, 1, "time of a run")
+        progress(0, 1, _STAGE)
         session = self._session()
         for rows, feed in missing.items():
             samples = in_rounds({rows: partial(finished, session, feed)}, _SECONDS)
             known[rows] = _time(samples[rows])
             if cache is not None:
                 cache.put(KIND, self._key(feed), asdict(known[rows]))
-        progress(1, 1, "time of a run")
+        progress(1, 1, _STAGE)
         return dict(sorted(known.items()))
 
-    def beside(self, artifact: Session) -> dict[int, Latency]:
+    def beside(self, artifact: Session, progress: Progress = silent) -> dict[int, Latency]:
         """What a run takes in the dense model and in its artifact, in turns, by its rows."""
+        found: dict[int, Latency] = {}
+        if not self._feeds:
+            return found
+        progress(0, 1, _STAGE)
         dense = self._session()
-        found = {}
         for rows, feed in self._feeds.items():
             calls: dict[str, Callable[[], object]] = {
                 "dense": partial(finished, dense, feed),
@@ -102,6 +106,7 @@ class WholeRun:
             }
             samples = in_rounds(calls, len(calls) * _SECONDS)
             found[rows] = Latency(_time(samples["dense"]), _time(samples["compiled"]))
+        progress(1, 1, _STAGE)
         return found
 
     def _known(self, cache: Cache) -> dict[int, Time]:
@@ -119,10 +124,12 @@ class WholeRun:
 
     def _session(self) -> Session:
         if self._path is not None:
-            return load(self._path / "dense", num_threads=self._threads)
-        self._path = Path(tempfile.mkdtemp(prefix="undense-dense-"))
-        weakref.finalize(self, shutil.rmtree, self._path, ignore_errors=True)
-        return built(self._model, self._target, self._path / "dense", self._threads)
+            return load(self._path, num_threads=self._threads)
+        folder = Path(tempfile.mkdtemp(prefix="undense-dense-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        session = built(self._model, self._target, folder / "dense", self._threads)
+        self._path = folder / "dense"
+        return session
 
 
 def _time(seconds: list[float]) -> Time:
