@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # A file stays in one process: what its tests have set up is made once.
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-all check format bench bench-kernels bench-gpu-bundle table ide wheel-test \
+.PHONY: demo test test-all check format bench bench-kernels bench-plans bench-gpu-bundle table ide wheel-test \
   clean
 
 demo: $(READY)  ## compile MiniLM with calibration for both engines and compare with dense
@@ -35,6 +35,12 @@ bench: $(READY)  ## run every benchmark that is missing or out of date, then ren
 
 bench-kernels: $(READY)  ## time single layers beside their peers, for docs/kernels.md
 	$(BIN)/python -m benchmarks.kernels
+
+bench-plans: $(READY)  ## plan three models beside one scheme for all layers, for docs/plans.md
+	$(BIN)/python -m benchmarks.plans minilm
+	$(BIN)/python -m benchmarks.plans efficientnet
+	$(BIN)/python -m benchmarks.plans smollm2 --next-plan-time 20
+	$(BIN)/python -m benchmarks.plan_table
 
 bench-gpu-bundle: $(READY)  ## compile the cases that a GPU host without network measures
 	@mkdir -p build
