@@ -2,12 +2,14 @@
 
 Compensation divides the error of codes by about two whatever their levels, so codes are compared
 with codes, by their bytes, and floating forms with each other, by their operations: only corners of
-a hull are the best at some price. Planes have a hull of their own: kernels are timed afterwards,
-for what is left, and theirs are faster than those of codes of as many bytes on some processors.
+a hull are the best at some price. Codes and planes without a residual are quick to fit, and are
+kept where none of their kind has both fewer bytes and less error: the kernels of both kinds differ,
+and kernels are timed afterwards, for what is left.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,7 @@ from .fingerprint import array_sha256, code_fingerprint
 from .linalg import damped, relative_error
 from .stats import Stats
 from .structures.base import Structure
+from .structures.int_codes import IntCodes
 from .structures.low_rank import LowRank
 from .structures.monarch import Monarch
 from .structures.residual import Residual
@@ -69,40 +72,41 @@ class ScreenJob:
 
 def screened(job: ScreenJob) -> list[int]:
     """The numbers of the options on their family's hull."""
-    families: dict[str, list[Structure]] = {}
-    for option in job.options:
-        families.setdefault(_family(option), []).append(option)
-    if not job.floating:
-        families.pop(_FLOATING, None)
+    shape = job.weight.shape
+    floating = [option for option in job.options if _is_floating(option)] if job.floating else []
+    codes = [option for option in job.options if not _is_floating(option)]
+    plain = [[o for o in codes if isinstance(o, kind)] for kind in (IntCodes, TritPlanes)]
     with single_threaded(with_torch=False):
         errors = _Errors(job.weight, job.stats, job.seed, job.site)
-        kept = {
-            option
-            for name, options in families.items()
-            for option in _hull(options, [_cost(name, o, job) for o in options], errors)
-        }
+        losses = {option: errors.of(option) for option in [*codes, *floating]}
+    bits = {option: float(option.bits(*shape)) for option in codes}
+    operations = {option: float(option.macs(*shape)) for option in floating}
+    fronts = [option for options in plain for option in _front(options, bits, losses)]
+    kept = {*fronts, *_hull(bits, losses), *_hull(operations, losses)}
     return [number for number, option in enumerate(job.options) if option in kept]
 
 
-_FLOATING, _PLANES, _CODES = "floating", "planes", "codes"
+_Of = Mapping[Structure, float]
 
 
-def _family(option: Structure) -> str:
-    if isinstance(option, Monarch) or (isinstance(option, LowRank) and option.coded is None):
-        return _FLOATING
-    return _PLANES if isinstance(option, TritPlanes) else _CODES
+def _is_floating(option: Structure) -> bool:
+    return isinstance(option, Monarch) or (isinstance(option, LowRank) and option.coded is None)
 
 
-def _cost(family: str, option: Structure, job: ScreenJob) -> float:
-    shape = job.weight.shape
-    return float(option.macs(*shape) if family == _FLOATING else option.bits(*shape))
+def _front(options: Sequence[Structure], costs: _Of, losses: _Of) -> list[Structure]:
+    """Those of which no other has at most the cost and less loss."""
+    return [
+        option
+        for option in options
+        if not any(costs[o] <= costs[option] and losses[o] < losses[option] for o in options)
+    ]
 
 
-def _hull(options: list[Structure], costs: list[float], errors: _Errors) -> list[Structure]:
-    losses = [errors.of(option) for option in options]
-    hull = lower_hull(costs, losses)
-    exact = next((place for place, number in enumerate(hull) if losses[number] < _EXACT), len(hull))
-    return [options[number] for number in hull[: exact + 1]]
+def _hull(costs: _Of, losses: _Of) -> list[Structure]:
+    options = list(costs)
+    hull = [options[n] for n in lower_hull(list(costs.values()), [losses[o] for o in options])]
+    exact = next((place for place, o in enumerate(hull) if losses[o] < _EXACT), len(hull))
+    return hull[: exact + 1]
 
 
 class _Errors:
