@@ -56,13 +56,19 @@ def _model(document: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"{machine['cpu']}, {document['threads']} threads; distortion is the "
         f"{measure(document)}. "
-        + (f"`auto` loses at: {'; '.join(lost)}." if lost else "`auto` loses nowhere.")
+        + (f"`auto` loses at: {'; '.join(lost)}." if lost else _wins(document))
     )
     yield _planning(document)
     yield _compiled(document)
     yield "Points of `auto` to choose from:"
     yield "\n".join(_points(document))
-    yield "\n".join(_rows(document))
+    if document["uniform"]:
+        yield "\n".join(_rows(document))
+
+
+def _wins(document: Mapping[str, Any]) -> str:
+    compared = len(document["uniform"])
+    return f"`auto` loses nowhere in {compared} schemes." if compared else "No scheme was compared."
 
 
 def _planning(document: Mapping[str, Any]) -> str:

@@ -132,6 +132,7 @@ def _measured(
         "uniform": rows,
     }
     print(f"compiled: {document['compiled']}", file=sys.stderr)
+    yield document
     for scheme in UNIFORM:
         rules = [*(tables if "codes" not in scheme else []), {"match": "*", "scheme": scheme}]
         uniform = plan(rules, None, batches)
