@@ -98,7 +98,8 @@ def _compiled(document: Mapping[str, Any]) -> str:
         f"{found['size_ratio']:.1%} as written; time of a run by batch {times}; distortion "
         f"{auto['distortion']:.2g}. The artifact's outputs differ from dense by "
         f"{found['approximation_error']:.2g}, and from its reference by "
-        f"{found['execution_error']:.1g}, which {'holds' if found['holds'] else 'does not hold'}."
+        f"{found['execution_error']:.1g}, which {'holds' if found['holds'] else 'does not hold'}: "
+        "activations next to the middle of two int8 values are rounded either way."
     )
 
 
