@@ -73,22 +73,30 @@ def _wins(document: Mapping[str, Any]) -> str:
 
 def _planning(document: Mapping[str, Any]) -> str:
     found, size = document["planning"], document["model_bytes"]
-    prediction = document["auto"]["prediction"]
     return (
         f"Planning from an empty cache, with `--plan-time {document['plan_seconds']:g}`, took "
         f"{found['seconds']:.0f} s and "
         f"{found['bytes_above_import'] / 1e6:.0f} MB beyond imports "
         f"({found['bytes_above_import'] / size:.1f} times the model's {size / 1e6:.0f} MB), the "
         f"processes that fit and compile {found['bytes_of_workers'] / 1e6:.0f} MB with imports. "
-        f"Measured over predicted distortion at {prediction['options']} random options: median "
-        f"{prediction['median_ratio']:.2f}, quartiles {prediction['p25_ratio']:.2f} and "
-        f"{prediction['p75_ratio']:.2f}."
+        + _prediction(document["auto"]["prediction"])
+    )
+
+
+def _prediction(found: Mapping[str, Any]) -> str:
+    if found["median_ratio"] is None:
+        return "No prediction of a distortion was compared with a measurement in that time."
+    return (
+        f"Measured over predicted distortion at {found['options']} random options: median "
+        f"{found['median_ratio']:.2f}, quartiles {found['p25_ratio']:.2f} and "
+        f"{found['p75_ratio']:.2f}."
     )
 
 
 def _compiled(document: Mapping[str, Any]) -> str:
     """The plan without budget, predicted and as its artifact measured."""
-    auto, found = document["auto"], document["compiled"]
+    found = document["compiled"]
+    auto = {**document["auto"], **found.get("predicted", {})}
     times = ", ".join(
         f"{ratio:.2f} predicted and {found['latency'][batch]['ratio']:.2f} measured at {batch}"
         for batch, ratio in auto["latency_ratio"].items()

@@ -154,6 +154,7 @@ def _compiled(model: str, data: str, batches: Sequence[int], seconds: float) -> 
     )
     report, checked = session.report, verify(session)
     return {
+        "predicted": _shown(report["planning"]),
         "size_ratio": report["bytes"]["after"] / report["bytes"]["before"],
         "latency": report["latency"],
         "approximation_error": checked.approximation_error,
