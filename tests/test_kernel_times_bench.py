@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from undense.backend.kernel_times import Layer, Time, bench, kernel_times, measure
+from undense.backend.kernel_times.layer import at_pace
 from undense.backend.kernel_times.models import bytes_of
 from undense.backend.target import Target
 
@@ -23,9 +24,10 @@ def test_what_is_loaded_at_a_time_is_bounded_and_each_layer_loaded_once(monkeypa
 
 
 def test_later_groups_are_brought_to_the_pace_of_the_first():
-    found: dict[Layer, Time] = {}
-    bench._add(found, DENSE, {DENSE: Time(2.0, 1.0, 3.0, 5), CODED[0]: Time(1.0, 1.0, 1.0, 5)})
-    bench._add(found, DENSE, {DENSE: Time(4.0, 4.0, 4.0, 5), CODED[1]: Time(1.0, 0.8, 1.2, 5)})
+    first = {DENSE: Time(2.0, 1.0, 3.0, 5), CODED[0]: Time(1.0, 1.0, 1.0, 5)}
+    second = {DENSE: Time(4.0, 4.0, 4.0, 5), CODED[1]: Time(1.0, 0.8, 1.2, 5)}
+    found = at_pace(first, DENSE, None)
+    found |= at_pace(second, DENSE, found[DENSE])
     assert found[DENSE].median_ms == 2.0
     assert found[CODED[0]].median_ms == 1.0
     assert found[CODED[1]] == Time(0.5, 0.4, 0.6, 5)

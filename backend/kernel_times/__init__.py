@@ -5,13 +5,11 @@ from __future__ import annotations
 from .layer import Layer, Time
 from .machine import check_measurable
 from .measure import kernel_times
-from .sites import Milliseconds, site_times
-from .whole_run import Latency, WholeRun
+from .sites import site_times
+from .whole_run import WholeRun
 
 __all__ = [
-    "Latency",
     "Layer",
-    "Milliseconds",
     "Time",
     "WholeRun",
     "check_measurable",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from ...runtime.bench import finished
 from ...runtime.session import Session, load
 from ..target import Target
 from .built import write
-from .layer import Layer, Time
+from .layer import Layer, Time, at_pace
 from .machine import cache_bytes
 from .models import bytes_of, copies_of, empty_inputs, empty_model, inputs_for, layer_model
 from .rounds import in_rounds
@@ -77,7 +78,7 @@ class Bench:
                     if len(together) == 1 and found[rows]:
                         continue  # the dense layer alone, again
                     times = self._timed(sessions, together, rows, _SECONDS / len(by_rows))
-                    _add(found[rows], layers[0], times)
+                    found[rows] |= at_pace(times, layers[0], found[rows].get(layers[0]))
         self.steps.done(len(layers))
         return found
 
@@ -92,12 +93,8 @@ class Bench:
             partial(_compile, *what, self.form, self.target, paths[name], empty=name in empty)
             for name, what in (*wanted.items(), *empty.items())
         ]
-        running = [job if self.executor is None else self.executor.submit(job) for job in jobs]
-        for place, job in enumerate(running):
-            if isinstance(job, Future):
-                job.result()
-            else:
-                job()
+        run = map if self.executor is None else self.executor.map
+        for place, _ in enumerate(run(operator.call, jobs)):
             if place < len(wanted):
                 self.steps.done()
         return paths
@@ -138,13 +135,3 @@ def _groups(layers: Sequence[Layer], copies: Mapping[Layer, int]) -> Iterator[li
             group, size = [dense], copies[layer] * bytes_of(layer)
         group.append(layer)
     yield group
-
-
-def _add(found: dict[Layer, Time], dense: Layer, times: Mapping[Layer, Time]) -> None:
-    """Adds times, at the pace at which the dense layer was timed first."""
-    if dense not in found:
-        found.update(times)
-        return
-    now = times[dense].median_ms
-    pace = found[dense].median_ms / now if now else 1.0
-    found.update({layer: time.scaled(pace) for layer, time in times.items() if layer != dense})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,3 +86,15 @@ class Time:
         return Time(
             factor * self.median_ms, factor * self.p10_ms, factor * self.p90_ms, self.repeats
         )
+
+
+def at_pace(times: Mapping[Layer, Time], dense: Layer, before: Time | None) -> dict[Layer, Time]:
+    """Times as they are at the pace at which the dense layer took what it did before.
+
+    Without that they stay as they are; with it the dense layer, whose time is known, is left out.
+    """
+    if before is None:
+        return dict(times)
+    now = times[dense].median_ms
+    pace = before.median_ms / now if now else 1.0
+    return {layer: time.scaled(pace) for layer, time in times.items() if layer != dense}

@@ -13,7 +13,7 @@ from ...passes.workers import local_workers
 from ...runtime.hardware import usable_cores
 from ..target import Target
 from .bench import Bench, Steps
-from .layer import DENSE, Layer, Time
+from .layer import DENSE, Layer, Time, at_pace
 from .machine import check_measurable
 from .models import structure_of
 from .table import Known, conditions
@@ -126,11 +126,7 @@ def _built(missing: Mapping[Layer, Missing]) -> int:
 
 def _kept(known: Known, dense: Layer, rows: int, times: Mapping[Layer, Time]) -> dict[Layer, Time]:
     """Puts times into the table, at the pace at which it has the dense form if it has it."""
-    before, now = known.get(dense, rows), times[dense]
-    pace = before.median_ms / now.median_ms if before is not None and now.median_ms else 1.0
-    kept = {layer: time.scaled(pace) for layer, time in times.items()}
-    if before is not None:
-        del kept[dense]
+    kept = at_pace(times, dense, known.get(dense, rows))
     for layer, time in kept.items():
         known.put(layer, rows, time)
     return kept
