@@ -177,13 +177,13 @@ class Job:
             if args is not None:
                 held_out = read_samples([args], model)
         checked = list(held_out) or [synthetic_sample(model, seed=self.seed)]
-        whole = self.whole_run(captured, checked[0], request.batch)
         checked = [shortened(sample, model, _VERIFY_LENGTH) for sample in checked]
         for sample in checked:
             typed(sample, captured.prepared)  # refused now, and not when all is fitted
         calibration = None if samples is None else samples.sha256
         activations = self.target.activations
         planned: Planned | None = None
+        whole: WholeRun | None = None
         if request.plan is not None:
             request.plan.check_replay(sites, calibration, self.seed)
             choices = tuple(settled(choice, activations) for choice in request.plan.sites)
@@ -195,6 +195,7 @@ class Job:
             if (automatic or request.predicts) and samples is not None:
                 free = Budget.parse(None) if automatic else Budget()
                 budget = request.budget or free
+                whole = self.whole_run(captured, next(iter(held_out)), request.batch)
                 planner = Planner(
                     self,
                     captured,

@@ -143,10 +143,11 @@ class _Free:
         if budget.latency_ratio is not None:
             for batch in model.batches:
                 rest = model.rest_milliseconds.get(batch, 0.0)
-                whole = rest + sum(site.dense.milliseconds[batch] for site in model.sites)
                 times = self.table(_milliseconds(batch))
                 name = f"latency_ratio at batch {batch}"
-                limits.append(Limit(name, times, budget.latency_ratio * whole - rest))
+                limits.append(
+                    Limit(name, times, budget.latency_ratio * model.dense_run(batch) - rest)
+                )
         return limits
 
     def cost(self, site: PricedSite, option: Option) -> float:
@@ -187,7 +188,7 @@ class _Free:
             return error.least
         batch = int(name.rpartition(" ")[2])
         rest = model.rest_milliseconds.get(batch, 0.0)
-        return (rest + error.least) / (rest + self._dense_milliseconds(batch))
+        return (rest + error.least) / model.dense_run(batch)
 
     def _dense_milliseconds(self, batch: int) -> float:
         return sum(site.dense.milliseconds[batch] for site in self.model.sites)

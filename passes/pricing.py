@@ -134,12 +134,8 @@ class PricedModel:
         looks up a few, may take some microseconds more for being small.
         """
         whole = sum(site.dense.bytes for site in sites)
-        batches = sites[0].dense.milliseconds if sites else ()
-        runs = {
-            batch: rest_milliseconds.get(batch, 0.0)
-            + sum(site.dense.milliseconds[batch] for site in sites)
-            for batch in batches
-        }
+        model = cls(tuple(sites), bytes, rest_milliseconds)
+        runs = {batch: model.dense_run(batch) for batch in model.batches}
         priced = (
             replace(
                 site,
@@ -150,7 +146,7 @@ class PricedModel:
             )
             for site in sites
         )
-        return cls(tuple(priced), bytes, rest_milliseconds)
+        return replace(model, sites=tuple(priced))
 
     @property
     def batches(self) -> tuple[Batch, ...]:
@@ -167,10 +163,14 @@ class PricedModel:
         after = sum(option.bytes for option in self.taken(chosen))
         return (self.bytes - before + after) / self.bytes if self.bytes else 1.0
 
+    def dense_run(self, batch: Batch) -> float:
+        """Milliseconds of a run with all sites dense."""
+        sites = sum(site.dense.milliseconds[batch] for site in self.sites)
+        return self.rest_milliseconds.get(batch, 0.0) + sites
+
     def latency_ratio(self, chosen: Sequence[int], batch: Batch) -> float:
         """Time of a run after over before."""
-        rest = self.rest_milliseconds.get(batch, 0.0)
-        before = rest + sum(site.dense.milliseconds[batch] for site in self.sites)
+        rest, before = self.rest_milliseconds.get(batch, 0.0), self.dense_run(batch)
         after = rest + sum(option.milliseconds[batch] for option in self.taken(chosen))
         return after / before if before else 1.0
 
