@@ -39,11 +39,14 @@ def main() -> int:
     stages: dict[str, float] = {}
     begun = time.perf_counter()
 
+    memory = PeakMemory()
+
     def progress(done: int, total: int, stage: str) -> None:
         del done, total
         stages.setdefault(stage, time.perf_counter() - begun)
+        memory.stage = stage
 
-    with PeakMemory() as memory:
+    with memory:
         report = undense.plan(
             options.model, calibration_dataset=options.calibration, batch=batches,
             plan_time=options.plan_time, progress=progress,
@@ -52,6 +55,7 @@ def main() -> int:
         "seconds": time.perf_counter() - begun,
         "stages_begin_after": stages,
         "bytes_above_import": memory.own,
+        "bytes_above_import_by_stage": memory.by_stage,
         "mapped_bytes_above_import": memory.mapped,
         "bytes_of_workers": memory.workers,
         "size_ratio": report["size_ratio"],
@@ -65,7 +69,8 @@ class PeakMemory:
     """The most that this process and its children hold while this lasts, beyond what it held.
 
     Attributes:
-        own: resident bytes of this process above those at the beginning, without mapped files.
+        stage: what is being done, as whoever watches knows.
+        by_stage: the most of `own` in each of the stages.
         mapped: those of mapped files.
         workers: bytes of all children together that no other process shares.
     """
@@ -75,7 +80,14 @@ class PeakMemory:
         self._own, self._mapped = self._now()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
-        self.own = self.mapped = self.workers = 0
+        self.stage = "start"
+        self.by_stage: dict[str, int] = {}
+        self.mapped = self.workers = 0
+
+    @property
+    def own(self) -> int:
+        """Resident bytes of this process above those at the beginning, without mapped files."""
+        return max(self.by_stage.values(), default=0)
 
     def __enter__(self) -> PeakMemory:
         self._thread.start()
@@ -93,7 +105,7 @@ class PeakMemory:
     def _watch(self) -> None:
         while not self._over.wait(_INTERVAL):
             own, mapped = self._now()
-            self.own = max(self.own, own - self._own)
+            self.by_stage[self.stage] = max(self.by_stage.get(self.stage, 0), own - self._own)
             self.mapped = max(self.mapped, mapped - self._mapped)
             self.workers = max(self.workers, sum(self._of_workers()))
 
