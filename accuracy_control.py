@@ -203,7 +203,7 @@ class AccuracyControl:
         alone: dict[str, float] = {}
         with distortion(self._captured.dense, fits, samples) as measured:
             for number, (name, found) in enumerate(fits.items(), 1):
-                alone[name] = measured.of({name: Exchange.of(found.fitted, shapes[name])})
+                alone[name] = measured.of([(name, Exchange.of(found.fitted, shapes[name]))])
                 self._job.progress(number, len(fits), "measure")
         return sorted(fits, key=lambda name: -alone[name])
 
@@ -249,19 +249,16 @@ class AccuracyControl:
         key = frozenset((name, str(found.fitted.structure)) for name, found in fits.items())
         if key not in self._metrics:
             dense, graph = self._captured.dense, self._captured.prepared.graph
-            exchanges = {
-                site.name: Exchange.of(
-                    fits[site.name].fitted, (site.out_features, site.in_features)
+            shapes = {s.name: (s.out_features, s.in_features) for s in find_sites(dense)[0]}
+            with exchangeable(dense, fits) as model:
+                run = model.exchanged(
+                    (name, Exchange.of(found.fitted, shapes[name])) for name, found in fits.items()
                 )
-                for site in find_sites(dense)[0]
-                if site.name in fits
-            }
-            with exchangeable(dense, exchanges) as model:
                 called = FunctionModel(
                     tensor_infos(graph.inputs, index_bounds(dense)),
                     tensor_infos(graph.outputs, {}),
                     dimension_bounds(self._captured.prepared),
-                    lambda inputs: model.run(typed(inputs, dense), exchanges),
+                    lambda inputs: run(typed(inputs, dense)),
                 )
                 which = "the dense model with other weights" if fits else "the dense model"
                 self._metrics[key] = self._metric(called, which)

@@ -294,10 +294,8 @@ class Planner:
                 return known.of(
                     schemes,
                     lambda: measured.of(
-                        {
-                            name: Exchange.of(fits[name][scheme].fitted, shapes[name])
-                            for name, scheme in schemes.items()
-                        }
+                        (name, Exchange.of(fits[name][scheme].fitted, shapes[name]))
+                        for name, scheme in schemes.items()
                     ),
                 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -11,7 +11,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..passes.errors import CalibrationError
-from .exchange import Arrays, Exchange, ExchangeableModel, exchangeable
+from .dense import Arrays
+from .exchange import Exchange, ExchangeableModel, exchangeable
 from .sample_check import Sample
 from .samples import Samples
 
@@ -20,8 +21,8 @@ Measure = Literal["kl", "relative_mse"]
 _TOKENS = 512
 """That distortion is measured on, more or less."""
 
-_ROWS = 512
-"""Of logits whose probabilities are held in float64 at once."""
+_LOGITS = 2**17
+"""Whose probabilities are held in float64 at once: 1 MiB for each step of the formula."""
 
 
 class Distortion:
@@ -36,7 +37,8 @@ class Distortion:
 
     def __init__(self, model: ExchangeableModel, samples: Sequence[Sample]) -> None:
         self._model, self._samples = model, samples
-        self._dense = [model.run(sample, {}) for sample in samples]
+        run = model.exchanged(())
+        self._dense = [run(sample) for sample in samples]
         logits = [name for name in self._dense[0] if _is_logits(name)]
         floats = [name for name, y in self._dense[0].items() if y.dtype.kind == "f"]
         self.measure: Measure = "kl" if logits else "relative_mse"
@@ -44,14 +46,15 @@ class Distortion:
         for outputs in self._dense:
             self._check(outputs)
 
-    def of(self, exchanges: Mapping[str, Exchange]) -> float:
-        """D with these weights, by the names of their sites.
+    def of(self, exchanges: Iterable[tuple[str, Exchange]]) -> float:
+        """D with these weights by the names of their sites, which are taken one at a time.
 
         Infinite if an output is then not finite where the dense model's is.
         """
+        run = self._model.exchanged(exchanges)
         found, whole = 0.0, 0.0
         for sample, dense in zip(self._samples, self._dense, strict=True):
-            outputs = self._model.run(sample, exchanges)
+            outputs = run(sample)
             for name in self.outputs:
                 lost, size = self._compare(dense[name], outputs[name])
                 found, whole = found + lost, whole + size
@@ -115,24 +118,36 @@ def _is_logits(name: str) -> bool:
 
 def _kl(dense: NDArray[np.generic], other: NDArray[np.generic]) -> float:
     """`Σ_positions Σ_i p_i (log p_i − log p̂_i)` over the last axis."""
-    p = dense.reshape(-1, dense.shape[-1])
-    q = other.reshape(p.shape)
+    logits = dense.reshape(-1, dense.shape[-1])
+    others = other.reshape(logits.shape)
+    rows = max(_LOGITS // logits.shape[-1], 1)
+    # Made once: fresh ones would cost more in page faults than the arithmetic takes.
+    work = np.empty((3, rows, logits.shape[-1]))
     return sum(
-        _kl_of_rows(p[start : start + _ROWS], q[start : start + _ROWS])
-        for start in range(0, len(p), _ROWS)
+        _kl_of_rows(logits[start : start + rows], others[start : start + rows], work)
+        for start in range(0, len(logits), rows)
     )
 
 
-def _kl_of_rows(dense: NDArray[np.generic], other: NDArray[np.generic]) -> float:
-    log_p, log_q = _log_softmax(dense), _log_softmax(other)
-    p = np.exp(log_p)
-    with np.errstate(invalid="ignore"):
-        terms = np.where(p > 0, p * (log_p - log_q), 0.0)
-    return float(np.maximum(terms.sum(axis=-1), 0).sum())
+def _kl_of_rows(
+    dense: NDArray[np.generic], other: NDArray[np.generic], work: NDArray[np.float64]
+) -> float:
+    """`Σ_i p_i (y_i − ŷ_i) − log Z + log Ẑ` of each row, summed."""
+    y, other_y, powers = work[:, : len(dense)]
+    other_whole = _exponentials(other, other_y, powers)
+    whole = _exponentials(dense, y, powers)
+    with np.errstate(invalid="ignore"):  # both are minus infinity where nothing is expected
+        np.subtract(y, other_y, out=y)
+    y[powers == 0] = 0.0
+    found = np.einsum("ij,ij->i", powers, y) / whole - np.log(whole) + np.log(other_whole)
+    return float(np.maximum(found, 0).sum())
 
 
-def _log_softmax(logits: NDArray[np.generic]) -> NDArray[np.float64]:
-    values = logits.astype(np.float64)
-    values -= values.max(axis=-1, keepdims=True)
-    found: NDArray[np.float64] = values - np.log(np.exp(values).sum(axis=-1, keepdims=True))
-    return found
+def _exponentials(
+    logits: NDArray[np.generic], shifted: NDArray[np.float64], powers: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Writes logits below their greatest, and their exponentials; returns the sums of these."""
+    with np.errstate(invalid="ignore"):  # of weights that make infinities
+        np.subtract(logits, logits.max(axis=-1, keepdims=True), out=shifted, dtype=np.float64)
+    np.exp(shifted, out=powers)
+    return np.asarray(powers.sum(axis=-1))

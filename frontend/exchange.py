@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -17,8 +17,6 @@ from ..passes.canonicalize import to_dense
 from ..passes.replace import Fitted
 from ..passes.sites import Site, Use, find_sites
 from .dense import Run, on_disk, open_session
-
-Arrays = Mapping[str, NDArray[np.generic]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,15 +45,15 @@ class ExchangeableModel:
     def __init__(self, run: Run, slots: Mapping[str, Sequence[_Slot]]) -> None:
         self._run, self._slots = run, slots
 
-    def run(self, inputs: Arrays, exchanges: Mapping[str, Exchange]) -> dict[str, Any]:
-        """The outputs for `inputs`, with these weights by the names of their sites."""
+    def exchanged(self, exchanges: Iterable[tuple[str, Exchange]]) -> Run:
+        """Runs with these weights by the names of their sites, which are taken one at a time."""
         given = {
             slot.name: stored
-            for name, exchange in exchanges.items()
+            for name, exchange in exchanges
             for slot in self._slots[name]
             if (stored := slot.stored(exchange)) is not None
         }
-        return self._run({**inputs, **given})
+        return lambda inputs: self._run({**inputs, **given})
 
 
 @contextmanager
@@ -91,7 +89,27 @@ class _Slot:
         if self.kind == "bias":
             correction = exchange.bias_correction
             return None if correction is None else correction.astype(self.dtype)
-        seen = exchange.weight.T if self.kind == "transposed" else exchange.weight
+        return self._oriented(exchange.weight)
+
+    def default(self, site: Site, dtype: ir.DataType) -> ir.TensorProtocol:
+        """What is there without an exchange, made when it is written: all at once would be a model.
+
+        Args:
+            site: whose slot it is.
+            dtype: `self.dtype` as ONNX names it.
+        """
+        if self.kind == "bias":
+            return ir.tensor(np.zeros(site.out_features, self.dtype), name=self.name)
+        shape = (site.out_features, site.in_features)
+        return ir.LazyTensor(
+            lambda: ir.tensor(self._oriented(site.weight())),
+            dtype,
+            ir.Shape(shape[::-1] if self.kind == "transposed" else shape),
+            name=self.name,
+        )
+
+    def _oriented(self, weight: NDArray[np.floating]) -> NDArray[np.generic]:
+        seen = weight.T if self.kind == "transposed" else weight
         return np.ascontiguousarray(seen, self.dtype)
 
 
@@ -104,9 +122,7 @@ def _expose(graph: ir.Graph, site: Site) -> list[_Slot]:
         dtype = use.dtype.numpy()
         made = _Slot(f"undense.{kind}.{use.dtype.name}.{site.name}", kind, dtype)
         if made not in slots:
-            nothing = np.zeros(site.out_features, dtype)
-            default = None if kind == "bias" else made.stored(Exchange(site.weight()))
-            slots[made] = _input(graph, made.name, nothing if default is None else default)
+            slots[made] = _input(graph, made.name, made.default(site, use.dtype))
         return slots[made]
 
     for use in site.uses:
@@ -122,13 +138,12 @@ def _expose(graph: ir.Graph, site: Site) -> list[_Slot]:
     return list(slots)
 
 
-def _input(graph: ir.Graph, name: str, default: NDArray[np.generic]) -> ir.Value:
-    tensor = ir.tensor(default, name=name)
+def _input(graph: ir.Graph, name: str, default: ir.TensorProtocol) -> ir.Value:
     value = ir.Value(
         name=name,
-        shape=ir.Shape(default.shape),
-        type=ir.TensorType(tensor.dtype),
-        const_value=tensor,
+        shape=ir.Shape(default.shape.numpy()),
+        type=ir.TensorType(default.dtype),
+        const_value=default,
     )
     graph.register_initializer(value)
     graph.inputs.append(value)

@@ -67,8 +67,9 @@ class Sensitivities:
         for number, site in enumerate(order):
             if self.time_is_up and self._of_site:
                 break
+            progress(number, len(order), "measure")
             self._measure_one(site)
-            progress(number + 1, len(order), "measure")
+        progress(len(order), len(order), "measure")
         known = dict(self._of_site)
         for site in order:
             if site.name not in known:

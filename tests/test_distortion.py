@@ -56,21 +56,21 @@ def test_an_exchanged_weight_does_what_it_does_in_the_model(name):
     dense = outputs(model, ids=IDS)["y"].astype(np.float64)
     with distortion(model, _sites(model), [{"ids": IDS}]) as measured:
         assert measured.measure == "relative_mse"
-        with exchangeable(model, [name]) as exchanged:
-            got = exchanged.run({"ids": IDS}, {name: Exchange(other)})["y"]
+        with exchangeable(model, [name]) as dense_model:
+            got = dense_model.exchanged([(name, Exchange(other))])({"ids": IDS})["y"]
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-3)
         expected = np.sum((want - dense) ** 2) / np.sum(dense**2)
-        assert measured.of({name: Exchange(other)}) == pytest.approx(expected, rel=1e-3)
-        assert measured.of({name: Exchange(_sites(model)[name].weight())}) == 0.0
+        assert measured.of([(name, Exchange(other))]) == pytest.approx(expected, rel=1e-3)
+        assert measured.of([(name, Exchange(_sites(model)[name].weight()))]) == 0.0
 
 
 def test_a_corrected_bias_is_part_of_the_exchange():
     model, sites = _model(), _sites(_model())
     moved = normal(48, seed=8)
     want = outputs(_model(bias=normal(48, seed=3) + moved), ids=IDS)["y"]
-    with exchangeable(model, sites) as exchanged:
+    with exchangeable(model, sites) as dense_model:
         exchange = Exchange(sites["second"].weight(), moved)
-        got = exchanged.run({"ids": IDS}, {"second": exchange})["y"]
+        got = dense_model.exchanged([("second", exchange)])({"ids": IDS})["y"]
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-3)
 
 
@@ -78,7 +78,7 @@ def test_several_weights_are_exchanged_at_once():
     model, sites = _model(), _sites(_model())
     zero = {name: Exchange(np.zeros_like(site.weight())) for name, site in sites.items()}
     with distortion(model, sites, [{"ids": IDS}, {"ids": IDS[:2]}]) as measured:
-        assert measured.of(zero) == pytest.approx(1.0)
+        assert measured.of(zero.items()) == pytest.approx(1.0)
 
 
 def test_of_logits_it_is_the_divergence():
@@ -99,14 +99,14 @@ def test_of_logits_it_is_the_divergence():
     expected = np.mean(np.sum(np.exp(p) * (p - q), axis=-1))
     with distortion(model, sites, [{"ids": IDS}]) as measured:
         assert measured.measure == "kl"
-        assert measured.of({"third": Exchange(other)}) == pytest.approx(expected, rel=1e-3)
+        assert measured.of([("third", Exchange(other))]) == pytest.approx(expected, rel=1e-3)
 
 
 def test_weights_that_make_no_numbers_distort_without_end():
     model, sites = _model(), _sites(_model())
     broken = np.full_like(sites["first"].weight(), np.inf)
     with distortion(model, sites, [{"ids": IDS}]) as measured:
-        assert measured.of({"first": Exchange(broken)}) == float("inf")
+        assert measured.of([("first", Exchange(broken))]) == float("inf")
 
 
 def test_a_dense_model_without_numbers_is_refused():
