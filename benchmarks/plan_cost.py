@@ -31,7 +31,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("calibration")
-    parser.add_argument("--plan-time", type=float, default=60.0)
+    parser.add_argument("--plan-time", type=float, default=600.0)
     parser.add_argument("--batch", default="1,32")
     options = parser.parse_args()
     batches = [int(size) for size in options.batch.split(",")]

@@ -60,7 +60,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", choices=SUBJECTS)
     parser.add_argument(
-        "--plan-time", type=float, default=60.0, help="seconds for the plan whose cost is measured"
+        "--plan-time", type=float, default=600.0, help="seconds for the plan whose cost is measured"
     )
     parser.add_argument(
         "--next-plan-time", type=float, default=60.0, help="seconds for each of the others"
