@@ -3,7 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# A file stays in one process: what its tests have set up is made once.
+# A file stays in one process: what its tests have set up is made once. Tests fill the cores by
+# themselves: threads of each process would wait for those of the others.
+test test-all: export OMP_NUM_THREADS := 1
+test test-all: export OPENBLAS_NUM_THREADS := 1
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test test-all check format bench bench-kernels bench-plans bench-gpu-bundle table ide wheel-test \
