@@ -41,7 +41,7 @@ bench-kernels: $(READY)  ## time single layers beside their peers, for docs/kern
 
 bench-plans: $(READY)  ## plan three models beside one scheme for all layers, for docs/plans.md
 	$(BIN)/python -m benchmarks.plans minilm
-	$(BIN)/python -m benchmarks.plans efficientnet
+	$(BIN)/python -m benchmarks.plans efficientnet --batch 1,8
 	$(BIN)/python -m benchmarks.plans smollm2 --next-plan-time 20
 	$(BIN)/python -m benchmarks.plan_table
 
