@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from graphs import graph, normal, outputs
+from scipy.special import rel_entr, softmax
+from undense.frontend import distortion as distortions
 from undense.frontend.distortion import distortion
 from undense.frontend.distortion_cache import DistortionCache
 from undense.frontend.exchange import Exchange, exchangeable
@@ -100,6 +105,37 @@ def test_of_logits_it_is_the_divergence():
     with distortion(model, sites, [{"ids": IDS}]) as measured:
         assert measured.measure == "kl"
         assert measured.of([("third", Exchange(other))]) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("logits_at_once", [1, 50, 1000])
+def test_the_divergence_is_that_of_scipy_however_many_rows_are_held(logits_at_once, monkeypatch):
+    monkeypatch.setattr(distortions, "_LOGITS", logits_at_once)
+    dense, other = normal(2, 7, 20), normal(2, 7, 20, seed=1)
+    dense[..., 3] = -np.inf
+    p, q = softmax(dense.astype(np.float64), -1), softmax(other.astype(np.float64), -1)
+    assert distortions._kl(dense, other) == pytest.approx(rel_entr(p, q).sum(), rel=1e-12)
+    assert distortions._kl(dense, dense) == 0.0
+    other[..., 5] = -np.inf
+    assert distortions._kl(dense, other) == np.inf
+
+
+def test_weights_are_made_one_after_another():
+    model = _model()
+    before: list[weakref.ref[Exchange]] = []
+
+    def made():
+        for name, site in _sites(model).items():
+            gc.collect()
+            assert sum(kept() is not None for kept in before) <= 1
+            exchange = Exchange(site.weight())
+            before.append(weakref.ref(exchange))
+            yield name, exchange
+            del exchange
+
+    with exchangeable(model, ORIENTATIONS) as dense_model:
+        same = dense_model.exchanged(made())({"ids": IDS})
+        np.testing.assert_array_equal(same["y"], dense_model.exchanged(())({"ids": IDS})["y"])
+    assert len(before) == len(ORIENTATIONS)
 
 
 def test_weights_that_make_no_numbers_distort_without_end():
