@@ -1,4 +1,4 @@
-"""Writes docs/plans.md from benchmarks/results/plans_*.json."""
+"""Writes docs/plans.md from benchmarks/results/plans_*.json, and siblings_*.json beside them."""
 
 from __future__ import annotations
 
@@ -47,6 +47,9 @@ def render(folder: Path = FOLDER) -> str:
         document = json.loads(path.read_text(encoding="utf-8"))
         name = path.stem.removeprefix("plans_")
         parts += [f"## {MODELS[name][0]}", *_model(document)]
+        siblings = path.with_name(f"siblings_{name}.json")
+        if siblings.exists():
+            parts += _siblings(json.loads(siblings.read_text(encoding="utf-8")))
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
@@ -140,6 +143,36 @@ def _rows(document: Mapping[str, Any]) -> Iterator[str]:
                 *(_beside(row["auto"][what], uniform) for what in equal),
             ]
         )
+
+
+def _siblings(document: Mapping[str, Any]) -> Iterator[str]:
+    batches = [str(batch) for batch in document["batches"]]
+    yield (
+        "With `--lossless fuse_siblings` linears that read one value are one site, with one "
+        "down-projection where it is of low rank or has a residual. Measured by "
+        f"`{document['command']}`: what that makes of bytes, of the error of the outputs against "
+        "dense, and of the time of a call, artifacts in turns."
+    )
+    headings = ["scheme", "MB", "MB fused", "error", "error fused"]
+    headings += [f"time fused / separate at {batch}" for batch in batches]
+    table = [line(headings), line(["---", *["---:"] * (len(headings) - 1)])]
+    for row in document["rows"]:
+        separate, fused = row["separate"], row["fused"]
+        times = (
+            fused["milliseconds"][batch]["median_ms"] / separate["milliseconds"][batch]["median_ms"]
+            for batch in batches
+        )
+        table.append(
+            line(
+                [
+                    f"`{row['scheme']}`",
+                    *(f"{kind['bytes'] / 1e6:.1f}" for kind in (separate, fused)),
+                    *(f"{kind['approximation_error']:.2g}" for kind in (separate, fused)),
+                    *(f"{ratio:.2f}" for ratio in times),
+                ]
+            )
+        )
+    yield "\n".join(table)
 
 
 def _beside(auto: Mapping[str, Any], uniform: Mapping[str, Any]) -> str:

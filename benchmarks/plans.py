@@ -70,7 +70,7 @@ def main() -> int:
     subject = SUBJECTS[options.model](False)
     with tempfile.TemporaryDirectory(prefix="undense-plans-") as folder:
         os.environ["UNDENSE_CACHE"] = f"{folder}/cache"
-        files = _written(subject.capture(), subject.calibration(), Path(folder))
+        files = written(subject.capture(), subject.calibration(), Path(folder))
         seconds = options.plan_time, options.next_plan_time
         for document in _measured(options.model, files, options.batch, seconds):
             path = FOLDER / f"plans_{options.model}.json"
@@ -87,6 +87,23 @@ def losses(document: Mapping[str, Any]) -> Iterator[str]:
         for name, auto in row["auto"].items():
             if "refused" in auto or auto["distortion"] > NOISE * row["uniform"]["distortion"]:
                 yield f"{row['scheme']} at equal {name}"
+
+
+def written(model: ir.Model, data: Sequence[Feed], folder: Path) -> tuple[str, str]:
+    """The model and its calibration data as the files that a user would have."""
+    ir.save(model, folder / "model.onnx", external_data="model.data")
+    arrays = {f"{n}/{name}": a for n, feed in enumerate(data) for name, a in feed.items()}
+    np.savez(folder / "calibration.npz", **arrays)  # type: ignore[arg-type]
+    return str(folder / "model.onnx"), str(folder / "calibration.npz")
+
+
+def rules_of(model: str, scheme: str) -> list[dict[str, str]] | str:
+    """That scheme for all sites of a file, or 8-bit codes where it cannot hold what is gathered."""
+    if scheme in ("dense", "auto") or ("codes" in scheme and "+" not in scheme):
+        return scheme
+    gathered = [site.name for site in find_sites(ir.load(model))[0] if site.gathered]
+    tables = [{"match": name, "scheme": _TABLE} for name in gathered]
+    return [*tables, {"match": "*", "scheme": scheme}]
 
 
 def _measured(
@@ -110,11 +127,6 @@ def _measured(
     planning = json.loads(cost.stdout.splitlines()[-1])
     print(f"planning: {planning}", file=sys.stderr)
     auto = plan("auto", None, batches)
-    tables = [
-        {"match": site.name, "scheme": _TABLE}
-        for site in find_sites(ir.load(model))[0]
-        if site.gathered
-    ]
     rows: list[dict[str, Any]] = []
     document = {
         "command": f"python -m benchmarks.plans {name}",
@@ -134,8 +146,7 @@ def _measured(
     print(f"compiled: {document['compiled']}", file=sys.stderr)
     yield document
     for scheme in UNIFORM:
-        rules = [*(tables if "codes" not in scheme else []), {"match": "*", "scheme": scheme}]
-        uniform = plan(rules, None, batches)
+        uniform = plan(rules_of(model, scheme), None, batches)
         found = {"size": _plan_or_refusal(plan, {"size_ratio": uniform["size_ratio"]}, batches)}
         for size, ratio in uniform["latency_ratio"].items():
             limit = {"latency_ratio": ratio}
@@ -185,14 +196,6 @@ def _short(found: Mapping[str, Any]) -> str:
         return str(found["refused"])
     times = ", ".join(f"{ratio:.3f} at {batch}" for batch, ratio in found["latency_ratio"].items())
     return f"size {found['size_ratio']:.3f}, time {times}, distortion {found['distortion']:.3g}"
-
-
-def _written(model: ir.Model, data: Sequence[Feed], folder: Path) -> tuple[str, str]:
-    """The model and its calibration data as the files that a user would have."""
-    ir.save(model, folder / "model.onnx", external_data="model.data")
-    arrays = {f"{n}/{name}": a for n, feed in enumerate(data) for name, a in feed.items()}
-    np.savez(folder / "calibration.npz", **arrays)  # type: ignore[arg-type]
-    return str(folder / "model.onnx"), str(folder / "calibration.npz")
 
 
 if __name__ == "__main__":

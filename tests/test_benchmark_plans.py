@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
+from graphs import graph
 from undense.passes.errors import InputError
 
 from benchmarks import plan_table, plans
@@ -73,6 +75,31 @@ def test_the_page_holds_what_was_measured(tmp_path: Path):
     row = "| `int_codes{bits=8}` | 25.0% | 0.50 | 0.02 | 0.01 (0.50) | refused |"
     assert row in page.splitlines()
     assert "`auto` loses at: int_codes{bits=8} at equal time at batch 1." in page
+
+
+def test_siblings_in_one_site_stand_behind_their_model(tmp_path: Path):
+    (tmp_path / "plans_minilm.json").write_text(json.dumps(_document(_costs(0.01))))
+    separate = {"bytes": 2e7, "approximation_error": 0.1, "milliseconds": {"1": {"median_ms": 2.0}}}
+    fused = {"bytes": 1.9e7, "approximation_error": 0.09, "milliseconds": {"1": {"median_ms": 1.5}}}
+    rows = [{"scheme": "auto", "separate": separate, "fused": fused}]
+    document = {"command": "python -m benchmarks.siblings minilm", "batches": [1], "rows": rows}
+    (tmp_path / "siblings_minilm.json").write_text(json.dumps(document))
+    page = plan_table.render(tmp_path)
+    assert "| `auto` | 20.0 | 19.0 | 0.1 | 0.09 | 0.75 |" in page.splitlines()
+
+
+def test_what_is_looked_up_keeps_codes_under_other_schemes(tmp_path: Path):
+    weights = {"table": np.ones((60, 40), np.float32), "w": np.ones((40, 40), np.float32)}
+    model = graph(
+        "g (int64[t] ids) => (float[t,40] y) { h = Gather(table, ids)  y = MatMul(h, w) }",
+        **weights,
+    )
+    ir.save(model, tmp_path / "model.onnx")
+    path = str(tmp_path / "model.onnx")
+    assert plans.rules_of(path, "int_codes{bits=4}") == "int_codes{bits=4}"
+    for scheme in ("low_rank{ratio=0.5}", "int_codes{bits=4}+residual{rank=16}"):
+        table = {"match": "table", "scheme": "int_codes{bits=8}"}
+        assert plans.rules_of(path, scheme) == [table, {"match": "*", "scheme": scheme}]
 
 
 def test_without_results_there_is_no_page(tmp_path: Path):

@@ -106,10 +106,13 @@ class Bench:
         rows: int,
         seconds: float,
     ) -> dict[Layer, Time]:
+        dense = next(iter(copies))
+        inputs = inputs_for(dense, rows)
+        nothing = empty_inputs(dense, rows) if dense.gathers else inputs
         calls: dict[Layer | int, Callable[[], object]] = {}
         for layer, number in copies.items():
-            calls[layer] = partial(finished, sessions[layer], inputs_for(layer, rows))
-            calls[number] = partial(finished, sessions[number], empty_inputs(layer, rows))
+            calls[layer] = partial(finished, sessions[layer], inputs)
+            calls[number] = partial(finished, sessions[number], nothing)
         samples = in_rounds(calls, seconds * len(copies))
         return {
             layer: Time.of_calls(samples[layer], float(np.median(samples[number])), number)
