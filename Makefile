@@ -3,7 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# A file stays in one process: what its tests have set up is made once.
+# A file stays in one process: what its tests have set up is made once. Tests fill the cores by
+# themselves: threads of each process would wait for those of the others.
+test test-all: export OMP_NUM_THREADS := 1
+test test-all: export OPENBLAS_NUM_THREADS := 1
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test test-all check format bench bench-kernels bench-plans bench-gpu-bundle table ide wheel-test \
@@ -38,7 +41,7 @@ bench-kernels: $(READY)  ## time single layers beside their peers, for docs/kern
 
 bench-plans: $(READY)  ## plan three models beside one scheme for all layers, for docs/plans.md
 	$(BIN)/python -m benchmarks.plans minilm
-	$(BIN)/python -m benchmarks.plans efficientnet
+	$(BIN)/python -m benchmarks.plans efficientnet --batch 1,8
 	$(BIN)/python -m benchmarks.plans smollm2 --next-plan-time 20
 	$(BIN)/python -m benchmarks.plan_table
 

@@ -3,8 +3,8 @@
 Compensation divides the error of codes by about two whatever their levels, so codes are compared
 with codes, by their bytes, and floating forms with each other, by their operations: only corners of
 a hull are the best at some price. Codes and planes without a residual are quick to fit, and are
-kept where none of their kind has both fewer bytes and less error: the kernels of both kinds differ,
-and kernels are timed afterwards, for what is left.
+kept where none of their kind has fewer bytes and less error in groups as large: kernels of both
+kinds differ, larger groups are less work, and kernels are timed afterwards, for what is left.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ def screened(job: ScreenJob) -> list[int]:
     return [number for number, option in enumerate(job.options) if option in kept]
 
 
+_Codes = IntCodes | TritPlanes
 _Of = Mapping[Structure, float]
 
 
@@ -93,12 +94,15 @@ def _is_floating(option: Structure) -> bool:
     return isinstance(option, Monarch) or (isinstance(option, LowRank) and option.coded is None)
 
 
-def _front(options: Sequence[Structure], costs: _Of, losses: _Of) -> list[Structure]:
-    """Those of which no other has at most the cost and less loss."""
+def _front(options: Sequence[_Codes], costs: _Of, losses: _Of) -> list[_Codes]:
+    """Those of which no other has at most the cost, less loss, and groups that are no smaller."""
     return [
         option
         for option in options
-        if not any(costs[o] <= costs[option] and losses[o] < losses[option] for o in options)
+        if not any(
+            costs[o] <= costs[option] and losses[o] < losses[option] and o.group >= option.group
+            for o in options
+        )
     ]
 
 

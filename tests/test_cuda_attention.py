@@ -120,10 +120,16 @@ def test_lengths(dtype: str, batch: int, queries: int, keys: int):
     check(spec_of(), dtype, batch, queries, keys, order="shuffled:1")
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
+SIZES = [(64, 64), (128, 64), (96, 32), (16, 112), (80, 80), (160, 160), (192, 16), (256, 256)]
+
+
 @pytest.mark.parametrize(
-    ("size", "value_size"),
-    [(64, 64), (128, 64), (96, 32), (16, 112), (80, 80), (160, 160), (192, 16), (256, 256)],
+    ("dtype", "size", "value_size"),
+    [
+        *(("float16", *sizes) for sizes in SIZES),
+        *(("float32", *sizes) for sizes in SIZES[::7]),
+        *(pytest.param("float32", *sizes, marks=pytest.mark.slow) for sizes in SIZES[1:-1]),
+    ],
 )
 def test_sizes(dtype: str, size: int, value_size: int):
     for queries in (3, 70):
@@ -142,7 +148,9 @@ def test_layouts_and_shared_heads(layouts: tuple[str, str, str], group: int):
 @pytest.mark.parametrize(
     "there", [(True, True, True, True), (False, False, True, True), (True, False, False, True)]
 )
-@pytest.mark.parametrize("kind", ["bool", "float32", "float16"])
+@pytest.mark.parametrize(
+    "kind", ["bool", pytest.param("float32", marks=pytest.mark.slow), "float16"]
+)
 def test_masks(there: tuple[bool, bool, bool, bool], kind: str):
     batch, queries, keys = 2, 19, 41
     spec = spec_of(group=2, mask=there, mask_dtype=kind, allow_empty=True)

@@ -102,7 +102,7 @@ def test_tilings_of_records_compute_the_same() -> None:
         assert_close(y, x.astype(np.float64) @ weight.T.astype(np.float64), reduction=96)
 
 
-@pytest.mark.parametrize("chunk", [640, 10, 3])
+@pytest.mark.parametrize("chunk", [640, pytest.param(10, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize(
     ("in_blocks", "out_blocks", "rank", "width"),
     [(1, 1, 90, 100), (3, 2, 5, 100), (4, 3, 20, 100), (2, 2, 5, 600)],

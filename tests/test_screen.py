@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from graphs import normal
 from undense.passes.decide import with_activations
+from undense.passes.linalg import relative_error
 from undense.passes.screen import ScreenJob, screened
 from undense.passes.stats import Stats
 from undense.passes.structures import candidates
+from undense.passes.structures.int_codes import IntCodes
 from undense.passes.structures.trit_planes import TritPlanes
 
 SHAPE = (96, 128)
@@ -34,6 +36,20 @@ def test_every_kind_of_kernel_keeps_options(stats):
     assert len(kept) < len(OPTIONS) / 2
     planes = [option.planes for option in kept if isinstance(option, TritPlanes)]
     assert sorted(set(planes)) == [1, 2, 3]
+
+
+def test_a_larger_group_is_kept_beside_one_that_is_better_and_smaller():
+    shape = (96, 160)
+    options = (IntCodes(bits_=8), IntCodes(bits_=8, group=32))
+    weight = normal(*shape)
+    large, small = (
+        relative_error(weight, option.dense(option.fit(weight, None, seed=0, site="s")), None)
+        for option in options
+    )
+    assert large > small
+    assert options[0].bits(*shape) > options[1].bits(*shape)
+    assert _kept(options, weight=weight) == list(options)
+    assert _kept(options[::-1], weight=weight) == list(options[::-1])
 
 
 def test_floating_forms_are_left_out_where_bytes_alone_count():

@@ -14,6 +14,7 @@ from structure_cases import (
     SHAPES,
     SITE,
     Matrix,
+    every_fit,
     every_kind,
     every_structure,
     fits_best,
@@ -38,7 +39,7 @@ def error_of(structure: Structure, weight: Matrix, factors: Factors) -> float:
 
 
 @pytest.mark.parametrize("data", [False, True], ids=["data-free", "calibrated"])
-@every_structure
+@every_fit
 def test_fit_is_repeatable_and_changes_nothing(
     structure: Structure, shape: tuple[int, int], data: bool
 ) -> None:
@@ -189,7 +190,7 @@ def odd_statistics(in_features: int) -> dict[str, Stats | None]:
 
 
 @pytest.mark.parametrize("statistics", odd_statistics(128).keys())
-@every_structure
+@every_fit
 def test_degenerate_input_gives_a_sound_result(
     structure: Structure, shape: tuple[int, int], statistics: str
 ) -> None:

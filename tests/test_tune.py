@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,16 @@ def model() -> ir.Model:
     return graph(TEXT, first=normal(64, 48), second=normal(48, 48), axis=np.array(1))
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("made") / "out"
+    undense.compile(model(), scheme="dense", output=path)
+    return path
+
+
 @pytest.fixture
-def artifact(tmp_path: Path) -> Path:
-    undense.compile(model(), scheme="dense", output=tmp_path / "out")
-    return tmp_path / "out"
+def artifact(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "out"))
 
 
 def found(fields: dict[str, Any]) -> Found:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -88,13 +89,17 @@ def _wait(ready: Any, seconds: float = 60) -> None:
         time.sleep(0.2)
 
 
-@pytest.fixture
-def artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("UNDENSE_CACHE", str(tmp_path / "cache"))
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("made") / "out"
     model: ir.Model = graph(TEXT, first=normal(64, 48))
-    target = f"llvm -mcpu={KEY}"
-    undense.compile(model, target=target, scheme="dense", output=tmp_path / "out")
-    return tmp_path / "out"
+    undense.compile(model, target=f"llvm -mcpu={KEY}", scheme="dense", output=path)
+    return path
+
+
+@pytest.fixture
+def artifact(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "out"))
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from ..errors import FitError, SchemeError
 from ..linalg import check_weight, fit_moment, relative_error
 from ..stats import Stats
 from .base import Activations, Factors, Form, Structure
+from .block_quantized import largest_group
 from .int_codes import IntCodes
 from .low_rank import LowRank
 from .trit_planes import TritPlanes
@@ -79,14 +80,15 @@ class Residual(Structure):
 
     @classmethod
     def candidates(cls, out_features: int, in_features: int) -> Sequence[Structure]:
-        """Every candidate for codes, each with the ranks 16 and 32 that the shape has."""
+        """Candidates for codes in groups without filling, with the ranks 16 and 32 of the shape."""
         shape = (out_features, in_features)
         every: list[IntCodes | TritPlanes] = [
             *IntCodes.candidates(*shape),
             *TritPlanes.candidates(*shape),
         ]
         ranks = [rank for rank in _CANDIDATE_RANKS if rank <= min(shape)]
-        return [cls(codes, rank) for codes in every for rank in ranks]
+        largest = largest_group(in_features)
+        return [cls(codes, rank) for codes in every for rank in ranks if codes.group <= largest]
 
     def resolve(self, out_features: int, in_features: int, *, site: str) -> Residual:
         """Itself: nothing in it is relative."""

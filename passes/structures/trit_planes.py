@@ -98,9 +98,13 @@ class TritPlanes(BlockQuantized):
 
     @classmethod
     def candidates(cls, out_features: int, in_features: int) -> Sequence[TritPlanes]:
-        """One, two and three tied planes, in the largest group up to 128 that divides n."""
+        """One, two and three tied planes, in the largest group up to 128 that divides n.
+
+        Also two and three in the default group where it does not divide: that can be faster.
+        """
         group = largest_group(in_features)
-        return [cls(planes=1, group=group), cls(planes=2, group=group), cls(planes=3, group=group)]
+        options = [cls(planes=planes, group=group) for planes in (1, 2, 3)]
+        return list(dict.fromkeys([cls(planes=2), cls(planes=3), *options]))
 
     def resolve(self, out_features: int, in_features: int, *, site: str) -> TritPlanes:
         """Itself: every shape admits it."""
