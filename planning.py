@@ -222,21 +222,22 @@ class Planner:
         rest: Mapping[int, float],
         schemes: Mapping[str, Scheme],
     ) -> PricedModel:
+        from .backend.option_bytes import OptionBytes
         from .backend.stored import weight_bytes
 
         sites = []
-        rounding = self._rounding(fits)
+        rounding, stored = self._rounding(fits), OptionBytes(self.job.target)
         for site in self.sites:
             dense = Option(
                 DENSE, _dense_bytes(site, self.job.dtype), times[site.name][DENSE], 0.0, 0.0, True
             )
             options = [dense]
+            shape, dtype = (site.out_features, site.in_features), _dtype(site, self.job.dtype)
             for scheme, found in fits[site.name].items():
-                stored = sum(tensor.nbytes for tensor in found.fitted.tensors.values())
                 options.append(
                     Option(
                         scheme,
-                        stored,
+                        stored.of(found.fitted, shape, dtype),
                         times[site.name][scheme],
                         found.relative_error,
                         0.0,
@@ -373,5 +374,9 @@ def _at(
 
 
 def _dense_bytes(site: Site, dtype: ir.DataType | None) -> int:
-    stored = dtype or site.uses[0].dtype
-    return int(stored.itemsize) * site.out_features * site.in_features
+    return int(_dtype(site, dtype).itemsize) * site.out_features * site.in_features
+
+
+def _dtype(site: Site, converted: ir.DataType | None) -> ir.DataType:
+    """Of the activations, once the model is converted if it is to be."""
+    return converted or site.uses[0].dtype

@@ -281,3 +281,17 @@ def test_kernels_are_timed_for_real(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert planned.report["batches"] == [4]
     assert planned.report["latency_ratio"]["4"] > 0
+
+
+@pytest.mark.parametrize("target", ["llvm", "ort-cpu"])
+@pytest.mark.parametrize(
+    "scheme", ["int_codes{bits=8}", "trit_planes{planes=3}", "low_rank{rank=8,factor_bits=8}"]
+)
+def test_predicted_bytes_are_those_that_are_written(quick_times, scheme, target):
+    # Of 100 inputs no group is whole, and what ONNX Runtime fills TVM does not store.
+    model = graph("g (float[t,100] x) => (float[t,64] y) { y = MatMul(x, w) }", w=normal(100, 64))
+    data = [(normal(16, 100, seed=number),) for number in range(8)]
+    options = {"calibration_dataset": data, "scheme": scheme, "target": target}
+    predicted = undense.plan(model, **options).report["size_ratio"]
+    found = undense.compile(model, **options).report["bytes"]
+    assert found["after"] == pytest.approx(predicted * found["before"], rel=1e-12)

@@ -1,0 +1,44 @@
+"""`OptionBytes`: what a target stores for a fit."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from ..passes.replace import Fitted
+from .target import Target
+
+
+class OptionBytes:
+    """Bytes of a fit: of its tensors for ONNX Runtime, of what the kernel packs for TVM.
+
+    They follow from the structure and the shape, so that one fit of each is packed and stands for
+    all others.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._packed: dict[tuple[str, int, int, str], int] = {}
+
+    def of(self, fitted: Fitted, shape: tuple[int, int], dtype: ir.DataType) -> int:
+        """Of a weight `[out_features, in_features]` of that shape, with activations of a type.
+
+        Raises:
+            LoweringError: TVM has no kernel for the structure.
+        """
+        if self._target.engine != "tvm":
+            return sum(tensor.nbytes for tensor in fitted.tensors.values())
+        name = dtype.numpy().name
+        key = (str(fitted.structure), *shape, name)
+        if key not in self._packed:
+            self._packed[key] = self._bytes(fitted, shape, name)
+        return self._packed[key]
+
+    def _bytes(self, fitted: Fitted, shape: tuple[int, int], dtype: str) -> int:
+        from .kernels import kernel_for
+
+        structure = fitted.structure
+        with self._target.tvm():
+            packed = kernel_for(structure, dtype).pack(
+                structure, structure.unpack(fitted.tensors, *shape)
+            )
+        return sum(array.nbytes for array in packed.values())
