@@ -79,7 +79,7 @@ def cases() -> Iterator[Any]:
         yield pytest.param(structure, id=str(structure), marks=[pytest.mark.slow] * repeats)
 
 
-@pytest.mark.parametrize("structure", cases())
+@pytest.mark.parametrize("structure", list(cases()))
 def test_numpy_onnx_runtime_and_tvm_agree(structure: Structure) -> None:
     structure = resolved(structure, SMALL)
     factors = random_factors(structure, SMALL)
