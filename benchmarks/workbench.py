@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-from undense.backend.onnx_runtime import prepare
+from undense.backend.package import prepare
 from undense.backend.stored import weight_bytes
 from undense.backend.target import Target
 from undense.frontend.calibrate import calibrate
