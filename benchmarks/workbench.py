@@ -69,7 +69,9 @@ class _SharingJob(Job):
     shared: _Shared = field(default_factory=_Shared)
 
     def fit(self, model: ir.Model, decided: Decided) -> dict[str, FitResult]:
-        """Fits what the last compile of the same variant did not."""
+        """Fits what the last compile of the same variant did not; a plan has its own."""
+        if decided.fits is not None:
+            return dict(decided.fits)
         shared = self.shared
         if decided.samples is not None and not shared.stats:
             for _, found in calibrate(
