@@ -107,7 +107,11 @@ FIRST_CASES = [
     for cls in structures().values()
     for structure in resolved(cls, SHAPES[0])
 ]
-FITS = list({_any_rank(case.values[0]): case for case in FIRST_CASES}.values())
+_QUICK = {_any_rank(case.values[0]): case for case in FIRST_CASES}.values()
+FITS = [
+    case if case in _QUICK else pytest.param(*case.values, id=case.id, marks=pytest.mark.slow)
+    for case in FIRST_CASES
+]
 every_case = pytest.mark.parametrize(("structure", "shape"), CASES)
 every_structure = pytest.mark.parametrize(("structure", "shape"), FIRST_CASES)
 every_fit = pytest.mark.parametrize(("structure", "shape"), FITS)
