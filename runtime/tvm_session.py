@@ -6,6 +6,7 @@ import os
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -36,6 +37,7 @@ from .alignment import ALIGNMENT
 from .cublas import cublas_module
 from .cuda_runtime import cuda_device
 from .tvm_cuda import TURNS, Staging, stream_of, to_device, to_torch_on_gpu
+from .tvm_pool import POOL
 
 _BIG_CORES = 1
 _GO_ON = 0  # what an instrument of the virtual machine returns to have the call made
@@ -73,6 +75,8 @@ class TvmSession(Session):
         self._parameter_memory = {value.data_ptr() for value in self._parameters}
         self._local = threading.local()
         self._staging = Staging(self._device)
+        if device == "cpu":
+            weakref.finalize(self, POOL.empty).atexit = False
 
     def _main(self) -> Any:
         main = getattr(self._local, "main", None)
@@ -102,8 +106,9 @@ class TvmSession(Session):
             with self._turn([]):
                 staged = [self._staging.put(*item) for item in enumerate(arrays)]
                 return [value.numpy() for value in self._call(staged)]
-        inputs = [self._to_tvm(array) for array in arrays]
-        results = self._call(inputs)
+        with POOL.call((id(self), *(array.shape for array in arrays))):
+            inputs = [self._to_tvm(array) for array in arrays]
+            results = self._call(inputs)
         return [_to_numpy(value, copy=copy) for value, copy in self._owned(results, inputs)]
 
     def _call(self, inputs: Sequence[Any]) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from undense.backend.kernel_times import Layer, Time, bench, kernel_times, measure
 from undense.backend.kernel_times.layer import at_pace
-from undense.backend.kernel_times.models import bytes_of
+from undense.backend.kernel_times.models import activation_bytes, bytes_of
 from undense.backend.target import Target
 
 DENSE = Layer(256, 128, "dense")
@@ -14,13 +14,15 @@ CODED = [Layer(256, 128, f"int_codes{{bits={bits},activations=float}}") for bits
 
 def test_what_is_loaded_at_a_time_is_bounded_and_each_layer_loaded_once(monkeypatch):
     copies = {DENSE: 4, **dict.fromkeys(CODED, 8)}
-    loaded = [8 * bytes_of(layer) for layer in CODED]
+    loaded = [8 * bytes_of(layer) + activation_bytes(layer, 1) for layer in CODED]
     monkeypatch.setattr(bench, "_LOADED_BYTES", loaded[0] + loaded[1])
-    groups = list(bench._groups([DENSE, *CODED], copies))
+    groups = list(bench._groups([DENSE, *CODED], copies, 1))
     assert groups == [[DENSE, *CODED[:2]], [DENSE, CODED[2]]]
+    one_each = [[DENSE, layer] for layer in CODED]
+    assert list(bench._groups([DENSE, *CODED], copies, 64)) == one_each  # rows count too
     monkeypatch.setattr(bench, "_LOADED_BYTES", 1)
-    assert list(bench._groups([DENSE, *CODED], copies)) == [[DENSE, layer] for layer in CODED]
-    assert list(bench._groups([DENSE], copies)) == [[DENSE]]
+    assert list(bench._groups([DENSE, *CODED], copies, 1)) == one_each
+    assert list(bench._groups([DENSE], copies, 1)) == [[DENSE]]
 
 
 def test_later_groups_are_brought_to_the_pace_of_the_first():

@@ -20,13 +20,21 @@ from ..target import Target
 from .built import write
 from .layer import Layer, Time, at_pace
 from .machine import cache_bytes
-from .models import bytes_of, copies_of, empty_inputs, empty_model, inputs_for, layer_model
+from .models import (
+    activation_bytes,
+    bytes_of,
+    copies_of,
+    empty_inputs,
+    empty_model,
+    inputs_for,
+    layer_model,
+)
 from .rounds import in_rounds
 
 _SECONDS = 0.3
 """For a layer with all of its numbers of rows, unless a few calls take longer."""
 _LOADED_BYTES = 96 * 2**20
-"""Of weights that take turns, beside the dense ones: all forms of a large layer would not fit."""
+"""Of what takes turns, beside the dense form: all forms of a large layer would not fit."""
 
 
 class Steps:
@@ -70,16 +78,27 @@ class Bench:
         found: dict[int, dict[Layer, Time]] = {rows: {} for rows in by_rows}
         with tempfile.TemporaryDirectory(prefix="undense-times-") as folder:
             paths = self._compiled(copies, Path(folder))
-            for group in _groups(layers, copies):
-                names: set[Layer | int] = {*group, *(copies[layer] for layer in group)}
-                sessions = {name: load(paths[name], num_threads=self.threads) for name in names}
-                for rows, timed in by_rows.items():
-                    together = {layer: copies[layer] for layer in group if layer in timed}
-                    if len(together) == 1 and found[rows]:
-                        continue  # the dense layer alone, again
-                    times = self._timed(sessions, together, rows, _SECONDS / len(by_rows))
+            for group in _groups(layers, copies, max(by_rows)):
+                together = {layer: copies[layer] for layer in group}
+                for rows, times in self._of_group(together, by_rows, paths).items():
                     found[rows] |= at_pace(times, layers[0], found[rows].get(layers[0]))
         self.steps.done(len(layers))
+        return found
+
+    def _of_group(
+        self,
+        copies: Mapping[Layer, int],
+        by_rows: Mapping[int, Sequence[Layer]],
+        paths: Mapping[Layer | int, Path],
+    ) -> dict[int, dict[Layer, Time]]:
+        """The times of layers that are loaded together, and let go of before the next are."""
+        names: set[Layer | int] = {*copies, *copies.values()}
+        sessions = {name: load(paths[name], num_threads=self.threads) for name in names}
+        found = {}
+        for rows, timed in by_rows.items():
+            together = {layer: number for layer, number in copies.items() if layer in timed}
+            if len(together) > 1 or len(timed) == 1:  # the dense layer is in each group
+                found[rows] = self._timed(sessions, together, rows, _SECONDS / len(by_rows))
         return found
 
     def _compiled(self, copies: Mapping[Layer, int], folder: Path) -> dict[Layer | int, Path]:
@@ -127,14 +146,23 @@ def _compile(
     write(model, target, path)
 
 
-def _groups(layers: Sequence[Layer], copies: Mapping[Layer, int]) -> Iterator[list[Layer]]:
-    """Layers that are loaded at a time, the dense one, which is the first, in each."""
+def _groups(
+    layers: Sequence[Layer], copies: Mapping[Layer, int], rows: int
+) -> Iterator[list[Layer]]:
+    """Layers that are loaded at a time, the dense one, which is the first, in each.
+
+    Args:
+        layers: of one shape.
+        copies: of each in its model.
+        rows: the most that a call has; each session keeps what it has computed for them.
+    """
     dense, *others = layers
     group, size = [dense], 0
     for layer in others:
-        size += copies[layer] * bytes_of(layer)
+        held = copies[layer] * bytes_of(layer) + activation_bytes(layer, rows)
+        size += held
         if size > _LOADED_BYTES and len(group) > 1:
             yield group
-            group, size = [dense], copies[layer] * bytes_of(layer)
+            group, size = [dense], held
         group.append(layer)
     yield group

@@ -112,6 +112,12 @@ def bytes_of(layer: Layer) -> int:
     return math.ceil(structure_of(layer).bits(*shape) / 8)
 
 
+def activation_bytes(layer: Layer, rows: int) -> int:
+    """Of y, and of x as a structure changes it, for one copy: others use the same memory again."""
+    features = layer.out_features + layer.in_features
+    return math.ceil(rows * features * layer.element_type.itemsize)
+
+
 def _model(
     x: ir.Value,
     copies: int,
