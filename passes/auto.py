@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .allocate import Impossible, Limit, allocate
+from .allocate import Impossible, Limit, Table, allocate, total
 from .budget import Budget
 from .errors import PlanError
 from .pricing import Option, PricedModel, PricedSite
 
 _GROUP = re.compile(r"\{group=\d+\}|(?<=\{)group=\d+,|,group=\d+")
+
+_KEPT = 1 + 1e-9
+"""Times a limit, up to which a sum keeps it."""
 
 Price = Callable[[PricedSite, Option], float]
 
@@ -54,7 +58,7 @@ def pareto(model: PricedModel, points: int = 5) -> list[list[int]]:
     least, most = (float(sum(map(pick, sizes))) for pick in (min, max))
     found: list[list[int]] = []
     for limit in np.geomspace(max(least, 1), max(most, 1), points + 1)[:-1]:
-        limits = [Limit("size_ratio", sizes, float(limit) * (1 + 1e-9))]
+        limits = [Limit("size_ratio", sizes, _KEPT * float(limit))]
         chosen = free.numbers(allocate(free.table(_distortion), limits))
         if chosen not in found:
             found.append(chosen)
@@ -103,9 +107,52 @@ def exceeded(model: PricedModel, budget: Budget, chosen: Sequence[int]) -> dict[
     found: dict[str, float] = {}
     for name, cost in costs:
         limit = getattr(budget, name)
-        if limit is not None and cost > limit * (1 + 1e-9):
+        if limit is not None and cost > _KEPT * limit:
             found[name] = max(cost, found.get(name, 0.0))
     return found
+
+
+def swaps(
+    model: PricedModel, budget: Budget, chosen: Sequence[int], best: int
+) -> Iterator[list[int]]:
+    """Choices that differ at two sites and keep the limits on costs, those of the least sum first.
+
+    One of the two loses less than before, the other not.
+
+    Args:
+        model: the options.
+        budget: limits of costs.
+        chosen: keeps them.
+        best: so many of the changes that lose less are tried, those that do most.
+    """
+    free = _Free(model, budget)
+    places = [numbers.index(number) for numbers, number in zip(free.open, chosen, strict=True)]
+    changes = [
+        (site, place)
+        for site, numbers in enumerate(free.open)
+        for place in range(len(numbers))
+        if place != places[site]
+    ]
+
+    def added(table: Table) -> NDArray[np.float64]:
+        """By each change."""
+        return np.array([table[site][place] - table[site][places[site]] for site, place in changes])
+
+    lost = added(free.table(_distortion))
+    order = np.argsort(lost, kind="stable")
+    lowered, raised = order[lost[order] < 0][:best], order[lost[order] >= 0]
+    sites = np.array([site for site, _ in changes], int)
+    kept = sites[lowered][:, None] != sites[raised]
+    for limit in free.limits():
+        costs, spare = added(limit.costs), _KEPT * limit.most - total(limit.costs, places)
+        kept &= costs[lowered][:, None] + costs[raised] <= spare
+    pairs = np.argwhere(kept)
+    sums = lost[lowered][pairs[:, 0]] + lost[raised][pairs[:, 1]]
+    for one, other in pairs[np.argsort(sums, kind="stable")]:
+        candidate = list(chosen)
+        for site, place in (changes[lowered[one]], changes[raised[other]]):
+            candidate[site] = free.open[site][place]
+        yield candidate
 
 
 class _Free:

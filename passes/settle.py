@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from .auto import allowed, choose, uniform
+from .auto import allowed, choose, swaps, uniform
 from .budget import Budget
 from .errors import PlanError
 from .pricing import PricedModel
@@ -162,7 +162,9 @@ def _swapped(found: Settled, budget: Budget, sensitivities: Sensitivities) -> Se
     improves = True
     while improves:
         improves = False
-        for candidate in itertools.islice(_neighbours(found, budget), _SWAPS - tried):
+        for candidate in itertools.islice(
+            swaps(found.model, budget, found.chosen, _SWAPS), _SWAPS - tried
+        ):
             if sensitivities.time_is_up:
                 break
             tried += 1
@@ -188,30 +190,3 @@ def _uniform_if_better(found: Settled, budget: Budget, sensitivities: Sensitivit
         if joint < best.joint:
             best = replace(best, chosen=candidate, joint=joint)
     return best
-
-
-def _neighbours(found: Settled, budget: Budget) -> Iterator[list[int]]:
-    """Choices that differ at two sites and keep the limits, those of the least sum first."""
-    model, chosen = found.model, found.chosen
-    changes = [
-        (site, option)
-        for site, priced in enumerate(model.sites)
-        for option in range(len(priced.options))
-        if option != chosen[site] and priced.fixed is None
-    ]
-    gains = {
-        (site, option): model.sites[site].options[option].distortion
-        - model.sites[site].options[chosen[site]].distortion
-        for site, option in changes
-    }
-    lowered = sorted((c for c in changes if gains[c] < 0), key=gains.__getitem__)[:_SWAPS]
-    raised = sorted((c for c in changes if gains[c] >= 0), key=gains.__getitem__)
-    pairs = sorted(
-        ((one, other) for one in lowered for other in raised if one[0] != other[0]),
-        key=lambda pair: gains[pair[0]] + gains[pair[1]],
-    )
-    for one, other in pairs:
-        candidate = list(chosen)
-        candidate[one[0]], candidate[other[0]] = one[1], other[1]
-        if allowed(model, budget, candidate):
-            yield candidate

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pricing import BITS, model, schemes, site
-from undense.passes.auto import allowed, choose, pareto, reason, runners_up
+from undense.passes.auto import allowed, choose, pareto, reason, runners_up, swaps
 from undense.passes.budget import DEFAULT_DROP, Budget
 from undense.passes.errors import PlanError, SchemeError
 from undense.passes.pricing import PricedModel
@@ -109,6 +110,38 @@ def test_what_is_chosen_is_allowed_and_no_uniform_scheme_beats_it(sensitivities,
         uniform = [option] * len(sensitivities)
         if allowed(priced, budget, uniform):
             assert priced.distortion(chosen) <= priced.distortion(uniform) * (1 + 1e-5)
+
+
+@given(
+    st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=4),
+    st.sampled_from(
+        [
+            Budget(size_ratio=0.2),
+            Budget(effective_bits=5),
+            Budget(latency_ratio=0.3, size_ratio=0.5),
+        ]
+    ),
+)
+def test_swaps_are_all_pairs_that_keep_the_limits_best_first(sensitivities, budget):
+    priced = model(*(site(f"s{n}", value) for n, value in enumerate(sensitivities)))
+    chosen = choose(priced, budget)
+    found = list(swaps(priced, budget, chosen, 100))
+    sums = [priced.distortion(other) for other in found]
+    assert all(after >= before * (1 - 1e-9) for before, after in itertools.pairwise(sums))
+    expected = [
+        list(other)
+        for other in itertools.product(range(4), repeat=len(chosen))
+        if sorted(_changes(priced, chosen, other)) == [False, True]
+        and allowed(priced, budget, other)
+    ]
+    assert sorted(found) == sorted(expected)
+    assert set(map(tuple, swaps(priced, budget, chosen, 1))) <= set(map(tuple, found))
+
+
+def _changes(priced, chosen, other):
+    """Whether each change of a choice lowers the distortion."""
+    pairs = zip(priced.taken(chosen), priced.taken(other), strict=True)
+    return [after.distortion < before.distortion for before, after in pairs if after != before]
 
 
 @pytest.mark.parametrize(
