@@ -25,6 +25,7 @@ check: $(READY) ide  ## lint and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p undense
+	$(BIN)/mypy benchmarks
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -37,7 +37,7 @@ def structured_model(form: Form, out_features: int, in_features: int) -> onnx.Mo
         ir.Value(
             name=name,
             const_value=tensor,
-            shape=ir.Shape(tensor.shape.dims),
+            shape=ir.Shape(tensor.shape.numpy()),
             type=ir.TensorType(tensor.dtype),
         )
         for name, tensor in structure.pack(form.factors, "fast").items()

@@ -44,6 +44,10 @@ class Subject(ABC):
     variants: Sequence[Variant]
 
     @abstractmethod
+    def __init__(self, quick: bool) -> None:
+        """Quick subjects have fewer samples."""
+
+    @abstractmethod
     def capture(self) -> ir.Model:
         """The dense model."""
 
@@ -67,7 +71,7 @@ class Subject(ABC):
 def run(subject_type: type[Subject], arguments: Sequence[str] | None = None) -> int:
     """Measures the variants that are missing or out of date; 1 if one of them failed."""
     options = _options(subject_type.name, arguments)
-    subject = subject_type(quick=options.quick)  # type: ignore[call-arg]
+    subject = subject_type(quick=options.quick)
     threads = usable_cores()
     folder = Path(tempfile.mkdtemp(prefix="undense-quick-")) if options.quick else FOLDER
     results = Results(subject.name, threads, folder)

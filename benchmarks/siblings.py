@@ -58,7 +58,7 @@ def main() -> int:
         data = subject.calibration()
         files = written(subject.capture(), data, Path(folder))
         batches = [int(size) for size in options.batch.split(",")]
-        feeds = resized(data[0], ir.load(files[0]), batches)
+        feeds = resized(dict(data[0]), ir.load(files[0]), batches)
         rows: list[dict[str, Any]] = []
         for row in _rows(files, options.schemes, feeds, options.plan_time):
             rows.append(row)

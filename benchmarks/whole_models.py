@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for subject_type in SUBJECTS:
         if options.model and subject_type.name not in options.model:
             continue
-        rows = _measure(subject_type(quick=options.quick), threads, quick=options.quick)  # type: ignore[call-arg]
+        rows = _measure(subject_type(quick=options.quick), threads, quick=options.quick)
         document["models"][subject_type.name] = {
             "machine": machine(),
             "sources": source_hash(),

@@ -25,8 +25,10 @@ class Attention(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("query", "key", "value", "output"):
-            self.add_module(name, nn.Linear(FEATURES, FEATURES))
+        self.query = nn.Linear(FEATURES, FEATURES)
+        self.key = nn.Linear(FEATURES, FEATURES)
+        self.value = nn.Linear(FEATURES, FEATURES)
+        self.output = nn.Linear(FEATURES, FEATURES)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[batch, length, features]` to the same."""
@@ -50,7 +52,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[batch, length, features]` to the same."""
         x = x + self.attention(self.attention_norm(x))
-        return x + self.down(nn.functional.gelu(self.up(self.feed_forward_norm(x))))
+        fed: Tensor = self.down(nn.functional.gelu(self.up(self.feed_forward_norm(x))))
+        return x + fed
 
 
 class Encoder(nn.Module):
@@ -71,7 +74,8 @@ class Encoder(nn.Module):
         x = x + self.positions[: x.shape[1]]
         for block in self.blocks:
             x = block(x)
-        return self.norm(x)
+        normed: Tensor = self.norm(x)
+        return normed
 
 
 def is_installed() -> bool:
