@@ -5,24 +5,26 @@ from __future__ import annotations
 import pytest
 from undense.backend.kernel_times import Layer, Time, bench, kernel_times, measure
 from undense.backend.kernel_times.layer import at_pace
-from undense.backend.kernel_times.models import activation_bytes, bytes_of
 from undense.backend.target import Target
+from undense.passes.progress import silent
 
 DENSE = Layer(256, 128, "dense")
 CODED = [Layer(256, 128, f"int_codes{{bits={bits},activations=float}}") for bits in (8, 4, 3)]
 
 
 def test_what_is_loaded_at_a_time_is_bounded_and_each_layer_loaded_once(monkeypatch):
-    copies = {DENSE: 4, **dict.fromkeys(CODED, 8)}
-    loaded = [8 * bytes_of(layer) + activation_bytes(layer, 1) for layer in CODED]
-    monkeypatch.setattr(bench, "_LOADED_BYTES", loaded[0] + loaded[1])
-    groups = list(bench._groups([DENSE, *CODED], copies, 1))
-    assert groups == [[DENSE, *CODED[:2]], [DENSE, CODED[2]]]
-    one_each = [[DENSE, layer] for layer in CODED]
-    assert list(bench._groups([DENSE, *CODED], copies, 64)) == one_each  # rows count too
+    held = {DENSE: 400, CODED[0]: 80, CODED[1]: 20, CODED[2]: 10}
+    monkeypatch.setattr(bench, "_LOADED_BYTES", 100)
+    assert list(bench._groups(held)) == [[DENSE, *CODED[:2]], [DENSE, CODED[2]]]
     monkeypatch.setattr(bench, "_LOADED_BYTES", 1)
-    assert list(bench._groups([DENSE, *CODED], copies, 1)) == one_each
-    assert list(bench._groups([DENSE], copies, 1)) == [[DENSE]]
+    assert list(bench._groups(held)) == [[DENSE, layer] for layer in CODED]
+    assert list(bench._groups({DENSE: 400})) == [[DENSE]]
+
+
+@pytest.mark.parametrize(("target", "computed"), [("llvm", 0), ("ort-cpu", 4 * 16 * (256 + 128))])
+def test_sessions_hold_weights_and_those_of_onnx_runtime_what_they_compute(target, computed):
+    timing = bench.Bench(Target.parse(target), "fast", 1, bench.Steps(silent, 1))
+    assert timing._held(DENSE, 3, 16) == 3 * 4 * 256 * 128 + computed
 
 
 def test_later_groups_are_brought_to_the_pace_of_the_first():

@@ -78,7 +78,8 @@ class Bench:
         found: dict[int, dict[Layer, Time]] = {rows: {} for rows in by_rows}
         with tempfile.TemporaryDirectory(prefix="undense-times-") as folder:
             paths = self._compiled(copies, Path(folder))
-            for group in _groups(layers, copies, max(by_rows)):
+            held = {layer: self._held(layer, copies[layer], max(by_rows)) for layer in layers}
+            for group in _groups(held):
                 together = {layer: copies[layer] for layer in group}
                 for rows, times in self._of_group(together, by_rows, paths).items():
                     found[rows] |= at_pace(times, layers[0], found[rows].get(layers[0]))
@@ -100,6 +101,11 @@ class Bench:
             if len(together) > 1 or len(timed) == 1:  # the dense layer is in each group
                 found[rows] = self._timed(sessions, together, rows, _SECONDS / len(by_rows))
         return found
+
+    def _held(self, layer: Layer, copies: int, rows: int) -> int:
+        """Bytes of a loaded model; sessions of TVM use the same memory for what they compute."""
+        computed = 0 if self.target.engine == "tvm" else activation_bytes(layer, rows)
+        return copies * bytes_of(layer) + computed
 
     def _compiled(self, copies: Mapping[Layer, int], folder: Path) -> dict[Layer | int, Path]:
         """Of each layer, and of a call that does nothing by its number of copies."""
@@ -146,23 +152,14 @@ def _compile(
     write(model, target, path)
 
 
-def _groups(
-    layers: Sequence[Layer], copies: Mapping[Layer, int], rows: int
-) -> Iterator[list[Layer]]:
-    """Layers that are loaded at a time, the dense one, which is the first, in each.
-
-    Args:
-        layers: of one shape.
-        copies: of each in its model.
-        rows: the most that a call has; each session keeps what it has computed for them.
-    """
-    dense, *others = layers
+def _groups(held: Mapping[Layer, int]) -> Iterator[list[Layer]]:
+    """Layers of one shape that are loaded at a time, by their bytes; the first is in each group."""
+    dense, *others = held
     group, size = [dense], 0
     for layer in others:
-        held = copies[layer] * bytes_of(layer) + activation_bytes(layer, rows)
-        size += held
+        size += held[layer]
         if size > _LOADED_BYTES and len(group) > 1:
             yield group
-            group, size = [dense], held
+            group, size = [dense], held[layer]
         group.append(layer)
     yield group
