@@ -90,7 +90,7 @@ class AccuracyControl:
                 shutil.rmtree(candidate.built.artifact.path)
             # Each has a path of its own: a library is not loaded again from the same one.
             path = place / f"candidate-{number}"
-            candidates.append(self._candidate(self._revised(decided, back), path))
+            candidates[:] = [self._candidate(self._revised(decided, back), path)]
             return self.allowed.drop(candidates[-1].metric)
 
         with temporary_sibling(folder) as place:

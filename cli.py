@@ -33,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(options, f"{where}{cause_of(error)}")
+    except ModuleNotFoundError as error:
+        return _fail(options, f"{error.name} is missing: pip install 'undense[cpu]'")
     except KeyboardInterrupt:
         return _fail(options, "interrupted; no artifact was written")
     except Exception as error:

@@ -116,6 +116,7 @@ def compile(
     Raises:
         UndenseError: one of its kinds, naming the layer or file, the cause and the remedy.
     """
+    _check_installed()
     from .accuracy_control import AccuracyControl
     from .backend.package import check_toolchain
     from .candidate import Candidate
@@ -201,6 +202,7 @@ def plan(
     Raises:
         UndenseError: as `compile`.
     """
+    _check_installed()
     from .backend.package import check_toolchain
     from .passes.errors import SchemeError
     from .passes.request import Request
@@ -221,6 +223,19 @@ def plan(
     decided = job.decide(captured, args, calibration_dataset, request)
     assert decided.planned is not None, "there is data, and schemes by name are measured too"
     return decided.planned
+
+
+def _check_installed() -> None:
+    """Refuses where nothing but artifacts can be run, before an import fails."""
+    from importlib.util import find_spec
+
+    from .passes.errors import MissingDependencyError
+
+    missing = [name for name in ("onnx", "onnx_ir", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise MissingDependencyError(
+            f"compiling needs {', '.join(missing)}: pip install 'undense[cpu]'"
+        )
 
 
 def _target(

@@ -191,7 +191,9 @@ class Job:
         else:
             schemes = choose_schemes(sites, request.scheme, request.ignored_scope)
             automatic = any(scheme == "auto" for scheme in schemes.values())
-            request.check_budget(automatic=automatic, calibrated=samples is not None)
+            request.check_budget(
+                automatic=automatic, calibrated=samples is not None, sites=bool(sites)
+            )
             if (automatic or request.predicts) and samples is not None:
                 free = Budget.parse(None) if automatic else Budget()
                 budget = request.budget or free
@@ -201,6 +203,7 @@ class Job:
                     captured,
                     sites,
                     budget,
+                    request.budget is None,
                     request.batch,
                     request.plan_time,
                     samples,
@@ -342,7 +345,7 @@ class Job:
         }
         return {
             "target": str(self.target),
-            "cuda_graphs": self.target.graphs is not None,
+            "cuda_graphs": self.target.graphs is not None and self.target.graphs.wanted,
             "dtype": None if self.dtype is None else self.dtype.numpy().name,
             "sites": site_rows(
                 decided.sites,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .passes.auto import pareto, reason, runners_up
 from .passes.budget import Budget
-from .passes.errors import PlanError, TargetError
+from .passes.decide import decide
+from .passes.errors import MissingDependencyError, PlanError, TargetError
 from .passes.plan import Choice, Plan, versions
 from .passes.planning_report import costs, distortion_counts, site_costs
 from .passes.pricing import Option, PricedModel, PricedSite
-from .passes.scheme import Scheme
+from .passes.scheme import Scheme, parse_scheme
 from .passes.sensitivity import Sensitivities
 from .passes.settle import Settled, settle, settle_by_metric
 from .passes.structures.base import Structure
@@ -68,6 +69,7 @@ class Planner:
         captured: the model.
         sites: of it.
         budget: what is allowed.
+        unlimited: whether nobody gave it.
         batches: at which kernels are timed; products of the lengths of dynamic dimensions.
         seconds: for measurements of distortion.
         samples: to calibrate on.
@@ -79,6 +81,7 @@ class Planner:
     captured: Captured
     sites: Sequence[Site]
     budget: Budget
+    unlimited: bool
     batches: Sequence[int]
     seconds: float
     samples: Samples
@@ -102,7 +105,13 @@ class Planner:
         Raises:
             PlanError: the budget cannot be kept; says which limit, and how near one can come.
         """
-        options = {site.name: self._options(site, schemes[site.name]) for site in self.sites}
+        self._check_latency()
+        named = {
+            site.name: decide(site, schemes[site.name], self.job.target.activations)
+            for site in self.sites
+            if schemes[site.name] != "auto"
+        }
+        options = {site.name: self._options(site, named.get(site.name)) for site in self.sites}
         fitted = self._fits(options)
         fits, weights = self._variants(fitted, schemes)
         times, rest, notes = self._times_if_possible(fits)
@@ -114,22 +123,46 @@ class Planner:
                     model, self.budget, sensitivities, lambda s: holds(_results(s, fits))
                 )
             else:
-                settled = settle(model, self.budget, sensitivities)
+                settled = self._settled(model, sensitivities, needed=point is None)
             check = sensitivities.check(settled.model)
             points = pareto(settled.model, _POINTS)
             if point is not None:
                 settled = _at(settled.model, points, point, sensitivities)
             table = [self._row(settled.model, chosen, sensitivities) for chosen in points]
-        return self._planned(settled, fits, measure, check, table, notes)
+        return self._planned(settled, named, fits, measure, check, table, notes)
 
-    def _options(self, site: Site, scheme: Scheme) -> list[Structure]:
-        from .passes.decide import decide
+    def _check_latency(self) -> None:
+        """Refuses a limit on what cannot be measured here, before anything is fitted."""
+        from .backend.kernel_times import check_measurable
+
+        if self.budget.latency_ratio is not None:
+            check_measurable(self.job.target)
+
+    def _settled(
+        self, model: PricedModel, sensitivities: Sensitivities, *, needed: bool
+    ) -> Settled:
+        """The choice that the budget allows; if it is not needed, as good as none.
+
+        Without a budget the drop is allowed beside what sites lose whose scheme was named.
+        """
+        asked = [site.fixed or 0 for site in model.sites]
+        lost = sensitivities.joint(model, asked)
+        budget = self.budget
+        if self.unlimited and budget.max_drop is not None:
+            budget = replace(budget, max_drop=budget.max_drop + lost)
+        try:
+            return settle(model, budget, sensitivities)
+        except PlanError:
+            if needed:
+                raise
+            return Settled(model, asked, lost)
+
+    def _options(self, site: Site, named: Choice | None) -> list[Structure]:
         from .passes.options import site_options
-        from .passes.scheme import parse_scheme
 
-        if scheme == "auto":
+        if named is None:
             return site_options(site, portable=self.job.form == "portable")
-        chosen = parse_scheme(decide(site, scheme, self.job.target.activations).scheme)
+        chosen = parse_scheme(named.scheme)
         return [chosen] if isinstance(chosen, Structure) else []
 
     def _variants(
@@ -157,17 +190,12 @@ class Planner:
         """The times of the sites and of the rest of a run, and what is to be said of them.
 
         There are none for a target that this machine cannot run.
-
-        Raises:
-            TargetError: the budget is about the latency, which cannot be measured then.
         """
         from .backend.kernel_times import check_measurable, site_times
 
         try:
             check_measurable(self.job.target)
-        except TargetError as error:
-            if self.budget.latency_ratio is not None:
-                raise
+        except (MissingDependencyError, TargetError) as error:
             none: dict[int, float] = {}
             untimed = {name: dict.fromkeys((DENSE, *found), none) for name, found in fits.items()}
             return untimed, {}, [f"planned for size alone: {error}"]
@@ -181,18 +209,10 @@ class Planner:
             table=self.job.cache,
             progress=self.job.progress,
         )
-        rest, notes = {}, []
-        runs = self.whole.times(self.job.cache, self.job.progress)
-        for batch in self.batches:
-            if batch in runs:
-                sites = sum(found[DENSE][batch] for found in times.values())
-                rest[batch] = max(runs[batch].median_ms - sites, 0.0)
-            else:
-                notes.append(
-                    f"no run of batch {batch} is within the bounds of the model's dimensions: its "
-                    "latency ratio is that of the linears alone"
-                )
-        return times, rest, notes
+        dense = {
+            batch: sum(found[DENSE][batch] for found in times.values()) for batch in self.batches
+        }
+        return times, *self.whole.beyond(dense, self.job.cache, self.job.progress)
 
     def _fits(self, options: Mapping[str, Sequence[Structure]]) -> dict[str, dict[str, FitResult]]:
         from .frontend.calibrate import calibrate
@@ -223,15 +243,13 @@ class Planner:
         schemes: Mapping[str, Scheme],
     ) -> PricedModel:
         from .backend.option_bytes import OptionBytes
-        from .backend.stored import weight_bytes
+        from .backend.stored import bytes_by_name, site_bytes, weight_bytes
 
-        sites = []
+        sites, by_name = [], bytes_by_name(self.captured.prepared)
         rounding, stored = self._rounding(fits), OptionBytes(self.job.target)
         for site in self.sites:
-            dense = Option(
-                DENSE, _dense_bytes(site, self.job.dtype), times[site.name][DENSE], 0.0, 0.0, True
-            )
-            options = [dense]
+            size = site_bytes(site, by_name)
+            options = [Option(DENSE, size, times[site.name][DENSE], 0.0, 0.0, True)]
             shape, dtype = (site.out_features, site.in_features), _dtype(site, self.job.dtype)
             for scheme, found in fits[site.name].items():
                 options.append(
@@ -250,7 +268,8 @@ class Planner:
             sites.append(
                 PricedSite(site.name, site.in_features, site.out_features, tuple(options), fixed)
             )
-        return PricedModel.of(sites, weight_bytes(self.captured.dense), rest)
+        others = weight_bytes(self.captured.prepared) - sum(site.dense.bytes for site in sites)
+        return PricedModel.of(sites, self.captured.bytes, rest, max(others, 0))
 
     def _rounding(
         self, fits: Mapping[str, Mapping[str, FitResult]]
@@ -314,6 +333,7 @@ class Planner:
     def _planned(
         self,
         settled: Settled,
+        named: Mapping[str, Choice],
         fits: Mapping[str, Mapping[str, FitResult]],
         measure: str,
         check: dict[str, Any],
@@ -328,7 +348,9 @@ class Planner:
                 site.in_features,
                 site.out_features,
                 site.options[number].scheme,
-                reason(site, number, self.budget),
+                named[site.name].reason
+                if site.name in named
+                else reason(site, number, self.budget),
             )
             for site, number in pairs
         )
@@ -371,10 +393,6 @@ def _at(
         raise PlanError(f"point {point}: this model has points 1 to {len(points)}")
     chosen = points[point - 1]
     return Settled(model, chosen, sensitivities.joint(model, chosen))
-
-
-def _dense_bytes(site: Site, dtype: ir.DataType | None) -> int:
-    return int(_dtype(site, dtype).itemsize) * site.out_features * site.in_features
 
 
 def _dtype(site: Site, converted: ir.DataType | None) -> ir.DataType:

@@ -48,14 +48,15 @@ def examine_machine() -> dict[str, Any]:
     cuda = cuda_provider.obstacle()
     if cuda and packages["onnxruntime-gpu"]:
         problems.append(f"target ort-cuda cannot run here: {cuda}")
-    tuning = _tuning() if engines["tvm"] else None
+    can_compile = all(packages[name] for name in ("onnx", "onnx-ir", "onnxscript"))
+    tuning = _tuning() if engines["tvm"] and can_compile else None
     if tuning and tuning["problem"]:
         problems.append(tuning["problem"])
     return {
         "usable": any(engines.values()),
         "engines": engines,
         "ort_cuda": {"usable": cuda is None, "problem": None if cuda is None else str(cuda)},
-        "can_compile": all(packages[name] for name in ("onnx", "onnx-ir", "onnxscript")),
+        "can_compile": can_compile,
         "linker": _first(COMPILERS),
         "nvcc": _nvcc(),
         "cuda": _cuda() if engines["tvm"] else {"usable": False, "problem": "TVM is missing"},

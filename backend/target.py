@@ -56,6 +56,13 @@ class Graphs:
 
     symbols: tuple[tuple[str, int | None], ...] | None = None
 
+    @property
+    def wanted(self) -> bool | list[str]:
+        """What `Target.with_graphs` makes them from."""
+        if self.symbols is None:
+            return True
+        return [name if most is None else f"{name}={most}" for name, most in self.symbols]
+
 
 @dataclass(frozen=True)
 class Target:

@@ -66,14 +66,28 @@ def main() -> int:
         "--next-plan-time", type=float, default=60.0, help="seconds for each of the others"
     )
     parser.add_argument("--batch", default="1,32", help="rows at which kernels are timed")
+    parser.add_argument(
+        "--rows-only", metavar="CACHE",
+        help="measure the uniform schemes again, with the cache of a run before, and keep what its "
+        "results have of planning and of the artifact",
+    )  # fmt: skip
     options = parser.parse_args()
     subject = SUBJECTS[options.model](False)
+    path = FOLDER / f"plans_{options.model}.json"
     with tempfile.TemporaryDirectory(prefix="undense-plans-") as folder:
-        os.environ["UNDENSE_CACHE"] = f"{folder}/cache"
+        os.environ["UNDENSE_CACHE"] = options.rows_only or f"{folder}/cache"
         files = written(subject.capture(), subject.calibration(), Path(folder))
         seconds = options.plan_time, options.next_plan_time
-        for document in _measured(options.model, files, options.batch, seconds):
-            path = FOLDER / f"plans_{options.model}.json"
+        if options.rows_only:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            # Distortions that are known cost the next plans no time.
+            _plan(files, "auto", None, document["batches"], seconds[0])
+        else:
+            document = _measured(options.model, files, options.batch, seconds)
+            write_whole(path, json.dumps(document, indent=1) + "\n")
+        document["uniform"] = []
+        for row in _rows(files, document["batches"], seconds[1]):
+            document["uniform"].append(row)  # a long run that is stopped leaves what it has
             write_whole(path, json.dumps(document, indent=1) + "\n")
     lost = list(losses(document))
     for line in lost:
@@ -106,28 +120,34 @@ def rules_of(model: str, scheme: str) -> list[dict[str, str]] | str:
     return [*tables, {"match": "*", "scheme": scheme}]
 
 
+def _plan(
+    files: tuple[str, str],
+    scheme: Any,
+    budget: Mapping[str, float] | None,
+    batches: Sequence[int],
+    seconds: float,
+) -> dict[str, Any]:
+    model, data = files
+    planned = undense.plan(
+        model, calibration_dataset=data, scheme=scheme, budget=budget, batch=batches,
+        plan_time=seconds,
+    )  # fmt: skip
+    return dict(planned.report)
+
+
 def _measured(
-    name: str, files: Sequence[str], batch: str, seconds: tuple[float, float]
-) -> Iterator[dict[str, Any]]:
-    """The document, again after each row: a long run that is stopped leaves what it has."""
+    name: str, files: tuple[str, str], batch: str, seconds: tuple[float, float]
+) -> dict[str, Any]:
+    """What planning takes and leads to."""
     batches = [int(size) for size in batch.split(",")]
     model, data = files
-
-    def plan(scheme: Any, budget: Mapping[str, float] | None, at: Sequence[int]) -> dict[str, Any]:
-        planned = undense.plan(
-            model, calibration_dataset=data, scheme=scheme, budget=budget, batch=at,
-            plan_time=seconds[1],
-        )  # fmt: skip
-        return dict(planned.report)
-
     command = [sys.executable, "-m", "benchmarks.plan_cost", *files, "--batch", batch]
     cost = subprocess.run(
         [*command, "--plan-time", str(seconds[0])], cwd=ROOT, check=True, stdout=subprocess.PIPE
     )
     planning = json.loads(cost.stdout.splitlines()[-1])
     print(f"planning: {planning}", file=sys.stderr)
-    auto = plan("auto", None, batches)
-    rows: list[dict[str, Any]] = []
+    auto = _plan(files, "auto", None, batches, seconds[1])
     document = {
         "command": f"python -m benchmarks.plans {name}",
         "machine": machine(),
@@ -141,21 +161,31 @@ def _measured(
         "auto": {**_shown(auto), "budget": auto["budget"], "prediction": _spread(auto)},
         "pareto": auto["pareto"],
         "compiled": _compiled(model, data, batches, seconds[1]),
-        "uniform": rows,
     }
     print(f"compiled: {document['compiled']}", file=sys.stderr)
-    yield document
+    return document
+
+
+def _rows(
+    files: tuple[str, str], batches: Sequence[int], seconds: float
+) -> Iterator[dict[str, Any]]:
+    """Each uniform scheme, and `auto` at its bytes and at its times."""
     for scheme in UNIFORM:
-        uniform = plan(rules_of(model, scheme), None, batches)
-        found = {"size": _plan_or_refusal(plan, {"size_ratio": uniform["size_ratio"]}, batches)}
+        uniform = _plan(files, rules_of(files[0], scheme), None, batches, seconds)
+        limit = {"size_ratio": uniform["size_ratio"]}
+        found = {"size": _plan_or_refusal(files, limit, batches, seconds)}
         for size, ratio in uniform["latency_ratio"].items():
             limit = {"latency_ratio": ratio}
-            found[f"time at batch {size}"] = _plan_or_refusal(plan, limit, [int(size)])
-        rows.append({"scheme": scheme, "uniform": _shown(uniform), "auto": found})
+            found[f"time at batch {size}"] = _plan_or_refusal(files, limit, [int(size)], seconds)
         print(f"{scheme}: {_short(uniform)}", file=sys.stderr)
         for what, row in found.items():
             print(f"  auto, equal {what}: {_short(row)}", file=sys.stderr)
-        yield document
+        yield {
+            "scheme": scheme,
+            "sources": source_hash(),
+            "uniform": _shown(uniform),
+            "auto": found,
+        }
 
 
 def _compiled(model: str, data: str, batches: Sequence[int], seconds: float) -> dict[str, Any]:
@@ -174,9 +204,11 @@ def _compiled(model: str, data: str, batches: Sequence[int], seconds: float) -> 
     }
 
 
-def _plan_or_refusal(plan: Any, budget: Mapping[str, float], at: Sequence[int]) -> dict[str, Any]:
+def _plan_or_refusal(
+    files: tuple[str, str], budget: Mapping[str, float], batches: Sequence[int], seconds: float
+) -> dict[str, Any]:
     try:
-        return _shown(plan("auto", budget, at))
+        return _shown(_plan(files, "auto", budget, batches, seconds))
     except PlanError as error:
         return {"refused": str(error)}
 

@@ -21,6 +21,9 @@ Measure = Literal["kl", "relative_mse"]
 _TOKENS = 512
 """That distortion is measured on, more or less."""
 
+_LOGITS_RANKS = (1, 2, 3)
+"""Of one sample, of a batch, and of a batch of positions."""
+
 _LOGITS = 2**17
 """Whose probabilities are held in float64 at once: 1 MiB for each step of the formula."""
 
@@ -39,7 +42,11 @@ class Distortion:
         self._model, self._samples = model, samples
         run = model.exchanged(())
         self._dense = [run(sample) for sample in samples]
-        logits = [name for name in self._dense[0] if _is_logits(name)]
+        logits = [
+            name
+            for name in self._dense[0]
+            if all(_are_logits(name, outputs[name]) for outputs in self._dense)
+        ]
         floats = [name for name, y in self._dense[0].items() if y.dtype.kind == "f"]
         self.measure: Measure = "kl" if logits else "relative_mse"
         self.outputs = tuple(logits or floats)
@@ -112,8 +119,13 @@ def enough(samples: Iterable[Sample]) -> list[Sample]:
     return found
 
 
-def _is_logits(name: str) -> bool:
-    return "logits" in name.lower()
+def _are_logits(name: str, values: NDArray[np.generic]) -> bool:
+    """Whether an output is named so, and its last axis may be one of classes.
+
+    The softmax of a single score is 1 whatever the score, and pixels have their classes in front.
+    """
+    classes = values.ndim in _LOGITS_RANKS and values.shape[-1] > 1
+    return "logits" in name.lower() and values.dtype.kind == "f" and classes
 
 
 def _kl(dense: NDArray[np.generic], other: NDArray[np.generic]) -> float:

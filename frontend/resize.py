@@ -18,7 +18,8 @@ def resized(sample: Sample, model: ir.Model, rows: Iterable[int]) -> dict[int, S
     Rows are the product of the dynamic dimensions of the first input that has any: a line of 32
     tokens, or a batch of 32 images. The last of them takes what its bounds allow, the ones before
     it the rest; dimensions of other inputs, such as the length of a cache, stay as they are. Where
-    nothing is dynamic the sample is left as it is.
+    nothing is dynamic the sample is left as it is, and where a dynamic dimension has no name there
+    is none.
 
     Args:
         sample: of the model, with every input.
@@ -32,7 +33,10 @@ def resized(sample: Sample, model: ir.Model, rows: Iterable[int]) -> dict[int, S
 
 def _resized(sample: Sample, model: ir.Model, rows: int) -> Sample | None:
     sizes = _sizes(sample, model)
-    wanted = _lengths(_first_symbols(model), dimension_bounds(model), rows)
+    symbols = _first_symbols(model)
+    if not symbols and any(map(_is_dynamic, model.graph.inputs)):
+        return None
+    wanted = _lengths(symbols, dimension_bounds(model), rows) if symbols else {}
     if wanted is None:
         return None
     sizes.update(wanted)
@@ -61,6 +65,10 @@ def _symbols(value: ir.Value) -> list[str]:
     return [dim.value for dim in dims if dim.value is not None and dim.value.isidentifier()]
 
 
+def _is_dynamic(value: ir.Value) -> bool:
+    return not all(isinstance(dim, int) for dim in value.shape or ())
+
+
 def _first_symbols(model: ir.Model) -> list[str]:
     return next((found for value in model.graph.inputs if (found := _symbols(value))), [])
 
@@ -78,13 +86,13 @@ def _lengths(
     symbols: list[str], bounds: Mapping[str, tuple[int, int]], rows: int
 ) -> dict[str, int] | None:
     """Lengths within the bounds whose product is `rows`, the last as long as may be."""
-    found: dict[str, int] = {}
-    for symbol in reversed(symbols):
-        low, high = bounds.get(symbol, (1, rows))
-        fitting = (n for n in range(min(rows, high), max(low, 1) - 1, -1) if rows % n == 0)
-        length = next(fitting, None)
-        if length is None:
-            return None
-        found[symbol] = length
-        rows //= length
-    return found if rows == 1 or not symbols else None
+    if not symbols:
+        return {} if rows == 1 else None
+    *others, symbol = symbols
+    low, high = bounds.get(symbol, (1, rows))
+    for length in range(min(rows, high), max(low, 1) - 1, -1):
+        if rows % length == 0:
+            found = _lengths(others, bounds, rows // length)
+            if found is not None:
+                return {symbol: length, **found}
+    return None

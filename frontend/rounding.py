@@ -13,6 +13,7 @@ from ..passes.structures.block_quantized import round_activations
 from .calibrate import inputs_of, truncated
 from .dense import on_disk, open_session
 from .sample_check import Sample
+from .samples import shortened
 
 _ROWS = 512
 
@@ -27,7 +28,7 @@ def rounding_errors(
     Args:
         model: the captured dense model; it is not changed.
         sites: of it.
-        sample: one call of the model.
+        sample: one call of the model, of which a few hundred rows are enough.
         blocks: numbers of columns that are rounded with one scale, for each site by name.
     """
     wanted = [site for site in sites if blocks.get(site.name) and inputs_of(site)]
@@ -36,7 +37,7 @@ def rounding_errors(
         return {}
     with on_disk(model) as stored:
         part, outputs = truncated(stored, names)
-        found = open_session(part, lean=True)(sample)
+        found = open_session(part, lean=True)(shortened(sample, model, _ROWS))
     errors = {}
     for site in wanted:
         rows = np.concatenate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ _NODES = 20_000
 of 200 sites with 20 options each need a few hundred at most."""
 
 _GAP = 1e-6
+
+_OUTPUT = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -172,16 +175,21 @@ def _solve(aim: Table, limits: Sequence[Limit], kept: Sequence[Sequence[int]]) -
 
 @contextmanager
 def _without_output() -> Iterator[None]:
-    """Keeps what HiGHS writes to the process's output, whatever it is told, from standing there."""
-    sys.stdout.flush()
-    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 1)
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nowhere)
+    """Keeps what HiGHS writes to the process's output, whatever it is told, from standing there.
+
+    One at a time: two threads in turns would leave the process without its output.
+    """
+    with _OUTPUT:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, 1)
+            yield
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
+            os.close(nowhere)
 
 
 def _flat(table: Table, kept: Sequence[Sequence[int]]) -> NDArray[np.float64]:

@@ -180,9 +180,8 @@ class _Free:
         model, budget = self.model, self.budget
         limits = []
         sizes = self.table(_bytes)
-        dense = sum(site.dense.bytes for site in model.sites)
         if budget.size_ratio is not None:
-            most = budget.size_ratio * model.bytes - (model.bytes - dense)
+            most = budget.size_ratio * model.bytes - model.rest_bytes
             limits.append(Limit("size_ratio", sizes, most))
         if budget.effective_bits is not None:
             weights = sum(site.weights for site in model.sites)
@@ -227,8 +226,7 @@ class _Free:
         """The least sum in the unit of the budget."""
         model, name = self.model, error.name
         if name == "size_ratio":
-            dense = sum(site.dense.bytes for site in model.sites)
-            return (model.bytes - dense + error.least) / model.bytes
+            return (model.rest_bytes + error.least) / model.bytes
         if name == "effective_bits":
             return 8 * error.least / sum(site.weights for site in model.sites)
         if name == "max_drop":
@@ -243,6 +241,12 @@ class _Free:
 
 def _open(site: PricedSite, budget: Budget) -> list[int]:
     if site.fixed is not None:
+        if not np.isfinite(site.options[site.fixed].distortion):
+            scheme = site.options[site.fixed].scheme
+            raise PlanError(
+                f"{site.name}: as {scheme} it makes outputs that are not finite; choose another "
+                "scheme for it, or keep it dense"
+            )
         return [site.fixed]
     return [
         number

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import mmap
+import resource
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +21,9 @@ from safetensors.numpy import save_file
 
 PARTIAL = ".partial"
 """What the names of files end in that are still being written."""
+
+_OPEN_FILES = 2**16
+"""That a process may have, if the system lets it."""
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -65,6 +70,7 @@ def read_entry(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """
     if path.stat().st_size == 0:
         raise DamagedEntryError("it is empty")
+    _allow_many_files()
     with path.open("rb") as file:
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     try:
@@ -86,6 +92,15 @@ def read_entry(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     if hasattr(mmap, "MADV_DONTNEED"):
         mapping.madvise(mmap.MADV_DONTNEED)  # the checksum has looked at all of it
     return read["values"], arrays
+
+
+@functools.cache
+def _allow_many_files() -> None:
+    """A mapping keeps its file open, and a plan holds more of them than the usual 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if resource.RLIM_INFINITY != soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _parts(mapping: mmap.mmap) -> tuple[dict[str, Any], NDArray[np.uint8]]:

@@ -207,7 +207,7 @@ def fit_all(
                 continue
             waiting = _Waiting(job.site, job.structure, job.cost, key)
             if executor is None:
-                with _naming(job.site):
+                with naming_site(job.site):
                     found = run(job)
                 yield running.done(waiting, found)
                 continue
@@ -242,7 +242,7 @@ class _Running:
     def completed(self) -> Iterator[tuple[str, FitResult]]:
         """Waits for a job at least, and yields the results of those that are done."""
         for future in wait(self.futures, return_when=FIRST_COMPLETED).done:
-            with _naming(self.futures[future].site):
+            with naming_site(self.futures[future].site):
                 found = future.result()
             yield self.done(self.futures.pop(future), found)
 
@@ -273,7 +273,7 @@ def _read(entry: Entry) -> FitArrays:
 
 
 @contextlib.contextmanager
-def _naming(site: str) -> Iterator[None]:
+def naming_site(site: str) -> Iterator[None]:
     """Whatever goes wrong within names the site."""
     try:
         yield

@@ -10,7 +10,7 @@ from typing import Any
 from .bias_correction import has_bias
 from .cache import Cache
 from .fit import FitResult
-from .fit_jobs import FitJob, fit_all, fit_cost
+from .fit_jobs import FitJob, fit_all, fit_cost, naming_site
 from .progress import Progress, silent
 from .screen import KIND, ScreenJob, screened
 from .sites import Site
@@ -126,11 +126,13 @@ def _screened(
             numbers = stored.values["kept"]
             found[site.name] = [found[site.name][number] for number in numbers]
         elif executor is None:
-            waiting.append((site.name, key, screened(job)))
+            with naming_site(site.name):
+                waiting.append((site.name, key, screened(job)))
         else:
             waiting.append((site.name, key, executor.submit(screened, job)))
     for name, key, result in waiting:
-        kept = result if isinstance(result, list) else result.result()
+        with naming_site(name):
+            kept = result if isinstance(result, list) else result.result()
         found[name] = [found[name][number] for number in kept]
         if cache is not None:
             cache.put(KIND, key, {"kept": kept})

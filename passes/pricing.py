@@ -115,18 +115,25 @@ class PricedModel:
 
     Attributes:
         sites: with their options.
-        bytes: of all weights, dense.
+        bytes: of all weights of the model as it was given, which size ratios are of.
         rest_milliseconds: of a dense run on the target without its sites, at each batch. Empty
             where the dense model was not timed; the latency is that of the sites alone then.
+        rest_bytes: of weights that are no sites, as they will be stored: in another type perhaps
+            than they were given in.
     """
 
     sites: tuple[PricedSite, ...]
     bytes: int
     rest_milliseconds: Mapping[Batch, float]
+    rest_bytes: int
 
     @classmethod
     def of(
-        cls, sites: Sequence[PricedSite], bytes: int, rest_milliseconds: Mapping[Batch, float]
+        cls,
+        sites: Sequence[PricedSite],
+        bytes: int,
+        rest_milliseconds: Mapping[Batch, float],
+        rest_bytes: int,
     ) -> PricedModel:
         """The model of these sites, each with its share of the time that a run does not show.
 
@@ -134,7 +141,7 @@ class PricedModel:
         looks up a few, may take some microseconds more for being small.
         """
         whole = sum(site.dense.bytes for site in sites)
-        model = cls(tuple(sites), bytes, rest_milliseconds)
+        model = cls(tuple(sites), bytes, rest_milliseconds, rest_bytes)
         runs = {batch: model.dense_run(batch) for batch in model.batches}
         priced = (
             replace(
@@ -159,9 +166,8 @@ class PricedModel:
 
     def size_ratio(self, chosen: Sequence[int]) -> float:
         """Bytes of all weights after over before."""
-        before = sum(site.dense.bytes for site in self.sites)
-        after = sum(option.bytes for option in self.taken(chosen))
-        return (self.bytes - before + after) / self.bytes if self.bytes else 1.0
+        after = self.rest_bytes + sum(option.bytes for option in self.taken(chosen))
+        return after / self.bytes if self.bytes else 1.0
 
     def dense_run(self, batch: Batch) -> float:
         """Milliseconds of a run with all sites dense."""

@@ -92,7 +92,7 @@ class Request:
             scheme, ignored_scope, plan, limits, sizes, plan_time, point, validated=validated
         )
 
-    def check_budget(self, *, automatic: bool, calibrated: bool) -> None:
+    def check_budget(self, *, automatic: bool, calibrated: bool, sites: bool) -> None:
         """Refuses a budget that nothing can be planned for.
 
         Raises:
@@ -102,6 +102,11 @@ class Request:
             return
         if self.validated and self.budget is not None and not self.budget.limits_cost:
             return  # layers are given back until the metric holds, however they were chosen
+        if not sites:
+            raise SchemeError(
+                "budget: the model has no linear that can be replaced; undense inspect says why of "
+                "each weight; leave the budget out to compile it as it is"
+            )
         if not automatic:
             raise SchemeError(
                 "budget: every site has a scheme by name, so that nothing is left to choose; give "

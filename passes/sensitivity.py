@@ -138,14 +138,19 @@ class Sensitivities:
         }
 
     def _measure_one(self, site: PricedSite) -> None:
-        """The option of middle error, in whose reach the others are."""
+        """The option of middle error, in whose reach the others are.
+
+        Where it makes outputs that are not finite, the ones of less error are measured instead.
+        """
         options = sorted(
             (option for option in site.options[1:] if 0 < option.error < math.inf),
             key=lambda option: option.error,
         )
-        if options:
-            middle = options[len(options) // 2]
-            self._of_site[site.name] = self._by_weights(site, middle) / middle.error**2
+        for option in options[len(options) // 2 :: -1]:
+            found = self._by_weights(site, option)
+            self._of_site[site.name] = found / option.error**2
+            if math.isfinite(found):
+                break
 
     def _by_weights(self, site: PricedSite, option: Option) -> float:
         if option is site.dense:
@@ -156,14 +161,14 @@ class Sensitivities:
         return self.measured[key]
 
     def _by_rounding(self, site: PricedSite, option: Option) -> float:
-        return self._of_site.get(site.name, 0.0) * option.rounding**2
+        return _grown(self._of_site.get(site.name, 0.0), option.rounding)
 
     def _updated(self, model: PricedModel) -> PricedModel:
         """With what is known by now."""
 
         def updated(site: PricedSite, option: Option) -> Option:
             found = self.measured.get((site.name, option.fit))
-            predicted = self._of_site.get(site.name, 0.0) * option.error**2
+            predicted = _grown(self._of_site.get(site.name, 0.0), option.error)
             distortion = predicted if found is None else found
             distortion += self._by_rounding(site, option)
             return replace(option, distortion=distortion, measured=found is not None)
@@ -173,6 +178,13 @@ class Sensitivities:
             for site in model.sites
         )
         return replace(model, sites=tuple(sites))
+
+
+def _grown(sensitivity: float, error: float) -> float:
+    """`s · e²`, where either may be infinite."""
+    if error == 0 or math.isinf(error):
+        return error
+    return sensitivity * error**2
 
 
 def _like(site: PricedSite, model: PricedModel, known: Mapping[str, float]) -> float:

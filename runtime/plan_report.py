@@ -103,8 +103,13 @@ def _prediction(found: Mapping[str, Any]) -> str:
         return "not compared with measurements"
     return (
         f"measured over predicted distortion: median {found['median_ratio']:.3g}, quartiles "
-        f"{found['p25_ratio']:.3g} and {found['p75_ratio']:.3g}, at {pairs} options"
+        f"{_ratio(found['p25_ratio'])} and {_ratio(found['p75_ratio'])}, at {pairs} options"
     )
+
+
+def _ratio(found: float | None) -> str:
+    """JSON has no number for what is not finite."""
+    return "none" if found is None else f"{found:.3g}"
 
 
 def point_headings(planning: Planning) -> list[str]:

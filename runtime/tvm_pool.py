@@ -16,7 +16,7 @@ from pathlib import Path
 import tvm_ffi
 
 _KEPT_BYTES = 256 * 2**20
-"""By which calls of new sizes may enlarge the process before the pool is emptied."""
+"""By which calls of new sizes have enlarged the process when the next one finds it emptied."""
 _KEPT_SIZES = 4096
 """The most sizes of calls that are remembered; also where the process cannot be measured."""
 
@@ -40,7 +40,8 @@ class Pool:
         """Knows of no call yet.
 
         Args:
-            kept_bytes: by which calls may enlarge the process before the pool is emptied.
+            kept_bytes: by which calls may have enlarged the process before one of new sizes, for
+                which the pool is emptied otherwise.
             release: empties the pool.
             resident: the bytes of the process.
         """
@@ -57,14 +58,14 @@ class Pool:
         if known in self._sizes:
             yield
             return
+        # Not behind the call that fills it: the next one may well be of the same sizes.
+        if self._grown > self._kept_bytes or len(self._sizes) >= _KEPT_SIZES:
+            self.empty()
         before = self._resident()
         yield
         with self._lock:
             self._sizes.add(known)
             self._grown += max(self._resident() - before, 0)
-            full = self._grown > self._kept_bytes or len(self._sizes) > _KEPT_SIZES
-        if full:
-            self.empty()
 
     def empty(self) -> None:
         """Gives free memory back, and forgets what calls were made."""

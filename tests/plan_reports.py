@@ -25,7 +25,7 @@ def untimed() -> PricedModel:
     """Sites without times, as for a target that is not here."""
     dense = Option("dense", 4000, {}, 0.0, 0.0, True)
     coded = Option("int_codes{bits=8}", 1000, {}, 0.01, 0.1, False)
-    return PricedModel((PricedSite("a", 40, 25, (dense, coded)),), 4000, {})
+    return PricedModel((PricedSite("a", 40, 25, (dense, coded)),), 4000, {}, 0)
 
 
 def planning_of(model: PricedModel, budget: Budget = BUDGET) -> dict[str, Any]:

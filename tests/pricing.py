@@ -39,7 +39,7 @@ def site(
 def model(*sites: PricedSite, other_bytes: int = 0, rest: float | None = None) -> PricedModel:
     """A model of these sites, with weights that are no sites, and time that is no site's."""
     weights = sum(site.dense.bytes for site in sites) + other_bytes
-    return PricedModel(sites, weights, {} if rest is None else {1: rest, 32: rest})
+    return PricedModel(sites, weights, {} if rest is None else {1: rest, 32: rest}, other_bytes)
 
 
 def schemes(model: PricedModel, chosen: Sequence[int]) -> list[str]:

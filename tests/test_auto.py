@@ -192,7 +192,7 @@ def test_a_large_site_may_take_what_no_run_shows():
     )
     rest = [replace(one, options=_at_batch_one(one)) for one in linears]
     # A run takes 4 ms: of 2 % of them the table, of 100 times the bytes, has 0.077 ms.
-    priced = PricedModel.of([replace(table, options=options), *rest], 10**9, {1: 0.0})
+    priced = PricedModel.of([replace(table, options=options), *rest], 10**9, {1: 0.0}, 0)
     gates = [priced.sites[0].gate(option, Budget(latency_ratio=0.9)) for option in options[1:]]
     assert gates == ["", "", "would take 0.09 ms at batch 1"]
     assert sum(found.slack[1] for found in priced.sites) == pytest.approx(0.02 * 4)

@@ -107,7 +107,7 @@ def test_a_site_that_stays_dense_says_why(capsys):
     small = Option("dense", 100, {1: 1.0}, 0.0, 0.0, measured=True)
     coded = Option(TWO, 10, {1: 1.0}, 0.1, 0.0, measured=False)
     sites = (PricedSite("a", 5, 5, (small,)), PricedSite("b", 5, 5, (small, coded)))
-    print_plan(planning_of(PricedModel(sites, 200, {}), Budget(size_ratio=0.75)))
+    print_plan(planning_of(PricedModel(sites, 200, {}, 0), Budget(size_ratio=0.75)))
     assert "a: kept dense: no form of this shape is smaller" in lines(capsys)
 
 

@@ -123,7 +123,7 @@ def test_small_times_are_in_microseconds(tmp_path):
     quick = Option("dense", 4000, {1: 0.25}, 0.0, 0.0, measured=True)
     coded = Option(EIGHT, 900, {1: 0.125}, 0.01, 0.1, measured=False)
     sites = (PricedSite("a", 64, 64, (quick, coded)),)
-    page = page_of(tmp_path, report_of(planning_of(PricedModel(sites, 4000, {}))))
+    page = page_of(tmp_path, report_of(planning_of(PricedModel(sites, 4000, {}, 0))))
     assert "125 µs, dense 250 µs" in page.texts("title")
 
 

@@ -39,19 +39,18 @@ class Process:
 
 def test_the_pool_is_emptied_when_calls_of_new_sizes_have_added_enough():
     process = Process(100)
-    assert [process.call(n, 40) for n in range(6)] == [0, 0, 1, 1, 1, 2]
+    assert [process.call(n, 40) for n in range(7)] == [0, 0, 0, 1, 1, 1, 2]
 
 
 def test_calls_of_the_same_sizes_are_not_counted():
     process = Process(100)
-    assert [process.call("same", 1000) for _ in range(3)] == [1, 2, 3]  # forgotten each time
-    small = Process(100)
-    assert [small.call("same", added) for added in (40, 1000, 1000)] == [0, 0, 0]
+    assert [process.call("same", 1000) for _ in range(3)] == [0, 0, 0]
+    assert [process.call("other", 1000), process.call("same", 1000)] == [1, 2]
 
 
 def test_a_process_that_shrinks_is_no_gain():
     process = Process(100)
-    assert [process.call(n, added) for n, added in enumerate((60, -500, 60))] == [0, 0, 1]
+    assert [process.call(n, added) for n, added in enumerate((60, -500, 60, 0))] == [0, 0, 0, 1]
 
 
 def test_without_measurements_sizes_are_counted():

@@ -5,13 +5,14 @@ from __future__ import annotations
 import operator
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import BrokenExecutor, Executor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from ...passes.errors import LoweringError
 from ...passes.progress import Progress
 from ...passes.structures.base import Form
 from ...runtime.bench import finished
@@ -119,9 +120,16 @@ class Bench:
             for name, what in (*wanted.items(), *empty.items())
         ]
         run = map if self.executor is None else self.executor.map
-        for place, _ in enumerate(run(operator.call, jobs)):
-            if place < len(wanted):
-                self.steps.done()
+        try:
+            for place, _ in enumerate(run(operator.call, jobs)):
+                if place < len(wanted):
+                    self.steps.done()
+        except BrokenExecutor as error:
+            raise LoweringError(
+                f"{next(iter(wanted))}: a process that compiles it to be timed was ended, as "
+                "systems do when memory runs out; free memory and plan again: what was timed is "
+                "kept"
+            ) from error
         return paths
 
     def _timed(

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...passes.errors import InputError
+from ...passes.pricing import RESOLUTION_MS
 
 DENSE = "dense"
 
@@ -96,5 +97,6 @@ def at_pace(times: Mapping[Layer, Time], dense: Layer, before: Time | None) -> d
     if before is None:
         return dict(times)
     now = times[dense].median_ms
-    pace = before.median_ms / now if now else 1.0
+    # A lookup of one row takes less than can be told: a ratio of two such times means nothing.
+    pace = before.median_ms / now if min(before.median_ms, now) >= RESOLUTION_MS else 1.0
     return {layer: time.scaled(pace) for layer, time in times.items() if layer != dense}

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ...passes.cache import Cache
+from ...passes.errors import UndenseError
 from ...passes.fingerprint import model_sha256
 from ...passes.progress import Progress, silent
 from ...runtime.bench import finished
@@ -70,9 +71,11 @@ class WholeRun:
         self._target = replace(target, graphs=None)
         self._feeds, self._threads = dict(feeds), usable_cores()
         self._path: Path | None = None
+        self._refused: dict[int, str] = {}
+        """Why runs of so many rows fail: a file does not tell all bounds of its dimensions."""
 
     def times(self, cache: Cache | None, progress: Progress = silent) -> dict[int, Time]:
-        """What a run takes, by the number of rows.
+        """What a run takes, by the number of rows; those it fails with are left out from then on.
 
         Args:
             cache: keeps the times from one process to the next; None keeps none.
@@ -85,12 +88,39 @@ class WholeRun:
         progress(0, 1, _STAGE)
         session = self._session()
         for rows, feed in missing.items():
-            samples = in_rounds({rows: partial(finished, session, feed)}, _SECONDS)
+            try:
+                samples = in_rounds({rows: partial(finished, session, feed)}, _SECONDS)
+            except UndenseError as error:
+                self._refused[rows] = str(error)
+                del self._feeds[rows]
+                continue
             known[rows] = _time(samples[rows])
             if cache is not None:
                 cache.put(KIND, self._key(feed), asdict(known[rows]))
         progress(1, 1, _STAGE)
         return dict(sorted(known.items()))
+
+    def beyond(
+        self, sites: Mapping[int, float], cache: Cache | None, progress: Progress = silent
+    ) -> tuple[dict[int, float], list[str]]:
+        """Milliseconds of a run without those of its sites, and what is to be said of the others.
+
+        Args:
+            sites: milliseconds by the number of rows.
+            cache: as for `times`.
+            progress: is told.
+        """
+        runs, rest, notes = self.times(cache, progress), {}, []
+        for rows, spent in sites.items():
+            if rows in runs:
+                rest[rows] = max(runs[rows].median_ms - spent, 0.0)
+                continue
+            cause = self._refused.get(rows, "none is within the model's dimensions")
+            notes.append(
+                f"no run of batch {rows} was timed ({cause}): its latency ratio is that of the "
+                "linears alone"
+            )
+        return rest, notes
 
     def beside(self, artifact: Session, progress: Progress = silent) -> dict[int, Latency]:
         """What a run takes in the dense model and in its artifact, in turns, by its rows."""

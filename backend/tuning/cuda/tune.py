@@ -180,7 +180,8 @@ def _opened(artifact: Artifact) -> Opened:
         raise TargetError(
             f"{artifact.path} is for {manifest.target}: --export and --merge are for target cuda"
         )
-    target = Target.parse(manifest.target)
+    graphs = read_report(artifact).get("cuda_graphs", False)
+    target = Target.parse(manifest.target).with_graphs(graphs)
     check_toolchain(target)
     model = ir.load(artifact.file(MODEL))
     with target.tvm():
