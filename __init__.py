@@ -1,6 +1,7 @@
 """undense replaces the dense layers of an exported model by structured ones and compiles it.
 
-The facade: `compile` makes a deployable module of a trained model, `load` opens one.
+The facade: `compile` makes a deployable module of a trained model, `plan` tells what it would do,
+`load` opens one.
 Imports are lazy, so that loading an artifact needs neither torch nor onnx.
 """
 

@@ -92,7 +92,7 @@ def compile(
             and absorbs scales of their outputs; False leaves the model as it is; names choose
             among those of `passes.lossless.LOSSLESS`. The report has a sentence for each, and why
             one that was named left what it nearly fitted.
-        portable: write `model.onnx` with standard operators only.
+        portable: for target `ort-cpu`, write `model.onnx` with standard operators only.
         kernels: `tvm` has TVM compile the structured layers for ONNX Runtime on this CPU, instead
             of running them by its own operators; for target `ort-cpu`.
         with_onnx: for a TVM target, put `model.onnx` beside the compiled module.
@@ -102,8 +102,8 @@ def compile(
             again (for decoding the batch and the tokens, not the cache, which grows). What depends
             on no others is launched as CUDA graphs, its memory planned once for their upper
             bounds, which may be given ("batch=8"). True is all dimensions with an upper bound.
-        cache: statistics and fits that were computed before are looked up, and new ones kept: in
-            the folder `undense` of the user's cache, in the folder that is named, or not (False).
+        cache: statistics, fits and measurements of before are looked up, and new ones kept: in
+            `$UNDENSE_CACHE`, else the user's cache, in the folder that is named, or not (False).
         scheduler: address of a dask scheduler whose workers do the fits; this machine's processors
             do if None.
         output: folder of the artifact; without it the artifact is temporary until `save`.

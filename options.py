@@ -54,7 +54,9 @@ def parser(verbs: Mapping[str, Run]) -> argparse.ArgumentParser:
         help="of the metric: in its unit (default), or as a share of the dense model's",
     )  # fmt: skip
     compiling.add_argument(
-        "--portable", action="store_true", help="write model.onnx with standard operators only"
+        "--portable",
+        action="store_true",
+        help="for ort-cpu: write model.onnx with standard operators only",
     )
     compiling.add_argument(
         "--no-onnx", action="store_true", help="for a TVM target: leave model.onnx out"
@@ -217,6 +219,6 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
 def _add_cache_folder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache", metavar="FOLDER",
-        help="where statistics and fits are kept for later runs (default: $UNDENSE_CACHE, else the "
-        "user's cache; up to $UNDENSE_CACHE_LIMIT, default 10GiB)",
+        help="where statistics, fits and measurements are kept for later runs (default: "
+        "$UNDENSE_CACHE, else the user's cache; up to $UNDENSE_CACHE_LIMIT, default 10GiB)",
     )  # fmt: skip

@@ -118,7 +118,8 @@ def load(
 ) -> Session:
     """Opens the artifact at `path`, after checking the hash of each of its files.
 
-    Loading executes the code in `module.so`: load only what you trust, hashes are no signature.
+    Loading executes the code in `module.so`, `kernels.so` or `cublas.so`: load only what you trust,
+    hashes are no signature.
 
     Args:
         path: the artifact's folder.

@@ -2,8 +2,8 @@
 //
 //   run ARTIFACT INPUTS.safetensors OUTPUTS.safetensors [THREADS [REPEATS]]
 //
-// It does not check the hashes of the manifest: run only an artifact that you trust and that
-// arrived whole (`undense verify` checks both).
+// It does not check the hashes of the manifest: run only an artifact that you trust, and that
+// arrived whole (`undense verify` checks that, and runs the code).
 
 #include <tvm/ffi/container/array.h>
 #include <tvm/ffi/container/tensor.h>
