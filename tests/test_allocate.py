@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -125,3 +127,11 @@ def test_the_solver_writes_nothing(seed, capfd):
     ]
     allocate(aim.tolist(), limits)
     assert capfd.readouterr().out == ""
+
+
+def test_threads_that_solve_at_once_leave_the_output_as_it_was(capfd):
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: allocate([[1.0, 0.0]] * 3), range(40)))
+    assert found == [[1, 1, 1]] * 40
+    os.write(1, b"still there")
+    assert capfd.readouterr().out == "still there"

@@ -200,3 +200,20 @@ def test_a_large_site_may_take_what_no_run_shows():
 
 def _at_batch_one(one):
     return tuple(replace(o, milliseconds={1: o.milliseconds[1]}) for o in one.options)
+
+
+def test_a_named_scheme_without_finite_outputs_is_refused_by_its_site():
+    bad = site("bad", fixed=1)
+    options = (bad.dense, replace(bad.options[1], distortion=float("inf")), *bad.options[2:])
+    priced = model(replace(bad, options=options), site("good"))
+    with pytest.raises(PlanError, match=r"bad: as int_codes\{bits=8\} it makes outputs"):
+        choose(priced, Budget(max_drop=0.1), 0.1)
+
+
+def test_sizes_count_what_is_stored_beside_the_sites():
+    """Of a model in float32 that is converted: dense sites and the rest are half of it."""
+    priced = model(site("a"), other_bytes=100)
+    half = replace(priced, bytes=2 * priced.bytes)
+    assert half.size_ratio([0]) == 0.5
+    chosen = choose(half, Budget(size_ratio=0.2))
+    assert half.size_ratio(chosen) <= 0.2

@@ -255,3 +255,21 @@ def test_the_folder_and_the_limit_come_from_the_environment(
     monkeypatch.setenv("UNDENSE_CACHE_LIMIT", "much")
     with pytest.raises(InputError, match="UNDENSE_CACHE_LIMIT is 'much'; give a size"):
         Cache()
+
+
+_MANY = """
+import resource, sys
+import numpy as np
+from undense.passes.cache import Cache
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+cache = Cache(sys.argv[1])
+for number in range(200):
+    cache.put("kind", {"number": number}, {}, {"array": np.full(8, number)})
+entries = [cache.get("kind", {"number": number}) for number in range(200)]
+assert all((entry.arrays["array"] == number).all() for number, entry in enumerate(entries))
+"""
+
+
+def test_more_entries_are_held_than_a_process_may_usually_open_files(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-W", "error", "-c", _MANY, str(tmp_path)], check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -305,3 +306,25 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert all(f"  {verb} " in shown for verb in
                ("compile", "inspect", "run", "verify", "bench", "tune", "doctor"))  # fmt: skip
+
+
+def test_compiling_without_its_packages_says_what_to_install(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, artifact: Path
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "onnx_ir" else real(name)
+    )
+    for verb in (["compile", "-o", "out"], ["plan", "--calib", "calibration.npz"]):
+        assert main([verb[0], "model.onnx", *verb[1:]]) == 2
+        said = capsys.readouterr().err
+        assert said == "undense: compiling needs onnx_ir: pip install 'undense[cpu]'\n"
+
+
+def test_a_package_that_is_missing_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, artifact: Path
+) -> None:
+    monkeypatch.delitem(sys.modules, "undense.frontend.load", raising=False)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert main(["doctor", str(artifact / "model.onnx")]) == 2
+    assert capsys.readouterr().err == "undense: onnx is missing: pip install 'undense[cpu]'\n"

@@ -213,3 +213,33 @@ def test_what_is_not_finite_is_measured_again(tmp_path):
     assert cache.of({"a": "x"}, lambda: float("inf")) == float("inf")
     assert cache.of({"a": "x"}, lambda: 1.0) == 1.0
     assert DistortionCache(None, _model(), [], {}).of({"a": "x"}, lambda: 2.0) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("name", "axes", "measure"),
+    [
+        ("logits", [], "kl"),
+        ("scores", [], "relative_mse"),
+        ("logits", [0, 1], "relative_mse"),  # pixels, whose classes stand in front
+    ],
+)
+def test_logits_are_told_by_their_name_and_their_classes(name, axes, measure):
+    model = graph(
+        f"""g (float[t,{N}] x) => (float[a,b,c,d] {name}) {{
+            z = MatMul(x, w)  {name} = Unsqueeze(z, axes)
+        }}""",
+        w=normal(N, 8),
+        axes=np.array(axes, np.int64),
+    )
+    model.graph.outputs[0].shape = None
+    with distortion(model, ["w"], [{"x": normal(3, N, seed=1)}]) as measured:
+        assert measured.measure == measure
+
+
+def test_a_single_score_is_no_class():
+    """Its softmax is 1 whatever it is: every weight would do."""
+    model = graph(
+        f"g (float[t,{N}] x) => (float[t,1] logits) {{ logits = MatMul(x, w) }}", w=normal(N, 1)
+    )
+    with distortion(model, [], [{"x": normal(3, N, seed=1)}]) as measured:
+        assert measured.measure == "relative_mse"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import BrokenExecutor, Executor
+
 import pytest
 from undense.backend.kernel_times import Layer, Time, bench, kernel_times, measure
 from undense.backend.kernel_times.layer import at_pace
 from undense.backend.target import Target
+from undense.passes.errors import LoweringError
 from undense.passes.progress import silent
 
 DENSE = Layer(256, 128, "dense")
@@ -54,3 +57,23 @@ def test_other_processes_compile_where_there_is_enough_of_it(monkeypatch):
     assert all(times[1].median_ms > 0 for times in found.values())
     kernel_times([DENSE, CODED[0]], Target.parse("ort-cpu"), "fast", (1,), threads=1)
     assert [one.executor is None for one in made] == [False, True]
+
+
+def test_times_of_lookups_that_are_nothing_tell_no_pace():
+    nothing, little = Time(0.0, 0.0, 0.0, 5), Time(0.0004, 0.0, 0.001, 5)
+    other = Time(0.02, 0.01, 0.03, 5)
+    for before, now in ((nothing, little), (little, nothing), (little, Time(0.004, 0, 0, 5))):
+        assert at_pace({DENSE: now, CODED[0]: other}, DENSE, before) == {CODED[0]: other}
+
+
+class Broken(Executor):
+    """Whose processes the system has ended."""
+
+    def submit(self, *_args, **_options):
+        raise BrokenExecutor("ended")
+
+
+def test_a_process_that_was_ended_while_it_compiled_is_told():
+    timing = bench.Bench(Target.parse("llvm"), "fast", 1, bench.Steps(silent, 1), Broken())
+    with pytest.raises(LoweringError, match=r"256x128 dense: a process .* memory runs out"):
+        timing.times({1: [DENSE]})

@@ -137,6 +137,12 @@ def test_times_that_were_not_measured_are_no_columns(capsys):
     assert "point bytes bits/weight distortion" in out
 
 
+def test_a_quartile_that_is_not_finite_is_none(capsys):
+    check = {"pairs": [{}] * 4, "p25_ratio": 0.9, "median_ratio": 1.0, "p75_ratio": None}
+    print_plan({**PLANNING, "prediction": check})
+    assert any("quartiles 0.9 and none, at 4 options" in line for line in lines(capsys))
+
+
 def test_what_json_lacks_is_a_dash(capsys):
     lost = {**PLANNING, "distortion": None, "additivity": None, "swaps": 0}
     print_plan(lost)

@@ -11,11 +11,12 @@ import undense
 from graphs import graph, normal
 from undense import cli
 from undense.backend.kernel_times import Time, WholeRun, sites
-from undense.passes.errors import PlanError, SchemeError, TargetError
+from undense.passes.errors import MissingDependencyError, PlanError, SchemeError, TargetError
 from undense.passes.options import rows, site_options
 from undense.passes.plan import Plan, read_plan
 from undense.passes.scheme import parse_scheme
 from undense.passes.sites import find_sites
+from undense.planning import Planner
 from undense.runtime.plan_report import print_plan
 
 N = 128
@@ -151,6 +152,42 @@ def test_sites_with_a_scheme_of_their_own_keep_it(quick_times):
     assert found["down"].scheme != "dense"
 
 
+def test_a_site_that_cannot_have_its_scheme_says_so_in_a_plan_too(quick_times):
+    rules = [{"match": "up", "scheme": "low_rank{rank=120}"}, {"match": "*", "scheme": "auto"}]
+    planned = _plan("size_ratio=0.8", scheme=rules)
+    reasons = {choice.name: choice.reason for choice in planned.plan.sites}
+    assert "is not smaller" in reasons["up"]
+    assert reasons["down"].startswith("auto: ")
+
+
+def test_without_budget_a_drop_is_allowed_beside_what_named_schemes_lose(quick_times):
+    rules = [{"match": "up", "scheme": "low_rank{rank=1}"}, {"match": "*", "scheme": "auto"}]
+    report = _plan(scheme=rules).report
+    assert report["distortion"] > 0.01
+    found = {site["name"]: site for site in report["sites"]}
+    assert found["down"]["scheme"] != "dense"
+    with pytest.raises(PlanError, match=r"max_drop=0\.01 cannot be kept"):
+        _plan("max_drop=0.01", scheme=rules)
+
+
+def test_a_point_is_taken_where_the_default_drop_cannot_be_kept(quick_times, monkeypatch):
+    def impossible(*_):
+        raise PlanError("budget: max_drop=0.01 cannot be kept")
+
+    monkeypatch.setattr("undense.planning.settle", impossible)
+    report = _plan(point=2).report
+    assert report["size_ratio"] == report["pareto"][1]["size_ratio"]
+    with pytest.raises(PlanError):
+        _plan()
+
+
+def test_a_model_without_linears_says_so():
+    model = graph("g (float[t,4] x) => (float[t,4] y) { y = Relu(x) }")
+    data = [(normal(3, 4, seed=number),) for number in range(4)]
+    with pytest.raises(SchemeError, match="has no linear that can be replaced"):
+        undense.plan(model, calibration_dataset=data, target="ort-cpu", budget="size_ratio=0.5")
+
+
 def test_what_schemes_by_name_cost_is_predicted(quick_times):
     planned = _plan(scheme="int_codes{bits=4}")
     assert {choice.scheme for choice in planned.plan.sites} == {SLOW}
@@ -173,15 +210,17 @@ def test_budgets_that_nothing_can_be_planned_for_are_refused():
         undense.compile(_model(), target="ort-cpu", budget="size_ratio=0.5")
 
 
-def test_a_target_that_is_not_here_is_planned_for_size_and_never_for_latency(monkeypatch):
+@pytest.mark.parametrize("kind", [TargetError, MissingDependencyError])
+def test_a_target_that_is_not_here_is_planned_for_size_and_never_for_latency(monkeypatch, kind):
     def absent(target):
-        raise TargetError(f"target {target}: latency cannot be measured on this machine: no GPU")
+        raise kind(f"target {target}: latency cannot be measured on this machine: no GPU")
 
     monkeypatch.setattr("undense.backend.kernel_times.check_measurable", absent)
     report = _plan("size_ratio=0.25").report
     assert report["batches"] == []
     assert "no GPU" in report["notes"][0]
-    with pytest.raises(TargetError, match="latency cannot be measured"):
+    monkeypatch.setattr(Planner, "_fits", None)  # it is refused before anything is fitted
+    with pytest.raises(kind, match="latency cannot be measured"):
         _plan("latency_ratio=0.5")
 
 
@@ -287,11 +326,16 @@ def test_kernels_are_timed_for_real(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "scheme", ["int_codes{bits=8}", "trit_planes{planes=3}", "low_rank{rank=8,factor_bits=8}"]
 )
-def test_predicted_bytes_are_those_that_are_written(quick_times, scheme, target):
+@pytest.mark.parametrize("dtype", [None, "float16"])
+def test_predicted_bytes_are_those_that_are_written(quick_times, scheme, target, dtype):
     # Of 100 inputs no group is whole, and what ONNX Runtime fills TVM does not store.
-    model = graph("g (float[t,100] x) => (float[t,64] y) { y = MatMul(x, w) }", w=normal(100, 64))
+    model = graph(
+        "g (float[t,100] x) => (float[t,64] y) { z = MatMul(x, w)  y = Add(z, b) }",
+        w=normal(100, 64),
+        b=normal(64),
+    )
     data = [(normal(16, 100, seed=number),) for number in range(8)]
-    options = {"calibration_dataset": data, "scheme": scheme, "target": target}
+    options = {"calibration_dataset": data, "scheme": scheme, "target": target, "dtype": dtype}
     predicted = undense.plan(model, **options).report["size_ratio"]
     found = undense.compile(model, **options).report["bytes"]
     assert found["after"] == pytest.approx(predicted * found["before"], rel=1e-12)

@@ -48,6 +48,8 @@ def test_bounds_hand_the_rest_to_the_dimension_before():
     found = resized(_sample(), _tokens({"t": (1, 4), "n": (1, 8)}), (8, 6))
     assert _shapes(found[8])[0] == (2, 4)
     assert _shapes(found[6])[0] == (2, 3)
+    found = resized(_sample(), _tokens({"t": (2, 512), "n": (2, 8)}), (32,))
+    assert _shapes(found[32])[0] == (2, 16)
 
 
 @pytest.mark.parametrize(
@@ -68,3 +70,9 @@ def test_a_model_of_fixed_shapes_takes_its_sample_whatever_is_asked():
     sample = {"x": np.ones((2, 3), np.float32)}
     found = resized(sample, model, (1, 32))
     assert [found[rows]["x"].shape for rows in (1, 32)] == [(2, 3), (2, 3)]
+
+
+def test_without_a_name_of_what_is_dynamic_there_is_no_sample():
+    model = graph("g (float[t,4] x) => (float[t,4] y) { y = Identity(x) }")
+    model.graph.inputs[0].shape = ir.Shape([None, 4])
+    assert resized({"x": np.zeros((3, 4), np.float32)}, model, [1, 8]) == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -186,3 +187,43 @@ def test_schemes_that_differ_by_the_group_of_a_shape_are_one():
     assert uniform(priced, [3, 3, 1]) == [
         [0, 0, 1], [1, 1, 1], [2, 2, 1], [3, 3, 1], [3, 3, 1], [3, 3, 1], [3, 3, 1], [3, 3, 1],
     ]  # fmt: skip
+
+
+def test_the_next_smaller_error_is_measured_where_outputs_are_not_finite():
+    priced = _unknown("a")
+    network = Network(priced, {"a": 2.0}, surprises={("a", FOUR): math.inf, ("a", TWO): math.inf})
+    found = Sensitivities(network, seconds=1e9).priced(priced)
+    by_scheme = {option.scheme: option.distortion for option in found.sites[0].options}
+    assert by_scheme[FOUR] == math.inf
+    assert by_scheme[EIGHT] == pytest.approx(2.0 * 2.0**-16)
+    assert by_scheme[TWO] == pytest.approx(2.0 * 2.0**-4)  # predicted, until it is chosen
+
+
+def test_a_site_whose_every_form_is_not_finite_stays_dense():
+    priced = _unknown("a", "b")
+    rounded = (replace(o, rounding=0.1) for o in priced.sites[0].options[1:])
+    site_a = replace(priced.sites[0], options=(priced.sites[0].dense, *rounded))
+    priced = replace(priced, sites=(site_a, priced.sites[1]))
+    surprises = dict.fromkeys([("a", scheme) for scheme in BITS], math.inf)
+    network = Network(priced, {"a": 1.0, "b": 1.0}, surprises=surprises)
+    sensitivities = Sensitivities(network, seconds=1e9)
+    budget = Budget(max_drop=0.01)
+    found = settle(sensitivities.priced(priced), budget, sensitivities)
+    assert schemes(found.model, found.chosen)[0] == "dense"
+
+
+def test_one_scheme_for_all_is_measured_even_if_the_time_is_up():
+    class Alike(Network):
+        """Errors of one kind cancel out, and others add up."""
+
+        def __call__(self, chosen):
+            alike = len(chosen) > 1 and len(set(chosen.values())) == 1
+            return super().__call__(chosen) * (0.5 if alike else 1.3)
+
+    names = "abcdef"
+    priced = _unknown(*names)
+    network = Alike(priced, dict(zip(names, (1, 1, 1, 0.2, 0.2, 0.2), strict=True)))
+    sensitivities = Sensitivities(network, seconds=10.0, clock=Clock())
+    found = settle(sensitivities.priced(priced), Budget(effective_bits=4.0), sensitivities)
+    assert sensitivities.time_is_up
+    assert schemes(found.model, found.chosen) == [FOUR] * 6

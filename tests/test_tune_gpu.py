@@ -27,6 +27,7 @@ from undense.backend.tuning.cuda.runner import gpu, measure, product
 from undense.backend.tuning.database import database_path, read_records
 from undense.cli import main
 from undense.passes.errors import LoweringError, TuningError
+from undense.runtime.artifact import open_artifact
 
 TARGET = "cuda -arch=sm_90"
 TEXT = "agraph (float16[N, 128] x) => (float16[N, 64] y) {y = MatMul (x, w)}"
@@ -158,6 +159,14 @@ def test_exported_measured_and_merged(
     plain = undense.compile(model(), target=TARGET, scheme="dense", tuned=False)
     assert (plain.path / "module.so").read_bytes() == before
     assert undense.compile(model(), target="cuda", scheme="dense").report["tuning"]["tuned"] == 0
+
+
+def test_cuda_graphs_stay_when_an_artifact_is_built_again(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    for wanted in (["N=8"], False):
+        undense.compile(model(), target=TARGET, scheme="dense", use_cuda_graph=wanted, output=path)
+        graphs = tuning._opened(open_artifact(path)).target.graphs
+        assert (False if graphs is None else graphs.wanted) == wanted
 
 
 def test_a_gain_within_the_spread_changes_nothing(artifact: Path, exported: Path) -> None:

@@ -88,3 +88,20 @@ def test_the_report_of_a_compile_has_predicted_and_measured_times(capsys):
     assert replayed.report["latency"] is None  # so that a plan always gives the same bytes
     named = undense.compile(_model(), target="ort-cpu", scheme="int_codes").report
     assert named["latency"] is None
+
+
+def test_a_run_that_fails_is_told_and_left_out():
+    table = graph(
+        f"g (float[t,{N}] x) => (float[t,{N}] y) {{ z = MatMul(x, w)  y = Add(z, p) }}",
+        w=normal(N, N),
+        p=normal(4, N),
+    )
+    whole = WholeRun(table, ORT, {**FEEDS, 6: {"x": normal(6, N)}})
+    rest, notes = whole.beyond({1: 0.0, 4: 1e9, 6: 0.0}, None)
+    assert set(rest) == {1, 4}
+    assert rest[1] > 0
+    assert rest[4] == 0
+    (note,) = notes
+    assert note.startswith("no run of batch 6 was timed (")
+    assert note.endswith("its latency ratio is that of the linears alone")
+    assert set(whole.times(None)) == {1, 4}
