@@ -67,28 +67,34 @@ def main() -> int:
     )
     parser.add_argument("--batch", default="1,32", help="rows at which kernels are timed")
     parser.add_argument(
-        "--rows-only", metavar="CACHE",
-        help="measure the uniform schemes again, with the cache of a run before, and keep what its "
-        "results have of planning and of the artifact",
+        "--only", choices=("planning", "rows"),
+        help="measure what planning takes and leads to, or the uniform schemes, and keep what the "
+        "results have of the other",
     )  # fmt: skip
+    parser.add_argument(
+        "--cache", metavar="FOLDER", help="what a run before has fitted and timed, for --only rows"
+    )
     options = parser.parse_args()
     subject = SUBJECTS[options.model](False)
     path = FOLDER / f"plans_{options.model}.json"
     with tempfile.TemporaryDirectory(prefix="undense-plans-") as folder:
-        os.environ["UNDENSE_CACHE"] = options.rows_only or f"{folder}/cache"
+        os.environ["UNDENSE_CACHE"] = options.cache or f"{folder}/cache"
         files = written(subject.capture(), subject.calibration(), Path(folder))
         seconds = options.plan_time, options.next_plan_time
-        if options.rows_only:
-            document = json.loads(path.read_text(encoding="utf-8"))
+        before = json.loads(path.read_text(encoding="utf-8")) if options.only else {"uniform": []}
+        if options.only == "rows":
+            document = before
             # Distortions that are known cost the next plans no time.
             _plan(files, "auto", None, document["batches"], seconds[0])
         else:
             document = _measured(options.model, files, options.batch, seconds)
+            document["uniform"] = before["uniform"]
             write_whole(path, json.dumps(document, indent=1) + "\n")
-        document["uniform"] = []
-        for row in _rows(files, document["batches"], seconds[1]):
-            document["uniform"].append(row)  # a long run that is stopped leaves what it has
-            write_whole(path, json.dumps(document, indent=1) + "\n")
+        if options.only != "planning":
+            document["uniform"] = []
+            for row in _rows(files, document["batches"], seconds[1]):
+                document["uniform"].append(row)  # a long run that is stopped leaves what it has
+                write_whole(path, json.dumps(document, indent=1) + "\n")
     lost = list(losses(document))
     for line in lost:
         print(f"auto loses: {line}", file=sys.stderr)
