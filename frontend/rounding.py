@@ -15,7 +15,7 @@ from .dense import on_disk, open_session
 from .sample_check import Sample
 from .samples import shortened
 
-_ROWS = 512
+_ROWS = 256
 
 
 def rounding_errors(

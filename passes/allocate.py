@@ -121,22 +121,12 @@ def _turns(
 
 
 def _undominated(site: int, aim: Table, limits: Sequence[Limit]) -> list[int]:
-    points = [
-        (aim[site][option], *(limit.costs[site][option] for limit in limits))
-        for option in range(len(aim[site]))
-    ]
-    return [
-        option
-        for option, point in enumerate(points)
-        if not any(
-            other != option and _no_worse(points[other], point, earlier=other < option)
-            for other in range(len(points))
-        )
-    ]
-
-
-def _no_worse(one: tuple[float, ...], other: tuple[float, ...], *, earlier: bool) -> bool:
-    return all(a <= b for a, b in zip(one, other, strict=True)) and (one != other or earlier)
+    """The options that no other is as good as in everything; of equals the first."""
+    prices = np.array([aim[site], *(limit.costs[site] for limit in limits)], np.float64)
+    no_worse = (prices[:, :, None] <= prices[:, None, :]).all(axis=0)  # [one, other]
+    earlier = np.triu(np.ones_like(no_worse), 1)
+    beaten = (no_worse & (earlier | ~no_worse.T)).any(axis=0)
+    return [int(option) for option in np.flatnonzero(~beaten)]
 
 
 def _solve(aim: Table, limits: Sequence[Limit], kept: Sequence[Sequence[int]]) -> list[int] | None:
