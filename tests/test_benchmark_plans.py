@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +113,44 @@ def test_memory_that_is_taken_is_seen():
         held = np.ones(5 * 10**7)
         memory._over.wait(0.5)
     assert memory.own >= 0.9 * held.nbytes
+
+
+class Tiny:
+    """A model under test of one linear."""
+
+    def __init__(self, quick: bool) -> None:
+        del quick
+
+    def capture(self) -> ir.Model:
+        text = "g (float[t,64] x) => (float[t,64] y) { y = MatMul(x, w) }"
+        return graph(text, w=np.ones((64, 64), np.float32))
+
+    def calibration(self) -> list[dict[str, np.ndarray]]:
+        return [{"x": np.ones((8, 64), np.float32)}]
+
+
+@pytest.mark.parametrize(
+    ("options", "planned", "rows"),
+    [
+        ([], "now", "now"),
+        (["--only", "planning"], "now", "then"),
+        (["--only", "rows"], "then", "now"),
+    ],
+)
+def test_planning_and_rows_may_be_measured_apart(options, planned, rows, tmp_path, monkeypatch):
+    monkeypatch.setenv("UNDENSE_CACHE", "restored after the test")
+    path = tmp_path / "plans_tiny.json"
+
+    def document(when: str) -> dict[str, Any]:
+        return {"when": when, "batches": [1], "uniform": [{"scheme": when, "auto": {}}]}
+
+    path.write_text(json.dumps(document("then")))
+    monkeypatch.setattr(plans, "FOLDER", tmp_path)
+    monkeypatch.setattr(plans, "SUBJECTS", {"tiny": Tiny})
+    monkeypatch.setattr(plans, "_plan", lambda *_: {})
+    monkeypatch.setattr(plans, "_measured", lambda *_: document("now"))
+    monkeypatch.setattr(plans, "_rows", lambda *_: iter(document("now")["uniform"]))
+    monkeypatch.setattr(sys, "argv", ["plans", "tiny", *options])
+    assert plans.main() == 0
+    found = json.loads(path.read_text())
+    assert (found["when"], found["uniform"][0]["scheme"]) == (planned, rows)
