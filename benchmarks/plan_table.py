@@ -67,6 +67,12 @@ def _model(document: Mapping[str, Any]) -> Iterator[str]:
     yield "\n".join(_points(document))
     if document["uniform"]:
         yield "\n".join(_rows(document))
+    others = [row for row in document["uniform"] if row.get("sources") != document.get("sources")]
+    if others:
+        yield (
+            "Planning and these rows were not measured on one day: "
+            f"{len(others)} of {len(document['uniform'])} are of other sources than what stands above."
+        )
 
 
 def _wins(document: Mapping[str, Any]) -> str:

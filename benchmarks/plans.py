@@ -88,7 +88,9 @@ def main() -> int:
             _plan(files, "auto", None, document["batches"], seconds[0])
         else:
             document = _measured(options.model, files, options.batch, seconds)
-            document["uniform"] = before["uniform"]
+            document["uniform"] = [
+                {"sources": before["sources"], **row} for row in before["uniform"]
+            ]
             write_whole(path, json.dumps(document, indent=1) + "\n")
         if options.only != "planning":
             document["uniform"] = []

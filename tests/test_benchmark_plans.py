@@ -78,6 +78,15 @@ def test_the_page_holds_what_was_measured(tmp_path: Path):
     assert "`auto` loses at: int_codes{bits=8} at equal time at batch 1." in page
 
 
+def test_rows_of_other_sources_are_told(tmp_path: Path):
+    document = {**_document(_costs(0.01)), "sources": "new"}
+    path = tmp_path / "plans_minilm.json"
+    for sources, told in (("new", False), ("old", True)):
+        rows = [{**row, "sources": sources} for row in document["uniform"]]
+        path.write_text(json.dumps({**document, "uniform": rows}))
+        assert ("1 of 1 are of other sources" in plan_table.render(tmp_path)) == told
+
+
 def test_siblings_in_one_site_stand_behind_their_model(tmp_path: Path):
     (tmp_path / "plans_minilm.json").write_text(json.dumps(_document(_costs(0.01))))
     separate = {"bytes": 2e7, "approximation_error": 0.1, "milliseconds": {"1": {"median_ms": 2.0}}}
@@ -142,7 +151,8 @@ def test_planning_and_rows_may_be_measured_apart(options, planned, rows, tmp_pat
     path = tmp_path / "plans_tiny.json"
 
     def document(when: str) -> dict[str, Any]:
-        return {"when": when, "batches": [1], "uniform": [{"scheme": when, "auto": {}}]}
+        rows = [{"scheme": when, "auto": {}}]
+        return {"when": when, "sources": when, "batches": [1], "uniform": rows}
 
     path.write_text(json.dumps(document("then")))
     monkeypatch.setattr(plans, "FOLDER", tmp_path)
