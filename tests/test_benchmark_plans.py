@@ -84,7 +84,7 @@ def test_rows_of_other_sources_are_told(tmp_path: Path):
     for sources, told in (("new", False), ("old", True)):
         rows = [{**row, "sources": sources} for row in document["uniform"]]
         path.write_text(json.dumps({**document, "uniform": rows}))
-        assert ("1 of 1 are of other sources" in plan_table.render(tmp_path)) == told
+        assert ("1 of 1 of these rows are of other sources" in plan_table.render(tmp_path)) == told
 
 
 def test_siblings_in_one_site_stand_behind_their_model(tmp_path: Path):
