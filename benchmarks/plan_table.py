@@ -70,8 +70,8 @@ def _model(document: Mapping[str, Any]) -> Iterator[str]:
     others = [row for row in document["uniform"] if row.get("sources") != document.get("sources")]
     if others:
         yield (
-            f"{len(others)} of {len(document['uniform'])} of these rows are of other sources than what "
-            "stands above them: they were measured at another time."
+            f"{len(others)} of {len(document['uniform'])} of these rows are of other sources than "
+            "what stands above them: they were measured at another time."
         )
 
 
