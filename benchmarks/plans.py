@@ -72,6 +72,10 @@ def main() -> int:
         "results have of the other",
     )  # fmt: skip
     parser.add_argument(
+        "--schemes", nargs="*", default=UNIFORM, choices=UNIFORM, metavar="SCHEME",
+        help="for --only rows: these; others stay as they are",
+    )  # fmt: skip
+    parser.add_argument(
         "--cache", metavar="FOLDER", help="what a run before has fitted and timed, for --only rows"
     )
     options = parser.parse_args()
@@ -93,9 +97,11 @@ def main() -> int:
             ]
             write_whole(path, json.dumps(document, indent=1) + "\n")
         if options.only != "planning":
-            document["uniform"] = []
-            for row in _rows(files, document["batches"], seconds[1]):
-                document["uniform"].append(row)  # a long run that is stopped leaves what it has
+            rows = {row["scheme"]: row for row in before["uniform"]}
+            for row in _rows(files, options.schemes, document["batches"], seconds[1]):
+                rows[row["scheme"]] = row
+                document["uniform"] = [rows[scheme] for scheme in UNIFORM if scheme in rows]
+                # A long run that is stopped leaves what it has.
                 write_whole(path, json.dumps(document, indent=1) + "\n")
     lost = list(losses(document))
     for line in lost:
@@ -175,10 +181,10 @@ def _measured(
 
 
 def _rows(
-    files: tuple[str, str], batches: Sequence[int], seconds: float
+    files: tuple[str, str], schemes: Sequence[str], batches: Sequence[int], seconds: float
 ) -> Iterator[dict[str, Any]]:
-    """Each uniform scheme, and `auto` at its bytes and at its times."""
-    for scheme in UNIFORM:
+    """Each of the uniform schemes, and `auto` at its bytes and at its times."""
+    for scheme in schemes:
         uniform = _plan(files, rules_of(files[0], scheme), None, batches, seconds)
         limit = {"size_ratio": uniform["size_ratio"]}
         found = {"size": _plan_or_refusal(files, limit, batches, seconds)}

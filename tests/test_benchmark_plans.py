@@ -151,7 +151,7 @@ def test_planning_and_rows_may_be_measured_apart(options, planned, rows, tmp_pat
     path = tmp_path / "plans_tiny.json"
 
     def document(when: str) -> dict[str, Any]:
-        rows = [{"scheme": when, "auto": {}}]
+        rows = [{"scheme": plans.UNIFORM[0], "when": when, "auto": {}}]
         return {"when": when, "sources": when, "batches": [1], "uniform": rows}
 
     path.write_text(json.dumps(document("then")))
@@ -163,4 +163,4 @@ def test_planning_and_rows_may_be_measured_apart(options, planned, rows, tmp_pat
     monkeypatch.setattr(sys, "argv", ["plans", "tiny", *options])
     assert plans.main() == 0
     found = json.loads(path.read_text())
-    assert (found["when"], found["uniform"][0]["scheme"]) == (planned, rows)
+    assert (found["when"], [row["when"] for row in found["uniform"]]) == (planned, [rows])

@@ -145,11 +145,11 @@ class IntCodes(BlockQuantized):
     def candidates(cls, out_features: int, in_features: int) -> Sequence[IntCodes]:
         """8, 4 and 3 bits in the largest group up to 128 that divides in_features, 4 in 32 too.
 
-        Also 8 and 4 bits in the default group where it does not divide: that can be faster.
+        Also in the default group where it does not divide: that can be smaller, and faster.
         """
-        group = largest_group(in_features)
-        options = [cls(bits_=bits, group=group) for bits in _CANDIDATE_BITS]
-        return list(dict.fromkeys([cls(), cls(bits_=4), *options, cls(bits_=4, group=32)]))
+        groups = dict.fromkeys([cls().group, largest_group(in_features)])
+        options = [cls(bits_=bits, group=group) for group in groups for bits in _CANDIDATE_BITS]
+        return list(dict.fromkeys([*options, cls(bits_=4, group=32)]))
 
     def resolve(self, out_features: int, in_features: int, *, site: str) -> IntCodes:
         """Itself: every shape admits it."""

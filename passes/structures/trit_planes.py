@@ -100,11 +100,10 @@ class TritPlanes(BlockQuantized):
     def candidates(cls, out_features: int, in_features: int) -> Sequence[TritPlanes]:
         """One, two and three tied planes, in the largest group up to 128 that divides n.
 
-        Also two and three in the default group where it does not divide: that can be faster.
+        Also in the default group where it does not divide: that can be smaller, and faster.
         """
-        group = largest_group(in_features)
-        options = [cls(planes=planes, group=group) for planes in (1, 2, 3)]
-        return list(dict.fromkeys([cls(planes=2), cls(planes=3), *options]))
+        groups = dict.fromkeys([cls().group, largest_group(in_features)])
+        return [cls(planes=planes, group=group) for group in groups for planes in (1, 2, 3)]
 
     def resolve(self, out_features: int, in_features: int, *, site: str) -> TritPlanes:
         """Itself: every shape admits it."""
