@@ -52,6 +52,12 @@ def test_a_larger_group_is_kept_beside_one_that_is_better_and_smaller():
     assert _kept(options[::-1], weight=weight) == list(options[::-1])
 
 
+def test_three_bits_are_kept_though_they_may_be_stored_in_four():
+    options = (IntCodes(bits_=4), IntCodes(bits_=3))
+    assert options[0].bits(*SHAPE) == options[1].bits(*SHAPE)
+    assert _kept(options) == list(options)
+
+
 def test_floating_forms_are_left_out_where_bytes_alone_count():
     kept = _kept(floating=False)
     assert {option.kind for option in kept} <= {"int_codes", "trit_planes", "residual", "low_rank"}
