@@ -145,17 +145,16 @@ class Planner:
 
         Without a budget the drop is allowed beside what sites lose whose scheme was named.
         """
-        asked = [site.fixed or 0 for site in model.sites]
-        lost = sensitivities.joint(model, asked)
-        budget = self.budget
+        budget, asked = self.budget, [site.fixed or 0 for site in model.sites]
         if self.unlimited and budget.max_drop is not None:
+            lost = sensitivities.joint(model, asked)
             budget = replace(budget, max_drop=budget.max_drop + lost)
         try:
             return settle(model, budget, sensitivities)
         except PlanError:
             if needed:
                 raise
-            return Settled(model, asked, lost)
+            return Settled(model, asked, sensitivities.joint(model, asked))
 
     def _options(self, site: Site, named: Choice | None) -> list[Structure]:
         from .passes.options import site_options
