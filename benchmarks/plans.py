@@ -79,6 +79,8 @@ def main() -> int:
         "--cache", metavar="FOLDER", help="what a run before has fitted and timed, for --only rows"
     )
     options = parser.parse_args()
+    if options.only != "rows" and (options.cache or options.schemes is not UNIFORM):
+        parser.error("--cache and --schemes are for --only rows: planning begins without a cache")
     subject = SUBJECTS[options.model](False)
     path = FOLDER / f"plans_{options.model}.json"
     with tempfile.TemporaryDirectory(prefix="undense-plans-") as folder:
