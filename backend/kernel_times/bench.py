@@ -30,7 +30,7 @@ from .models import (
     inputs_for,
     layer_model,
 )
-from .rounds import in_rounds
+from .rounds import PAUSES, in_rounds
 
 _SECONDS = 0.3
 """For a layer with all of its numbers of rows, unless a few calls take longer."""
@@ -146,7 +146,8 @@ class Bench:
         for layer, number in copies.items():
             calls[layer] = partial(finished, sessions[layer], inputs)
             calls[number] = partial(finished, sessions[number], nothing)
-        samples = in_rounds(calls, seconds * len(copies))
+        pause = PAUSES[self.target.engine]
+        samples = in_rounds(calls, seconds * len(copies), pause=pause)
         return {
             layer: Time.of_calls(samples[layer], float(np.median(samples[number])), number)
             for layer, number in copies.items()

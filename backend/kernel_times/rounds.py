@@ -9,13 +9,17 @@ from typing import TypeVar
 
 import numpy as np
 
-PAUSE = 0.05
-"""Seconds before each turn: threads of ONNX Runtime look for work so long after a call, which would
-take a core from the next engine."""
+PAUSES: Mapping[str, float] = {"ort": 0.05, "tvm": 0.0}
+"""Seconds before each turn, by engine. Threads of a session of ONNX Runtime look for work so long
+after a call, which would take a core from the next session. Those of TVM are of the process: none
+is in the way, and behind a pause they may find themselves on one core for the next 50 ms."""
+
+PROCEDURE = 2
+"""Counts the ways in which times were taken: kept ones are not mixed with those of another."""
 
 _TURN = 0.02
-"""Seconds of a turn, unless it has its samples before."""
-_SAMPLES = 6
+"""Seconds of the samples of a turn, unless there are enough of them before."""
+_SAMPLES = 5
 _ROUNDS = 3
 """At least: the pace of a machine that is at work on other things shows from round to round."""
 _PRECISE = 0.01
@@ -28,29 +32,29 @@ def in_rounds(
     calls: Mapping[Name, Callable[[], object]],
     seconds: float,
     *,
+    pause: float,
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
 ) -> dict[Name, list[float]]:
     """Seconds of each sample by name: all take a turn in each round, so pace hits all alike.
 
-    Every other round goes backwards. Of a turn with several samples the first does not count: it
-    finds the caches and the cores as the call before has left them.
+    Every other round goes backwards. The first call of a turn does not count: it finds the caches
+    and the cores as the one before has left them.
 
     Args:
         calls: by name.
         seconds: after which no further round begins, when there were a few.
+        pause: seconds before each turn.
         clock: tells seconds.
         sleep: waits for seconds.
     """
     start, rounds = clock(), 0
     samples: dict[Name, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()
     while rounds < _ROUNDS or (
         clock() - start < seconds and any(error(found) > _PRECISE for found in samples.values())
     ):
         for name in list(calls) if rounds % 2 == 0 else list(calls)[::-1]:
-            sleep(PAUSE)
+            sleep(pause)
             samples[name] += _turn(calls[name], clock)
         rounds += 1
     return samples
@@ -69,9 +73,10 @@ def error(seconds: list[float]) -> float:
 
 
 def _turn(call: Callable[[], object], clock: Callable[[], float]) -> list[float]:
+    call()
     taken: list[float] = []
     while len(taken) < _SAMPLES and sum(taken) < _TURN:
         start = clock()
         call()
         taken.append(clock() - start)
-    return taken[1:] or taken
+    return taken

@@ -14,6 +14,7 @@ from ...runtime.artifact import package_versions
 from ..target import Target
 from .layer import Layer, Time
 from .machine import machine_name
+from .rounds import PROCEDURE
 
 KIND = "kernel_times"
 
@@ -53,6 +54,7 @@ def conditions(target: Target, form: Form, threads: int) -> dict[str, Any]:
         "form": form,
         "threads": threads,
         "versions": package_versions(),
+        "procedure": PROCEDURE,
     }
     if target.engine == "ort" and not target.kernels:
         return found

@@ -25,7 +25,7 @@ from ...runtime.session import Session, load
 from ..target import Target
 from .built import built
 from .layer import Time
-from .rounds import in_rounds
+from .rounds import PAUSES, Name, in_rounds
 from .table import conditions
 
 KIND = "run_times"
@@ -89,7 +89,7 @@ class WholeRun:
         session = self._session()
         for rows, feed in missing.items():
             try:
-                samples = in_rounds({rows: partial(finished, session, feed)}, _SECONDS)
+                samples = self._sampled({rows: partial(finished, session, feed)})
             except UndenseError as error:
                 self._refused[rows] = str(error)
                 del self._feeds[rows]
@@ -134,10 +134,13 @@ class WholeRun:
                 "dense": partial(finished, dense, feed),
                 "compiled": partial(finished, artifact, feed),
             }
-            samples = in_rounds(calls, len(calls) * _SECONDS)
+            samples = self._sampled(calls)
             found[rows] = Latency(_time(samples["dense"]), _time(samples["compiled"]))
         progress(1, 1, _STAGE)
         return found
+
+    def _sampled(self, calls: Mapping[Name, Callable[[], object]]) -> dict[Name, list[float]]:
+        return in_rounds(calls, len(calls) * _SECONDS, pause=PAUSES[self._target.engine])
 
     def _known(self, cache: Cache) -> dict[int, Time]:
         found = {rows: cache.get(KIND, self._key(feed)) for rows, feed in self._feeds.items()}
