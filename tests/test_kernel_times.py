@@ -84,7 +84,7 @@ class Memory:
 def test_layers_are_timed_and_kept(
     target: Target, schemes: Sequence[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("undense.backend.kernel_times.models._MOST_COPIES", 2)
+    monkeypatch.setattr("undense.backend.kernel_times.footprint._MOST_COPIES", 2)
     layers = [Layer(*SHAPE, scheme) for scheme in schemes]
     seen: list[tuple[int, int]] = []
     table = Memory()
@@ -115,7 +115,7 @@ def test_layers_are_timed_and_kept(
 
 @pytest.mark.parametrize("target", [ORT, LLVM], ids=str)
 def test_gathers_are_timed(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("undense.backend.kernel_times.models._MOST_COPIES", 2)
+    monkeypatch.setattr("undense.backend.kernel_times.footprint._MOST_COPIES", 2)
     found = kernel_times(GATHERS, target, "fast", [2], threads=1)
     assert all(found[layer][2].repeats >= 3 for layer in GATHERS)
 

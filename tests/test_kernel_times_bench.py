@@ -30,6 +30,22 @@ def test_sessions_hold_weights_and_those_of_onnx_runtime_what_they_compute(targe
     assert timing._held(DENSE, 3, 16) == 3 * 4 * 256 * 128 + computed
 
 
+@pytest.mark.parametrize(
+    ("target", "footprint", "evicted"),
+    [("llvm", None, [2 * 2**20]), ("ort-cpu", None, [2 * 2**20]), ("llvm", 2**20, []),
+     ("cuda", None, [])],
+)  # fmt: skip
+def test_weights_of_large_models_are_driven_out_of_the_caches_of_cpus(
+    monkeypatch, target, footprint, evicted
+):
+    found: list[int] = []
+    monkeypatch.setattr(bench, "cache_bytes", lambda _: 2**20)
+    monkeypatch.setattr(bench, "reads", lambda size: lambda: found.append(size))
+    steps = bench.Steps(silent, 1)
+    bench.Bench(Target.parse(target), "fast", 1, steps, footprint)._between()
+    assert found == evicted
+
+
 def test_later_groups_are_brought_to_the_pace_of_the_first():
     first = {DENSE: Time(2.0, 1.0, 3.0, 5), CODED[0]: Time(1.0, 1.0, 1.0, 5)}
     second = {DENSE: Time(4.0, 4.0, 4.0, 5), CODED[1]: Time(1.0, 0.8, 1.2, 5)}
@@ -74,6 +90,6 @@ class Broken(Executor):
 
 
 def test_a_process_that_was_ended_while_it_compiled_is_told():
-    timing = bench.Bench(Target.parse("llvm"), "fast", 1, bench.Steps(silent, 1), Broken())
+    timing = bench.Bench(Target.parse("llvm"), "fast", 1, bench.Steps(silent, 1), executor=Broken())
     with pytest.raises(LoweringError, match=r"256x128 dense: a process .* memory runs out"):
         timing.times({1: [DENSE]})

@@ -11,8 +11,8 @@ from graphs import outputs
 from helpers import assert_close
 from undense.backend.kernel_times import Layer, Time
 from undense.backend.kernel_times.built import built
+from undense.backend.kernel_times.footprint import copies_of, footprint_of
 from undense.backend.kernel_times.models import (
-    copies_of,
     empty_inputs,
     empty_model,
     inputs_for,
@@ -129,7 +129,32 @@ def test_half_layers_keep_their_type() -> None:
     ids=str,
 )
 def test_copies_stream_past_the_cache(layer: Layer, cache: int, copies: int) -> None:
-    assert copies_of(layer, cache) == copies
+    assert copies_of(layer, cache, None) == copies
+
+
+@pytest.mark.parametrize(
+    ("layer", "footprint", "copies"),
+    [
+        (Layer(1024, 1024, "dense"), 2**24, 4),
+        (Layer(1024, 1024, "int_codes{bits=8}"), 2**24, 4),
+        (Layer(1024, 1024, "dense"), 2**20, 1),
+        (Layer(64, 64, "dense"), 2**24, 32),
+    ],
+    ids=str,
+)
+def test_copies_of_a_small_model_are_as_large_as_it_is(
+    layer: Layer, footprint: int, copies: int
+) -> None:
+    assert copies_of(layer, 2**25, footprint) == copies
+
+
+def test_the_footprint_is_of_what_a_run_reads_as_long_as_the_caches_keep_it() -> None:
+    half, whole = Layer(512, 1024, "int_codes{bits=4}"), Layer(1024, 1024, "dense")
+    assert footprint_of([whole], 2**25) == 2**22
+    assert footprint_of([whole, half], 2**25) == 2**23
+    assert footprint_of([whole] * 2, 2**22) == 2**23
+    assert footprint_of([whole] * 2 + [half], 2**22) is None
+    assert footprint_of([], 2**22) == 1
 
 
 def test_the_fixed_cost_is_taken_off() -> None:

@@ -99,3 +99,16 @@ def test_the_error_is_that_of_a_median() -> None:
     assert error(list(draws[0])) == pytest.approx(np.std(np.median(draws, axis=1)), rel=0.2)
     assert error([2.0, 2.0, 2.0]) == 0
     assert error([0.0, 0.0]) == 0
+
+
+def test_what_comes_between_is_called_before_each_call() -> None:
+    order: list[str] = []
+    in_rounds(
+        {"a": lambda: order.append("a")},
+        0,
+        pause=0,
+        between=lambda: order.append("between"),
+        sleep=lambda seconds: None,
+    )
+    assert order == ["between", "a"] * (len(order) // 2)
+    assert len(order) == 2 * 3 * 6

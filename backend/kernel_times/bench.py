@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +19,12 @@ from ...runtime.bench import finished
 from ...runtime.session import Session, load
 from ..target import Target
 from .built import write
+from .footprint import CACHES, Footprint, copies_of, reads
 from .layer import Layer, Time, at_pace
 from .machine import cache_bytes
 from .models import (
     activation_bytes,
     bytes_of,
-    copies_of,
     empty_inputs,
     empty_model,
     inputs_for,
@@ -59,6 +59,7 @@ class Bench:
         form: of structured nodes.
         threads: of a session.
         steps: is told what is done.
+        footprint: of the model that the layers are of.
         executor: compiles; None to do that here.
     """
 
@@ -66,6 +67,7 @@ class Bench:
     form: Form
     threads: int
     steps: Steps
+    footprint: Footprint = None
     executor: Executor | None = None
 
     def times(self, by_rows: Mapping[int, Sequence[Layer]]) -> dict[int, dict[Layer, Time]]:
@@ -75,7 +77,7 @@ class Bench:
         """
         layers = list(dict.fromkeys(layer for found in by_rows.values() for layer in found))
         cache = cache_bytes(self.target)
-        copies = {layer: copies_of(layer, cache) for layer in layers}
+        copies = {layer: copies_of(layer, cache, self.footprint) for layer in layers}
         found: dict[int, dict[Layer, Time]] = {rows: {} for rows in by_rows}
         with tempfile.TemporaryDirectory(prefix="undense-times-") as folder:
             paths = self._compiled(copies, Path(folder))
@@ -86,6 +88,17 @@ class Bench:
                     found[rows] |= at_pace(times, layers[0], found[rows].get(layers[0]))
         self.steps.done(len(layers))
         return found
+
+    @cached_property
+    def _between(self) -> Callable[[], object]:
+        """What drives the weights of a large model out of a CPU's caches between two calls.
+
+        How many of them stay there is else a matter of how many caches the machine has: virtual
+        ones tell of one where each core has its own. Those of a GPU are passed by copies alone.
+        """
+        if self.footprint is not None or self.target.device == "cuda":
+            return lambda: None
+        return reads(CACHES * cache_bytes(self.target))
 
     def _of_group(
         self,
@@ -146,8 +159,12 @@ class Bench:
         for layer, number in copies.items():
             calls[layer] = partial(finished, sessions[layer], inputs)
             calls[number] = partial(finished, sessions[number], nothing)
-        pause = PAUSES[self.target.engine]
-        samples = in_rounds(calls, seconds * len(copies), pause=pause)
+        samples = in_rounds(
+            calls,
+            seconds * len(copies),
+            pause=PAUSES[self.target.engine],
+            between=self._between,
+        )
         return {
             layer: Time.of_calls(samples[layer], float(np.median(samples[number])), number)
             for layer, number in copies.items()

@@ -13,6 +13,7 @@ from ...passes.workers import local_workers
 from ...runtime.hardware import usable_cores
 from ..target import Target
 from .bench import Bench, Steps
+from .footprint import Footprint
 from .layer import DENSE, Layer, Time, at_pace
 from .machine import check_measurable
 from .models import structure_of
@@ -31,16 +32,18 @@ def kernel_times(
     form: Form,
     rows: Sequence[int],
     *,
+    footprint: Footprint = None,
     threads: int | None = None,
     table: Cache | None = None,
     progress: Progress = silent,
 ) -> dict[Layer, dict[int, Time]]:
     """Measures what each layer takes in a call with so many rows of x.
 
-    A small model holds copies of the layer, enough that weights come from memory as in a large
-    one, is compiled as any model for the target, and timed; a call with nothing between the same
-    inputs and outputs is subtracted. Layers of one shape take turns, their dense form among them,
-    whether it is asked for or not: what is asked of these times is which of them is less.
+    A small model holds copies of the layer, whose weights come from where those of the model do,
+    its caches or its memory, is compiled as any model for the target, and timed; a call with
+    nothing between the same inputs and outputs is subtracted. Layers of one shape take turns, their
+    dense form among them, whether it is asked for or not: what is asked of these times is which of
+    them is less.
 
     Times that the table has are not measured again. When others of their shape are measured later,
     their dense form is timed again beside them, and by its change of pace all become comparable.
@@ -50,6 +53,8 @@ def kernel_times(
         target: engine and machine. CUDA graphs are not measured.
         form: of structured nodes, for ONNX Runtime.
         rows: of x.
+        footprint: bytes of the dense weights that a run of the model reads; None for one whose
+            weights come from memory.
         threads: of a session; None is one for each core.
         table: keeps the times from one process to the next; None keeps none.
         progress: is told of layers that were compiled, and then timed.
@@ -76,7 +81,7 @@ def kernel_times(
     target = replace(target, graphs=None)
     check_measurable(target)
     used = usable_cores() if threads is None else threads
-    known = Known(table, conditions(target, form, used))
+    known = Known(table, {**conditions(target, form, used), "footprint": footprint})
     found: dict[Layer, dict[int, Time]] = {layer: {} for layer in wanted}
     missing: dict[Layer, Missing] = {}
     for layer in wanted:
@@ -88,7 +93,7 @@ def kernel_times(
                 found[layer][count] = time
     jobs = _built(missing)
     with local_workers(_COMPILE_COST * jobs if target.compiles else 0.0, jobs) as workers:
-        bench = Bench(target, form, used, Steps(progress, jobs), workers.executor)
+        bench = Bench(target, form, used, Steps(progress, jobs), footprint, workers.executor)
         for dense, by_rows in missing.items():
             for count, times in bench.times(_with(dense, by_rows)).items():
                 for layer, time in _kept(known, dense, count, times).items():

@@ -23,19 +23,6 @@ INPUT = "x"
 
 _ROWS = "rows"
 _OPSET, _IR_VERSION = 21, 10
-_MOST_COPIES = 32
-_MOST_BYTES = 512 * 2**20
-_CACHES = 2
-"""Weights of so many times the last cache come from memory, as they do in a model."""
-
-
-def copies_of(layer: Layer, cache_bytes: int) -> int:
-    """How many copies of a layer stream their weights past a cache, as far as that is cheap."""
-    size = bytes_of(layer)
-    streaming = math.ceil(_CACHES * cache_bytes / size)
-    # The call that is subtracted reads another column of x for each copy.
-    most = min(_MOST_COPIES, _MOST_BYTES // size, layer.in_features)
-    return max(1, min(streaming, most))
 
 
 def layer_model(layer: Layer, copies: int, form: Form, *, seed: int = 0) -> ir.Model:

@@ -33,6 +33,7 @@ def in_rounds(
     seconds: float,
     *,
     pause: float,
+    between: Callable[[], object] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
 ) -> dict[Name, list[float]]:
@@ -45,6 +46,7 @@ def in_rounds(
         calls: by name.
         seconds: after which no further round begins, when there were a few.
         pause: seconds before each turn.
+        between: is called before each call.
         clock: tells seconds.
         sleep: waits for seconds.
     """
@@ -55,7 +57,7 @@ def in_rounds(
     ):
         for name in list(calls) if rounds % 2 == 0 else list(calls)[::-1]:
             sleep(pause)
-            samples[name] += _turn(calls[name], clock)
+            samples[name] += _turn(calls[name], between, clock)
         rounds += 1
     return samples
 
@@ -72,10 +74,14 @@ def error(seconds: list[float]) -> float:
     return float((high - low) / 2.56 * math.sqrt(math.pi / (2 * len(seconds))) / median)
 
 
-def _turn(call: Callable[[], object], clock: Callable[[], float]) -> list[float]:
+def _turn(
+    call: Callable[[], object], between: Callable[[], object], clock: Callable[[], float]
+) -> list[float]:
+    between()
     call()
     taken: list[float] = []
     while len(taken) < _SAMPLES and sum(taken) < _TURN:
+        between()
         start = clock()
         call()
         taken.append(clock() - start)

@@ -12,7 +12,9 @@ from ...passes.progress import Progress, silent
 from ...passes.sites import Site, Use
 from ...passes.structures.base import Form
 from ..target import Target
+from .footprint import footprint_of
 from .layer import DENSE, Layer
+from .machine import cache_bytes
 from .measure import kernel_times
 
 Milliseconds = dict[int, float]
@@ -51,8 +53,16 @@ def site_times(
         for use in site.uses:
             layers = wanted.setdefault(_rows(use, batches), {})
             layers.update(dict.fromkeys(_layer(site, use, s, dtype) for s in tried[site.name]))
+    read = [  # a weight that several nodes use is held once
+        _layer(site, uses[0], DENSE, dtype)
+        for site in sites
+        if (uses := [use for use in site.uses if use.form != "gather"])
+    ]
+    footprint = footprint_of(read, cache_bytes(target))
     measured = {
-        counts: kernel_times(layers, target, form, counts, table=table, progress=progress)
+        counts: kernel_times(
+            layers, target, form, counts, footprint=footprint, table=table, progress=progress
+        )
         for counts, layers in wanted.items()
     }
 

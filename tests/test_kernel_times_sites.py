@@ -1,0 +1,38 @@
+"""Times of sites: for which model the kernels of its layers are timed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from graphs import graph, normal
+from undense.backend.kernel_times import Layer, Time, sites
+from undense.backend.target import Target
+from undense.passes.sites import find_sites
+
+TIED = """g (int64[n] i, float[n,64] x) => (float[n,256] y, float[n,64] z) {
+    e = Gather(table, i)  a = Add(e, x)  t = Transpose<perm=[1,0]>(table)  y = MatMul(a, t)
+    b = MatMul(x, own)  c = MatMul(b, own)  d = Gather(other, i)  z = Add(c, d)
+}"""
+
+
+@pytest.mark.parametrize(("cache", "footprint"), [(2**20, 2**17), (2**15, None)])
+def test_the_footprint_is_that_of_weights_that_are_read_as_a_whole(
+    monkeypatch: pytest.MonkeyPatch, cache: int, footprint: int | None
+) -> None:
+    """A table that is tied and a weight of two nodes count once, one only looked up not at all."""
+    weights = {"table": normal(256, 64), "own": normal(64, 64), "other": normal(512, 64)}
+    found: list[Any] = []
+
+    def times(layers: dict[Layer, None], *_: Any, **options: Any) -> dict[Layer, dict[int, Time]]:
+        found.append(options["footprint"])
+        return {layer: {1: Time(1.0, 1.0, 1.0, 3)} for layer in layers}
+
+    monkeypatch.setattr(sites, "kernel_times", times)
+    monkeypatch.setattr(sites, "cache_bytes", lambda _: cache)
+    model_sites = find_sites(graph(TIED, **weights))[0]
+    assert len(model_sites) == 3
+    none = {site.name: [] for site in model_sites}
+    taken = sites.site_times(model_sites, none, Target.parse("ort-cpu"), "fast", [1])
+    assert set(found) == {footprint}
+    assert taken["own"] == {"dense": {1: 2.0}}
