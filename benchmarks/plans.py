@@ -40,13 +40,13 @@ SUBJECTS: Mapping[str, type[Subject]] = {
 UNIFORM = (
     "int_codes{bits=8,activations=int8}",
     "int_codes{bits=4,activations=int8}",
+    "int_codes{bits=3,activations=int8}",
     "trit_planes{planes=2,activations=int8}",
     "low_rank{ratio=0.5}",
     "int_codes{bits=8}",
     "int_codes{bits=4}",
     "monarch{ratio=0.5}",
     "trit_planes{planes=3,activations=int8}",
-    "int_codes{bits=3,activations=int8}",
 )
 NOISE = 1.05
 """Distortions that are nearer are the same."""
