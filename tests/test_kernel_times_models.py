@@ -11,7 +11,7 @@ from graphs import outputs
 from helpers import assert_close
 from undense.backend.kernel_times import Layer, Time
 from undense.backend.kernel_times.built import built
-from undense.backend.kernel_times.footprint import copies_of, footprint_of
+from undense.backend.kernel_times.footprint import copies_of, footprint_of, reads
 from undense.backend.kernel_times.models import (
     empty_inputs,
     empty_model,
@@ -155,6 +155,11 @@ def test_the_footprint_is_of_what_a_run_reads_as_long_as_the_caches_keep_it() ->
     assert footprint_of([whole] * 2, 2**22) == 2**23
     assert footprint_of([whole] * 2 + [half], 2**22) is None
     assert footprint_of([], 2**22) == 1
+
+
+def test_what_is_read_to_fill_the_caches_was_written_before() -> None:
+    """Memory that was not is one page of zeros."""
+    assert reads(2**16)() == 1
 
 
 def test_the_fixed_cost_is_taken_off() -> None:

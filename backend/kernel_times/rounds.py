@@ -14,7 +14,7 @@ PAUSES: Mapping[str, float] = {"ort": 0.05, "tvm": 0.0}
 after a call, which would take a core from the next session. Those of TVM are of the process: none
 is in the way, and behind a pause they may find themselves on one core for the next 50 ms."""
 
-PROCEDURE = 2
+PROCEDURE = 3
 """Counts the ways in which times were taken: kept ones are not mixed with those of another."""
 
 _TURN = 0.02
