@@ -40,19 +40,25 @@ class AccuracyControl:
     def __init__(
         self, job: Job, captured: Captured, validation: Validation, budget: Budget
     ) -> None:
-        """Measures the dense model, before anything long is done.
-
-        Raises:
-            ValidationError: the validation function fails.
-            PlanError: the metric of the dense model is 0, and the drop is to be relative.
-        """
+        """Measures nothing yet."""
         self._job, self._captured, self._validation = job, captured, validation
         self._budget = budget
         self._evaluations = 0
         self._metrics: dict[frozenset[tuple[str, str]], float] = {}
         if budget.max_drop is None:
             raise ValueError("the budget has no max_drop to hold a metric to")
-        self.allowed = AllowedDrop(self._predicted({}), budget.max_drop, validation.drop_type)
+        self._max_drop = budget.max_drop
+        self.allowed: AllowedDrop
+
+    def measure_dense(self) -> None:
+        """Measures the dense model: behind what is refused at once, before anything long is done.
+
+        Raises:
+            ValidationError: the validation function fails.
+            PlanError: the metric of the dense model is 0, and the drop is to be relative.
+        """
+        dense, counted = self._predicted({}), self._validation.drop_type
+        self.allowed = AllowedDrop(dense, self._max_drop, counted)
 
     def holds(self, fits: Mapping[str, FitResult]) -> bool:
         """Whether the dense model with the weights of these fits keeps the metric."""
@@ -95,7 +101,7 @@ class AccuracyControl:
 
         with temporary_sibling(folder) as place:
             found = give_back(len(fits), predicted, built, self.allowed.max_drop)
-            self._check_dtype(found, len(fits))
+            self._check_drop(found)
             rows = [
                 {"site": name, "scheme": str(fits[name].fitted.structure), "drop_before": before}
                 for name, before in zip(worst(len(found.before)), found.before, strict=True)
@@ -220,15 +226,18 @@ class AccuracyControl:
                 "raise one of them"
             )
 
-    def _check_dtype(self, found: GivenBack, replaced: int) -> None:
-        """Refuses a conversion that alone costs too much; a dense model holds otherwise."""
-        dtype = self._job.dtype
-        if dtype is None or len(found.before) < replaced or found.drop <= self.allowed.max_drop:
+    def _check_drop(self, found: GivenBack) -> None:
+        """Refuses what drops too far with every layer dense: nothing is left to give back."""
+        dtype, most = self._job.dtype, self.allowed.max_drop
+        if found.drop <= most:
             return
+        cause, remedy = "by another engine, or a metric that differs from call to call", "mend it"
+        if dtype is not None:
+            cause = f"since the model is converted to {dtype.numpy().name}"
+            remedy = "leave dtype out"
         raise PlanError(
-            f"budget: max_drop={self.allowed.max_drop:g} of the metric cannot be kept: with every "
-            f"layer dense it drops by {found.drop:.3g}, since the model is converted to "
-            f"{dtype.numpy().name}; raise it, or leave dtype out"
+            f"budget: max_drop={most:g} of the metric cannot be kept: with every layer dense it "
+            f"drops by {found.drop:.3g}, {cause}; raise it, or {remedy}"
         )
 
     def _metric(self, model: Model, which: str) -> float:

@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     warnings.showwarning = _show_warning
     try:
+        _check_given(options)
         return int(options.run(options))
     except UndenseError as error:
         return _fail(options, str(error))
@@ -40,6 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         cause = " ".join(f"{type(error).__name__}: {error}".split())
         return _fail(options, f"internal error, please report it with --traceback: {cause}")
+
+
+def _check_given(options: argparse.Namespace) -> None:
+    """Refuses an option with nothing in it, as a variable of a shell that is not set leaves it."""
+    for name, value in vars(options).items():
+        if value == "":
+            raise InputError(f"{name.replace('_', '-')} is empty; give a value or leave it out")
 
 
 def _fail(options: argparse.Namespace, sentence: str) -> int:
@@ -246,14 +254,14 @@ def _tune(options: argparse.Namespace) -> int:
     from .runtime.report import print_exported, print_tuning
 
     with progress_bar(quiet=options.quiet) as progress:
-        if options.export:
+        if options.export is not None:
             found = export_candidates(
                 options.artifact, options.export,
                 trials=options.trials, rows=rows, progress=progress,
             )  # fmt: skip
             _print(options, found, print_exported)
             return EXIT_OK
-        if options.merge:
+        if options.merge is not None:
             found = merge_results(options.artifact, options.merge)
         else:
             found = tune(
@@ -300,7 +308,8 @@ def _cache(options: argparse.Namespace) -> int:
     from .runtime.report import print_fields
 
     cache = Cache(options.cache)
-    removed = {} if options.clear is None else {"removed": remove(cache, options.clear or None)}
+    kind = None if options.clear is True else options.clear
+    removed = {} if options.clear is None else {"removed": remove(cache, kind)}
     _print(options, {**contents(cache), **removed}, print_fields)
     return EXIT_OK
 

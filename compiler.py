@@ -131,7 +131,7 @@ def compile(
     request = Request.checked(
         scheme, ignored_scope, plan, budget, batch, plan_time, validated=validated
     )
-    parsed = _target(target, kernels, use_cuda_graph, with_onnx=with_onnx)
+    parsed = _target(target, kernels, use_cuda_graph, with_onnx=with_onnx, tuned=tuned)
     job = _job(
         parsed,
         parsed.form(portable=portable),
@@ -142,7 +142,6 @@ def compile(
         scheduler,
         progress,
         with_onnx=with_onnx,
-        tuned=tuned,
     )
     _check_files(model, calibration_dataset, output)
     check_toolchain(parsed)
@@ -213,7 +212,7 @@ def plan(
         raise SchemeError(
             "plan: what forms cost the outputs is measured on calibration data; give some"
         )
-    parsed = _target(target, kernels, False, with_onnx=True)
+    parsed = _target(target, kernels)
     job = _job(
         parsed, parsed.form(portable=False), dtype, seed, lossless, cache, scheduler, progress
     )
@@ -239,13 +238,18 @@ def _check_installed() -> None:
 
 
 def _target(
-    text: str, kernels: str | None, use_cuda_graph: bool | Sequence[str], *, with_onnx: bool
+    text: str,
+    kernels: str | None = None,
+    use_cuda_graph: bool | Sequence[str] = False,
+    *,
+    with_onnx: bool = True,
+    tuned: bool = True,
 ) -> Target:
     from .backend.target import Target
 
     parsed = Target.parse(text).with_kernels(kernels).with_graphs(use_cuda_graph)
     parsed.check_onnx(wanted=with_onnx)
-    return parsed
+    return replace(parsed, tuned=tuned)
 
 
 def _job(
@@ -259,7 +263,6 @@ def _job(
     progress: Progress,
     *,
     with_onnx: bool = True,
-    tuned: bool = True,
 ) -> Job:
     """The job of options that are checked here, as far as that goes without a model."""
     from .job import Job, Rewrites
@@ -278,7 +281,6 @@ def _job(
         form,
         wanted,
         with_onnx,
-        tuned,
         seed,
         rewrites,
         _cache(cache),

@@ -92,7 +92,6 @@ class Job:
         target, form: where the module will run, and how structured layers are stored there.
         dtype: to convert the model to; None leaves it as it is.
         with_onnx: for a TVM target, write `model.onnx` too.
-        tuned: take tilings that were measured before.
         seed: of every fit.
         rewrites: the exact ones to make, and whether they were named.
         cache: of statistics, fits and times.
@@ -104,7 +103,6 @@ class Job:
     form: Form
     dtype: ir.DataType | None
     with_onnx: bool
-    tuned: bool
     seed: int
     rewrites: Rewrites
     cache: Cache | None
@@ -188,12 +186,16 @@ class Job:
             request.plan.check_replay(sites, calibration, self.seed)
             choices = tuple(settled(choice, activations) for choice in request.plan.sites)
             made = replace(request.plan, sites=choices)
+            if control is not None:
+                control.measure_dense()
         else:
             schemes = choose_schemes(sites, request.scheme, request.ignored_scope)
             automatic = any(scheme == "auto" for scheme in schemes.values())
             request.check_budget(
                 automatic=automatic, calibrated=samples is not None, sites=bool(sites)
             )
+            if control is not None:
+                control.measure_dense()
             if (automatic or request.predicts) and samples is not None:
                 free = Budget.parse(None) if automatic else Budget()
                 budget = request.budget or free
@@ -233,12 +235,13 @@ class Job:
     def whole_run(self, captured: Captured, sample: Sample, batches: Sequence[int]) -> WholeRun:
         """The dense model on the target, to be timed at these batches."""
         from .backend.kernel_times import WholeRun
-        from .frontend.resize import resized
+        from .frontend.resize import resized, sizes
         from .frontend.samples import typed
 
         prepared = captured.prepared.clone()
         feeds = resized(typed(sample, prepared), prepared, batches)
-        return WholeRun(prepared, self.target, feeds)
+        lengths = {rows: sizes(feed, prepared) for rows, feed in feeds.items()}
+        return WholeRun(prepared, self.target, feeds, lengths)
 
     def fit(self, model: ir.Model, decided: Decided) -> Mapping[str, FitResult]:
         """Fits every site that does not stay dense, unless that was done on the way."""
@@ -264,6 +267,7 @@ class Job:
             calibrated=decided.samples is not None,
             seed=self.seed,
             form=self.form,
+            dtype=self.dtype,
             cache=self.cache,
             scheduler=self.scheduler,
             progress=self.progress,
@@ -299,7 +303,7 @@ class Job:
         ReplaceDense(decided.plan, fitted, self.form)(model)
         operators = {"before": unreplaced_operators, "after": operator_counts(model)}
         self.progress(0, 1, "lower")
-        lowered = lower(model, self.target, folder, with_onnx=self.with_onnx, tuned=self.tuned)
+        lowered = lower(model, self.target, folder, with_onnx=self.with_onnx)
         self.progress(1, 1, "lower")
         self.progress(0, 2, "check")
         expected = expected_outputs(model, samples)

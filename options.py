@@ -143,7 +143,7 @@ def parser(verbs: Mapping[str, Run]) -> argparse.ArgumentParser:
     caching = verb("cache", "what is kept of earlier runs, how large it is, and where")
     _add_cache_folder(caching)
     caching.add_argument(
-        "--clear", metavar="KIND", nargs="?", const="",
+        "--clear", metavar="KIND", nargs="?", const=True,
         help="remove all entries, or those of one kind",
     )  # fmt: skip
 

@@ -186,10 +186,7 @@ class Planner:
     def _times_if_possible(
         self, fits: Mapping[str, Mapping[str, FitResult]]
     ) -> tuple[_Times, dict[int, float], list[str]]:
-        """The times of the sites and of the rest of a run, and what is to be said of them.
-
-        There are none for a target that this machine cannot run.
-        """
+        """The times of the sites and of the rest of a run, where the target runs here; notes."""
         from .backend.kernel_times import check_measurable, site_times
 
         try:
@@ -205,6 +202,7 @@ class Planner:
             self.job.form,
             self.batches,
             dtype=self.job.dtype,
+            lengths=self.whole.lengths,
             table=self.job.cache,
             progress=self.job.progress,
         )
@@ -228,6 +226,7 @@ class Planner:
             floating=self.budget.wants_latency,
             seed=self.job.seed,
             form=self.job.form,
+            dtype=self.job.dtype,
             cache=self.job.cache,
             scheduler=self.job.scheduler,
             progress=self.job.progress,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import importlib.util
 import math
 import sys
@@ -46,6 +48,11 @@ class Validation:
         """
         counted = parse_drop_type(drop_type)
         if function is None:
+            if counted != "absolute":
+                raise SchemeError(
+                    "validation: the drop is to be relative to a metric and there is no function "
+                    "for it; give validation_fn (--validation), or leave drop_type out"
+                )
             if dataset is not None:
                 raise SchemeError(
                     "validation: there is data and no function; give validation_fn "
@@ -81,14 +88,14 @@ class Validation:
         """
         try:
             found = self.function(model, self.dataset)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a script that ends is no metric
             raise ValidationError(
                 f"validation function {self.name}: raised {type(error).__name__} for {which}: "
                 f"{cause_of(error)}; mend it, or what it is given"
             ) from error
         try:
             metric = float(found) if np.ndim(found) == 0 and not isinstance(found, str) else None
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             metric = None
         if metric is None or not math.isfinite(metric):
             raise ValidationError(
@@ -113,7 +120,17 @@ def load_function(text: str) -> ValidationFunction:
     if not callable(found):
         raise ValidationError(f"{path}: has no function {name!r}; give one of a model and data")
     function: ValidationFunction = found
-    return function
+    return _given_copies(function)
+
+
+def _given_copies(function: ValidationFunction) -> ValidationFunction:
+    """The function with data of its own at each call: one that changes it is right to."""
+
+    @functools.wraps(function)
+    def measured(model: Model, data: Any) -> float:
+        return function(model, copy.deepcopy(data))
+
+    return measured
 
 
 def read_dataset(path: str) -> list[dict[str, Any]]:
@@ -140,7 +157,7 @@ def _module(path: Path) -> Any:
     sys.modules[name] = module  # dataclasses look their module up
     try:
         specification.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValidationError(
             f"{path}: raised {type(error).__name__} while it was loaded: {cause_of(error)}; mend it"
         ) from error

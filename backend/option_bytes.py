@@ -11,8 +11,8 @@ from .target import Target
 class OptionBytes:
     """Bytes of a fit: of its tensors for ONNX Runtime, of what the kernel packs for TVM.
 
-    They follow from the structure and the shape, so that one fit of each is packed and stands for
-    all others.
+    Kernels of TVM for ONNX Runtime store what they pack beside the tensors. Bytes follow from the
+    structure and the shape, so that one fit of each is packed and stands for all others.
     """
 
     def __init__(self, target: Target) -> None:
@@ -25,19 +25,21 @@ class OptionBytes:
         Raises:
             LoweringError: TVM has no kernel for the structure.
         """
-        if self._target.engine != "tvm":
-            return sum(tensor.nbytes for tensor in fitted.tensors.values())
+        tensors = sum(tensor.nbytes for tensor in fitted.tensors.values())
+        if not self._target.compiles:
+            return tensors
+        beside = 0 if self._target.engine == "tvm" else tensors
         name = dtype.numpy().name
         key = (str(fitted.structure), *shape, name)
         if key not in self._packed:
             self._packed[key] = self._bytes(fitted, shape, name)
-        return self._packed[key]
+        return beside + self._packed[key]
 
     def _bytes(self, fitted: Fitted, shape: tuple[int, int], dtype: str) -> int:
         from .kernels import kernel_for
 
         structure = fitted.structure
-        with self._target.tvm():
+        with self._target.compiled_for.tvm():
             packed = kernel_for(structure, dtype).pack(
                 structure, structure.unpack(fitted.tensors, *shape)
             )

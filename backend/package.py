@@ -128,7 +128,6 @@ def lower(
     folder: Path,
     *,
     with_onnx: bool,
-    tuned: bool = True,
 ) -> Lowered:
     """Writes `model.onnx`, `kernels.so`, or `module.so` and its weights, into `folder`.
 
@@ -137,7 +136,6 @@ def lower(
         target: to compile for.
         folder: of the artifact.
         with_onnx: for a TVM target, write `model.onnx` too.
-        tuned: take the tilings that measurements on this processor have chosen.
     """
     if target.engine == "ort" or with_onnx:
         onnx_runtime.save(model, folder)
@@ -148,8 +146,7 @@ def lower(
     from .relax_build.traces import traced
     from .tuning.choose import UNTUNED, choose_records
 
-    machine = replace(target, engine="tvm", kernels=None)
-    chosen = choose_records(machine) if tuned else UNTUNED
+    chosen = choose_records(target.compiled_for) if target.tuned else UNTUNED
     with (
         targets.tuned(chosen.fields),
         targets.asked() as asked,

@@ -76,6 +76,7 @@ class Target:
         libraries: of NVIDIA's that code may call where it runs: `cublas`, or none.
         kernels: for `ort`, what makes the kernels of structured nodes; None is ONNX Runtime.
         graphs: what is launched as CUDA graphs; None if nothing is.
+        tuned: whether kernels take the tilings that measurements on this processor have chosen.
     """
 
     engine: Literal["tvm", "ort"]
@@ -85,6 +86,7 @@ class Target:
     libraries: tuple[str, ...] = ()
     kernels: Kernels | None = None
     graphs: Graphs | None = None
+    tuned: bool = True
 
     @classmethod
     def parse(cls, text: str) -> Target:
@@ -172,6 +174,11 @@ class Target:
     def compiles(self) -> bool:
         """Whether kernels are compiled for it."""
         return self.engine == "tvm" or self.kernels is not None
+
+    @property
+    def compiled_for(self) -> Target:
+        """What TVM compiles the kernels for, whichever engine calls them."""
+        return replace(self, engine="tvm", kernels=None)
 
     @property
     def activations(self) -> Activations:

@@ -122,11 +122,10 @@ class Workbench:
         shutil.rmtree(path, ignore_errors=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         job = _SharingJob(
-            target=Target.parse(TARGETS[engine]),
+            target=dataclasses.replace(Target.parse(TARGETS[engine]), tuned=False),
             dtype=None,
             form="fast",
             with_onnx=False,
-            tuned=False,
             seed=0,
             rewrites=Rewrites((), named=False),
             cache=None,

@@ -32,20 +32,20 @@ def resized(sample: Sample, model: ir.Model, rows: Iterable[int]) -> dict[int, S
 
 
 def _resized(sample: Sample, model: ir.Model, rows: int) -> Sample | None:
-    sizes = _sizes(sample, model)
+    found_sizes = sizes(sample, model)
     symbols = _first_symbols(model)
     if not symbols and any(map(_is_dynamic, model.graph.inputs)):
         return None
     wanted = _lengths(symbols, dimension_bounds(model), rows) if symbols else {}
     if wanted is None:
         return None
-    sizes.update(wanted)
+    found_sizes.update(wanted)
     found = {}
     for value in model.graph.inputs:
         name = str(value.name)
         array = sample[name]
         for axis, dim in enumerate(value.shape or ()):
-            length = dim_size(dim, sizes)
+            length = dim_size(dim, found_sizes)
             if length is None or length == array.shape[axis]:
                 continue
             if not array.shape[axis]:
@@ -73,13 +73,14 @@ def _first_symbols(model: ir.Model) -> list[str]:
     return next((found for value in model.graph.inputs if (found := _symbols(value))), [])
 
 
-def _sizes(sample: Sample, model: ir.Model) -> dict[str, int]:
-    sizes: dict[str, int] = {}
+def sizes(sample: Sample, model: ir.Model) -> dict[str, int]:
+    """The lengths that dynamic dimensions have in a sample, by their names."""
+    found: dict[str, int] = {}
     for value in model.graph.inputs:
         for dim, length in zip(value.shape or (), sample[str(value.name)].shape, strict=True):
             if not isinstance(dim, int) and dim.value is not None:
-                sizes[dim.value] = length
-    return {name: length for name, length in sizes.items() if name.isidentifier()}
+                found[dim.value] = length
+    return {name: length for name, length in found.items() if name.isidentifier()}
 
 
 def _lengths(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .allocate import Impossible, Limit, Table, allocate, total
 from .budget import Budget
 from .errors import PlanError
-from .pricing import Option, PricedModel, PricedSite
+from .pricing import RESOLUTION_MS, Option, PricedModel, PricedSite
 
 _GROUP = re.compile(r"\{group=\d+\}|(?<=\{)group=\d+,|,group=\d+")
 
@@ -48,6 +48,12 @@ def choose(model: PricedModel, budget: Budget, max_distortion: float | None = No
         raise PlanError(free.refusal(error)) from None
 
 
+def least_distortion(model: PricedModel, budget: Budget) -> float:
+    """The least sum of distortions that the gate leaves, whatever else is limited."""
+    free = _Free(model, budget)
+    return sum(map(min, free.table(_distortion)))
+
+
 def pareto(model: PricedModel, points: int = 5) -> list[list[int]]:
     """Choices of least distortion, from the smallest model to one near dense.
 
@@ -65,26 +71,35 @@ def pareto(model: PricedModel, points: int = 5) -> list[list[int]]:
     return found
 
 
-def uniform(model: PricedModel, chosen: Sequence[int]) -> list[list[int]]:
-    """A choice with each scheme at all sites that have it; the others have what was chosen.
+def uniform(model: PricedModel, budget: Budget, chosen: Sequence[int]) -> list[list[int]]:
+    """A choice with each scheme at all sites that have it and the gate lets have it.
 
+    The others have what was chosen; in another choice those are dense for which the gate is closed.
     Schemes are the same that differ by the group, which follows from a site's shape. A site's first
     option of a scheme is taken, the one with the largest group.
     """
-    numbers = [_by_scheme(site) for site in model.sites]
-    return [
-        [
-            number if site.fixed is not None else by_scheme.get(scheme, number)
-            for site, by_scheme, number in zip(model.sites, numbers, chosen, strict=True)
-        ]
-        for scheme in dict.fromkeys(scheme for by_scheme in numbers for scheme in by_scheme)
-    ]
+    known = [_by_scheme(site, range(len(site.options))) for site in model.sites]
+    numbers = [_by_scheme(site, _open(site, budget)) for site in model.sites]
+
+    def choice(scheme: str, *, dense: bool) -> list[int]:
+        found = []
+        for site, has, may, number in zip(model.sites, known, numbers, chosen, strict=True):
+            other = may.get(site.dense.scheme, number) if dense and scheme in has else number
+            found.append(may.get(scheme, other))
+        return found
+
+    found: list[list[int]] = []
+    for scheme in dict.fromkeys(scheme for may in numbers for scheme in may):
+        for dense in (False, True):
+            if (candidate := choice(scheme, dense=dense)) not in found:
+                found.append(candidate)
+    return found
 
 
-def _by_scheme(site: PricedSite) -> dict[str, int]:
+def _by_scheme(site: PricedSite, numbers: Iterable[int]) -> dict[str, int]:
     found: dict[str, int] = {}
-    for number, option in enumerate(site.options):
-        found.setdefault(_GROUP.sub("", option.scheme), number)
+    for number in numbers:
+        found.setdefault(_GROUP.sub("", site.options[number].scheme), number)
     return found
 
 
@@ -200,7 +215,7 @@ class _Free:
         """Share of the model's bytes, plus share of its sites' time, mean over the batches."""
         found = option.bytes / max(self.model.bytes, 1)
         times = [
-            option.milliseconds[batch] / max(self._dense_milliseconds(batch), 1e-300)
+            option.milliseconds[batch] / max(self._dense_milliseconds(batch), RESOLUTION_MS)
             for batch in self.model.batches
         ]
         return found + (sum(times) / len(times) if times else 0.0)

@@ -14,6 +14,8 @@ BATCHES = (1, 32)
 PLAN_SECONDS = 600.0
 """For measurements of distortion."""
 
+_COSTS = ("size_ratio", "latency_ratio", "effective_bits")
+
 DEFAULT_DROP = 0.01
 """Without any budget: a hundredth of the outputs' energy, or of a nat, may be lost."""
 
@@ -61,8 +63,13 @@ class Budget:
     @property
     def limits_cost(self) -> bool:
         """Whether something but the drop is limited: then the drop is to be least."""
-        costs = (self.size_ratio, self.latency_ratio, self.effective_bits)
-        return any(limit is not None for limit in costs)
+        return bool(self.said_costs)
+
+    @property
+    def said_costs(self) -> str:
+        """`size_ratio=0.25 and latency_ratio=0.8`: all limits but that of the drop."""
+        limits = ((name, getattr(self, name)) for name in _COSTS)
+        return " and ".join(f"{name}={limit:g}" for name, limit in limits if limit is not None)
 
     @property
     def wants_size(self) -> bool:

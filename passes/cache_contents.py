@@ -23,17 +23,22 @@ def remove(cache: Cache, kind: str | None) -> dict[str, dict[str, int]]:
     """Removes all entries, or those of one kind; returns their number and bytes by kind.
 
     Raises:
-        InputError: there is no entry of that kind; names those that there are.
+        InputError: there is no entry of that kind, and names those that there are; or some cannot
+            be removed.
     """
     before = _by_kind(cache)
-    if kind is None:
-        cache.clear()
-        return before
-    if kind not in before:
+    if kind is not None and kind not in before:
         known = ", ".join(before) or "none"
         raise InputError(f"{cache.folder}: it has no entries of kind {kind!r}; kinds: {known}")
+    before = before if kind is None else {kind: before[kind]}
+    listed = {entry.path for entry in cache.entries() if entry.kind in before}
     cache.clear(kind)
-    return {kind: before[kind]}
+    if left := [path for path in listed if path.exists()]:
+        raise InputError(
+            f"{cache.folder}: {len(left)} of {len(listed)} entries cannot be removed; allow "
+            "writing there"
+        )
+    return before
 
 
 def _by_kind(cache: Cache) -> dict[str, dict[str, int]]:

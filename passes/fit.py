@@ -105,12 +105,13 @@ def packed(
     return tensors if dtype == ir.DataType.FLOAT else _narrowed(tensors, dtype, site)
 
 
-def factor_type(site: Site, form: Form) -> ir.DataType:
+def factor_type(site: Site, form: Form, dtype: ir.DataType | None = None) -> ir.DataType:
     """The type of a site's floating factors: on CUDA the 16 bits that all its uses compute in.
 
-    CPUs compute those in float32 anyway, and their kernels want float32 factors.
+    CPUs compute those in float32 anyway, and their kernels want float32 factors. `dtype` is what
+    the model will be converted to.
     """
-    dtypes = {use.dtype for use in site.uses}
+    dtypes = {dtype or use.dtype for use in site.uses}
     if form == "cuda" and len(dtypes) == 1 and dtypes <= set(_HALF_TYPES):
         return dtypes.pop()
     return ir.DataType.FLOAT

@@ -5,7 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    wait,
+)
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +22,7 @@ from numpy.typing import NDArray
 
 from .bias_correction import has_bias
 from .cache import Cache, Entry
-from .errors import FitError, UndenseError, cause_of
+from .errors import FitError, SchedulerError, UndenseError, cause_of
 from .fingerprint import array_sha256, code_fingerprint
 from .fit import FitResult, factor_type, fit_weight
 from .progress import Progress, silent
@@ -63,9 +70,18 @@ class FitJob:
 
     @staticmethod
     def of_site(
-        site: Site, structure: Structure, stats: Stats | None, *, seed: int, form: Form
+        site: Site,
+        structure: Structure,
+        stats: Stats | None,
+        *,
+        seed: int,
+        form: Form,
+        dtype: ir.DataType | None = None,
     ) -> FitJob:
-        """The job of fitting `structure` to the weight of a site, which is read now."""
+        """The job of fitting `structure` to the weight of a site, which is read now.
+
+        `dtype` is what the model will be converted to.
+        """
         return FitJob(
             site.name,
             site.weight(),
@@ -73,7 +89,7 @@ class FitJob:
             stats,
             seed,
             form,
-            factor_type(site, form),
+            factor_type(site, form, dtype),
             has_bias(site),
         )
 
@@ -286,11 +302,23 @@ def naming_site(site: str) -> Iterator[None]:
             "free memory and compile again: fits that were done are not repeated",
         ) from error
     except Exception as error:
+        if _is_of_cluster(error):
+            raise SchedulerError(
+                f"{site}: the cluster did not fit it ({type(error).__name__}: {cause_of(error)}); "
+                "have the scheduler and its workers run, with the same versions of undense as "
+                "here, and compile again: fits that were done are kept"
+            ) from error
         raise FitError(
             site,
             f"its fit failed: {type(error).__name__}: {cause_of(error)}",
             "choose another scheme for it, or keep it dense",
         ) from error
+
+
+def _is_of_cluster(error: Exception) -> bool:
+    """Whether dask failed rather than the fit: jobs are cancelled where the scheduler is lost."""
+    of_dask = type(error).__module__.partition(".")[0] == "distributed"
+    return of_dask or isinstance(error, CancelledError) or "deserializ" in str(error)
 
 
 class _Work:

@@ -7,6 +7,8 @@ from concurrent.futures import Executor, Future
 from contextlib import closing
 from typing import Any
 
+import onnx_ir as ir
+
 from .bias_correction import has_bias
 from .cache import Cache
 from .fit import FitResult
@@ -34,6 +36,7 @@ def fit_options(
     floating: bool = True,
     seed: int,
     form: Form,
+    dtype: ir.DataType | None = None,
     cache: Cache | None = None,
     scheduler: str | None = None,
     progress: Progress = silent,
@@ -48,6 +51,7 @@ def fit_options(
         floating: whether low rank and Monarch are wanted, which take more bytes than codes.
         seed: of every fit.
         form: what tensors are packed for.
+        dtype: that the model will be converted to.
         cache: where results are looked up and kept.
         scheduler: address of a dask scheduler; the processors of this machine if None.
         progress: told of the work done.
@@ -67,7 +71,7 @@ def fit_options(
     found: dict[str, dict[str, FitResult]] = {site.name: {} for site in sites}
     with chosen as workers:
         results = fit_all(
-            _jobs(groups, options, floating, seed, form, workers.executor, cache),
+            _jobs(groups, options, floating, seed, form, dtype, workers.executor, cache),
             cost=cost,
             executor=workers.executor,
             in_flight=workers.in_flight,
@@ -89,6 +93,7 @@ def _jobs(
     floating: bool,
     seed: int,
     form: Form,
+    dtype: ir.DataType | None,
     executor: Executor | None,
     cache: Cache | None,
 ) -> Iterator[FitJob]:
@@ -96,7 +101,8 @@ def _jobs(
         kept = _screened(group, options, stats, floating, seed, executor, cache)
         for site in group:
             for option in kept[site.name]:
-                yield FitJob.of_site(site, option, stats.get(site.name), seed=seed, form=form)
+                known = stats.get(site.name)
+                yield FitJob.of_site(site, option, known, seed=seed, form=form, dtype=dtype)
         stats.clear()  # before the next group is measured
 
 

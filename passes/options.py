@@ -10,7 +10,7 @@ from .decide import with_activations
 from .fit import FitResult
 from .sites import Site, Use
 from .structures import candidates
-from .structures.base import Activations, Structure
+from .structures.base import Activations, Form, Structure
 from .structures.block_quantized import BlockQuantized
 from .structures.low_rank import LowRank
 from .structures.residual import Residual
@@ -24,18 +24,22 @@ def site_options(site: Site, *, portable: bool = False) -> list[Structure]:
 
     Args:
         site: the site.
-        portable: leave out factors in codes, which stock ONNX Runtime rounds activations for.
+        portable: leave out factors in codes, which stock ONNX Runtime rounds activations for, and
+            what it cannot gather rows of.
     """
     found = (
         with_activations(option, FITTED)
         for option in candidates(site.out_features, site.in_features)
-        if (option.gathers or not site.gathered) and not (portable and _is_coded(option))
+        if _serves(option, site, "portable" if portable else "fast")
     )
     return list(dict.fromkeys(found))
 
 
-def _is_coded(option: Structure) -> bool:
-    return isinstance(option, LowRank) and option.coded is not None
+def _serves(option: Structure, site: Site, form: Form) -> bool:
+    coded = isinstance(option, LowRank) and option.coded is not None
+    if form == "portable" and coded:
+        return False
+    return not site.gathered or option.gathers_in(form)
 
 
 def variants(
@@ -46,12 +50,13 @@ def variants(
     A site that is only gathered from has no activations to round.
     """
     multiplied = any(use.form != "gather" for use in site.uses)
+    tried = activations if multiplied else activations[:1]
     for scheme, found in fits.items():
         structure = found.fitted.structure
-        if structure.activations is None or not multiplied:
+        if structure.activations is None:
             yield scheme, found
             continue
-        for wanted in activations:
+        for wanted in tried:
             variant = structure.with_activations(wanted)
             fitted = replace(found.fitted, structure=variant)
             yield scheme, replace(found, fitted=fitted)
@@ -65,11 +70,17 @@ def rounded_block(structure: Structure) -> int | None:
     return codes.block
 
 
-def rows(use: Use, batch: int) -> int:
-    """Rows of a use's input, or numbers of a gather's, if its dynamic dimensions multiply to batch.
+def rows(use: Use, batch: int, lengths: Mapping[str, int] | None = None) -> int:
+    """Rows of a use's input, or numbers of a gather's, in a call of a batch.
 
     Fixed dimensions beside the features, such as the height and width of an image, count as they
-    are; an input without a known shape counts as `batch`.
+    are, and so do dynamic ones with their length. Where one has no known length all of them
+    multiply to `batch`; an input without a known shape counts as `batch`.
+
+    Args:
+        use: of a site.
+        batch: product of the dynamic dimensions of the model's first input.
+        lengths: of dynamic dimensions in such a call, by their names.
     """
     shape = use.x.shape
     if shape is None:
@@ -77,4 +88,8 @@ def rows(use: Use, batch: int) -> int:
     axis = None if use.feature_axis is None else use.feature_axis % len(shape)
     others = [dim for number, dim in enumerate(shape) if number != axis]
     fixed = math.prod(dim for dim in others if isinstance(dim, int))
-    return fixed * (batch if any(not isinstance(dim, int) for dim in others) else 1)
+    names = [dim.value for dim in others if not isinstance(dim, int)]
+    known = [lengths[name] for name in names if lengths and name is not None and name in lengths]
+    if len(known) == len(names):
+        return fixed * math.prod(known)
+    return fixed * batch

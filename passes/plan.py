@@ -145,7 +145,8 @@ def site_of(choice: Choice, sites: Mapping[str, Site]) -> Site:
     """The site that a choice is about.
 
     Raises:
-        PlanError: there is none of that name, or it has another shape.
+        PlanError: there is none of that name, it has another shape, or it is an embedding and the
+            scheme cannot gather rows.
     """
     site = sites.get(choice.name)
     if site is None:
@@ -155,6 +156,12 @@ def site_of(choice: Choice, sites: Mapping[str, Site]) -> Site:
         raise PlanError(
             f"{choice.name}: the plan was made for a weight of {planned} and the model has {found}"
             "; make the plan again"
+        )
+    scheme = parse_scheme(choice.scheme)
+    if site.gathered and not isinstance(scheme, str) and not scheme.gathers:
+        raise PlanError(
+            f"{choice.name}: {choice.scheme} cannot gather rows, and an embedding reads this "
+            "weight; choose dense or int_codes"
         )
     return site
 
@@ -209,7 +216,7 @@ class _Reader:
             entry = _entry("scheme", "auto")
             self._fail(f"{where}.scheme", "auto is not decided; name a scheme", entry)
         if scheme == "dense":
-            return choice
+            return replace(choice, scheme=scheme)
         shape = choice.out_features, choice.in_features
         return replace(choice, scheme=str(scheme.resolve(*shape, site=choice.name)))
 

@@ -99,8 +99,11 @@ class PricedSite:
         return option.milliseconds[batch] > SAME_TIME * dense + slack
 
     def time_ratio(self, option: Option, batch: Batch) -> float:
-        """The time of an option over that of the dense form, which counts as the least there is."""
-        return option.milliseconds[batch] / max(self.dense.milliseconds[batch], RESOLUTION_MS)
+        """The time of an option over that of the dense form; both are at least what can be told."""
+        taken, dense = (
+            max(found.milliseconds[batch], RESOLUTION_MS) for found in (option, self.dense)
+        )
+        return taken / dense
 
     def times_dense(self, option: Option, batch: Batch) -> str:
         """`1.30× the time at batch 1`; `0.027 ms at batch 1` where dense takes nothing."""

@@ -97,11 +97,6 @@ class ReplaceDense(ir.passes.InPlacePass):
         fitted = self.fitted.get(choice.name)
         if fitted is None:
             raise PlanError(f"{choice.name}: {choice.scheme} was chosen, but nothing was fitted")
-        if site.gathered and not fitted.structure.gathers:
-            raise PlanError(
-                f"{choice.name}: {choice.scheme} cannot gather rows, and an embedding reads this "
-                "weight; choose dense or int_codes"
-            )
         if fitted.bias_correction is not None and not has_bias(site):
             raise PlanError(
                 f"{choice.name}: it was fitted with a bias behind it, which this model does not "

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from .auto import allowed, choose, swaps, uniform
+from .auto import allowed, choose, least_distortion, swaps, uniform
 from .budget import Budget
 from .errors import PlanError
 from .pricing import PricedModel
@@ -16,6 +17,7 @@ _ROUNDS = 5
 """Of choosing and measuring; choices settle in two or three."""
 
 _TIGHTENED = 1.05
+_ROUNDED = 1 + 1e-9
 _SWAPS = 16
 """Exchanges of two sites that are measured, at most."""
 _PROMISING = 4.0
@@ -68,16 +70,32 @@ def settle(model: PricedModel, budget: Budget, sensitivities: Sensitivities) -> 
         PlanError: the budget cannot be kept.
     """
     limit = budget.max_drop
-    found = _chosen(model, budget, sensitivities, limit)
-    if limit is not None:
-        found = _within(found, budget, sensitivities, limit)
     if not budget.limits_cost:
-        return found
+        found = _chosen(model, budget, sensitivities, limit)
+        return found if limit is None else _within(found, budget, sensitivities, limit)
+    # Least distortion is the aim: the limit is of the joint one, which the sum does not tell.
+    found = _chosen(model, budget, sensitivities, None)
     found = _uniform_if_better(found, budget, sensitivities)
     additivity = found.additivity
     if additivity and not 1 / _ADDITIVE < additivity < _ADDITIVE:
         found = _swapped(found, budget, sensitivities)
+    _check_joint(found, budget)
     return found
+
+
+def _check_joint(found: Settled, budget: Budget) -> None:
+    """Refuses a choice of least distortion that loses too much."""
+    costs, limit = budget.said_costs, budget.max_drop
+    if not math.isfinite(found.joint):
+        raise PlanError(
+            f"budget: with {costs} the outputs of the model are not finite any more; raise that, "
+            "or keep layers dense"
+        )
+    if limit is not None and found.joint > limit:
+        raise PlanError(
+            f"budget: max_drop={limit:g} cannot be kept together with {costs}: the least that was "
+            f"found is {_said(found)}; raise it from {limit:g}, or {costs}"
+        )
 
 
 def settle_by_metric(
@@ -122,14 +140,25 @@ def settle_by_metric(
 def _chosen(
     model: PricedModel, budget: Budget, sensitivities: Sensitivities, limit: float | None
 ) -> Settled:
-    chosen = choose(model, budget, limit)
+    chosen = choose(model, budget, _reachable(model, budget, limit))
     for _ in range(_ROUNDS):
         refined = sensitivities.refine(model, chosen)
         if refined == model:
             break
         model = refined
-        chosen = choose(model, budget, limit)
+        chosen = choose(model, budget, _reachable(model, budget, limit))
     return Settled(model, chosen, sensitivities.joint(model, chosen))
+
+
+def _said(found: Settled) -> str:
+    """What a choice loses, and how that compares with what its layers lose alone."""
+    beside = found.additivity and f", {found.additivity:.2f} times the sum of what each loses alone"
+    return f"{found.joint:.3g}{beside or ''}"
+
+
+def _reachable(model: PricedModel, budget: Budget, limit: float | None) -> float | None:
+    """The limit of the sum, or the least sum that there is: the joint distortion may be less."""
+    return None if limit is None else max(limit, _ROUNDED * least_distortion(model, budget))
 
 
 def _within(found: Settled, budget: Budget, sensitivities: Sensitivities, limit: float) -> Settled:
@@ -140,22 +169,16 @@ def _within(found: Settled, budget: Budget, sensitivities: Sensitivities, limit:
         if additivity is None or (best and (best.joint > 0.8 * limit or sensitivities.time_is_up)):
             break
         tightened = _TIGHTENED if found.joint > limit else 1.0
-        try:
-            found = _chosen(found.model, budget, sensitivities, limit / additivity / tightened)
-        except PlanError as error:
-            if best is not None:
-                break
-            raise PlanError(
-                f"budget: max_drop={limit:g} cannot be kept: all sites of the plan together lose "
-                f"{found.joint:.3g}, {additivity:.2f} times the sum of what each loses alone "
-                f"({error})"
-            ) from None
+        before = found.chosen
+        found = _chosen(found.model, budget, sensitivities, limit / additivity / tightened)
+        if found.chosen == before:
+            break
         if found.joint <= limit and (best is None or found.joint >= best.joint):
             best = found
     if best is None:
         raise PlanError(
-            f"budget: max_drop={limit:g} cannot be kept: the plan loses {found.joint:.3g}; raise "
-            "it, or the other limits"
+            f"budget: max_drop={limit:g} cannot be kept: the least that was found is "
+            f"{_said(found)}; raise it from {limit:g}, or name other schemes where you name some"
         )
     return best
 
@@ -187,7 +210,7 @@ def _uniform_if_better(found: Settled, budget: Budget, sensitivities: Sensitivit
     candidates = sorted(
         (
             candidate
-            for candidate in uniform(model, found.chosen)
+            for candidate in uniform(model, budget, found.chosen)
             if candidate != found.chosen
             and model.distortion(candidate) < most
             and allowed(model, budget, candidate)

@@ -91,7 +91,7 @@ def cluster_workers(address: str) -> Iterator[Workers]:
         ) from error
     try:
         client = Client(address, timeout=_ANSWER_SECONDS, set_as_default=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, ImportError) as error:
         raise SchedulerError(
             f"scheduler {address}: it does not answer ({cause_of(error)}); start one by `dask "
             "scheduler`, or leave the scheduler out to fit on this machine"

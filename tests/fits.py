@@ -20,6 +20,7 @@ from undense.passes.structures.low_rank import LowRank
 
 SCHEMES = [
     "int_codes{bits=4,group=32}",
+    "int_codes{bits=6,group=32}",
     "int_codes{bits=3,group=32}",
     "trit_planes{planes=2,group=32}",
     "trit_planes{planes=3,group=32,tied=false}",

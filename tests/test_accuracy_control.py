@@ -228,7 +228,7 @@ def _raises(model, dataset):
     ],
 )
 def test_a_function_without_a_metric_is_one_sentence(function, said, monkeypatch):
-    monkeypatch.setattr("undense.job.Job.decide", lambda *_: pytest.fail("this is too late"))
+    monkeypatch.setattr("undense.job.Job.fit", lambda *_: pytest.fail("this is too late"))
     with pytest.raises(ValidationError, match=said) as info:
         _compiled(scheme=COARSE, validation_fn=function)
     assert "\n" not in str(info.value)

@@ -44,6 +44,7 @@ Matrix = NDArray[np.float64]
 EVERY_STORAGE: tuple[BlockQuantized, ...] = (
     IntCodes(bits_=3),
     IntCodes(bits_=4),
+    IntCodes(bits_=6),
     IntCodes(bits_=8),
     TritPlanes(planes=1),
     TritPlanes(planes=1, pack_="4bit"),
@@ -311,7 +312,7 @@ def test_the_engine_sees_packed_products_alone(
 @pytest.mark.parametrize(
     ("structure", "bits_per_weight"),
     [
-        (IntCodes(bits_=8, group=64), 8.5),
+        (IntCodes(bits_=6, group=64), 8.5),
         (IntCodes(bits_=4, group=32), 5),
         (IntCodes(bits_=3, group=128), 4.25),
         (TritPlanes(planes=1), 2.25),
@@ -319,7 +320,6 @@ def test_the_engine_sees_packed_products_alone(
         (TritPlanes(planes=3), 6.25),
         (TritPlanes(planes=2, tied=False), 4.5),
         (TritPlanes(planes=3, tied=False), 6.75),
-        (TritPlanes(planes=1, group=256), 2.25),
         (TritPlanes(planes=2, group=256), 4.125),
     ],
     ids=str,
@@ -349,7 +349,7 @@ def test_candidates_fill_their_groups_or_have_those_of_the_scheme_by_name(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("int_codes{bits=5}", "bits is one of 3, 4, 8"),
+        ("int_codes{bits=5}", "bits is one of 3, 4, 6, 8"),
         ("int_codes{group=48}", "group is one of 16, 32, 64, 128, 256, not 48"),
         ("int_codes{group=512}", "not 512"),
         ("int_codes{fit=best}", "fit is one of compensated, nearest"),

@@ -30,6 +30,7 @@ SCHEMES = [
     "dense",
     "int_codes",
     "int_codes{bits=4,group=32}",
+    "int_codes{bits=6,group=32}",
     "int_codes{bits=3,group=32}",
     "trit_planes{planes=2,group=32}",
     "trit_planes{planes=3,group=32,tied=false}",

@@ -46,6 +46,8 @@ REAL_SCHEMES = [
     "monarch{ratio=0.5,in_blocks=2,out_blocks=1}",
     "int_codes{bits=8}",
     "int_codes{bits=4,group=32,activations=int8}",
+    "int_codes{bits=6}",
+    "int_codes{bits=6,group=32,activations=int8}",
     "int_codes{bits=3,group=256}",
     "trit_planes{planes=2}",
     "trit_planes{planes=3,pack=base3,activations=int8}",

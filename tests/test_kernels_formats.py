@@ -13,6 +13,7 @@ from undense.backend.kernels.formats import (
     EightBits,
     Format,
     FourBits,
+    SixBits,
     ThreeBits,
     TiedTrits,
     TwoBitTrits,
@@ -22,6 +23,7 @@ from undense.passes.structures.base import Structure
 
 RANGES = [
     (EightBits(), -128, 127, 8),
+    (SixBits(), -32, 31, 6),
     (FourBits(), -8, 7, 4),
     (ThreeBits(), -4, 3, 3),
     (TwoBitTrits(), -1, 1, 2),
@@ -126,6 +128,7 @@ def test_packed_tensors_hold_the_factors_exactly(structure: Structure) -> None:
     ("scheme", "bits"),
     [
         ("int_codes{bits=8}", 8),
+        ("int_codes{bits=6}", 6),
         ("int_codes{bits=4}", 4),
         ("int_codes{bits=3}", 3),
         ("trit_planes{planes=2}", 4),

@@ -40,6 +40,7 @@ SCHEMES = {
     "bytes": "int_codes{bits=8,group=64,activations=float}",
     "nibbles": "int_codes{bits=4,group=32}",
     "three": "int_codes{bits=3,group=128}",
+    "six": "int_codes{bits=6,group=128}",
     "tied": "trit_planes{planes=2}",
     "overload": "trit_planes{planes=3,activations=float}",
     "free": "trit_planes{planes=2,tied=false,pack=base3}",

@@ -64,7 +64,7 @@ def test_a_residual_stands_behind_codes(text: str, wanted: Residual) -> None:
         ("int_codes+low_rank", "behind a + stands residual, not 'low_rank'"),
         ("int_codes+residual{rank=0}", "rank is at least 1, not 0"),
         ("int_codes+residual{ratio=0.1}", "unknown field 'ratio'; known are rank"),
-        ("int_codes{bits=5}+residual", "bits is one of 3, 4, 8, not '5'"),
+        ("int_codes{bits=5}+residual", "bits is one of 3, 4, 6, 8, not '5'"),
         ("int_codes+", "not of the form name{field=value,...}"),
         ("int_codes+residual+residual", "not of the form name{field=value,...}"),
         ("wood+residual", "unknown name 'wood'; known are auto, dense, int_codes, low_rank, mon"),

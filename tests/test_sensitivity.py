@@ -127,7 +127,10 @@ def test_a_drop_that_only_the_sum_keeps_is_refused_with_the_cause():
     network = Network(priced, {"a": 1.0, "b": 1.0}, joint=50.0)
     sensitivities = Sensitivities(network, seconds=1e9)
     budget = Budget(size_ratio=4 / 32, max_drop=0.01)
-    with pytest.raises(PlanError, match=r"max_drop=0.01 cannot be kept: .* 50.00 times the sum"):
+    with pytest.raises(
+        PlanError,
+        match=r"0.01 cannot be kept together with size_ratio=0.125: .* 50.00 times the sum",
+    ):
         settle(sensitivities.priced(priced), budget, sensitivities)
 
 
@@ -184,9 +187,19 @@ def test_schemes_that_differ_by_the_group_of_a_shape_are_one():
         named("b", "int_codes{group=64}", "int_codes{bits=4,activations=int8}", "low_rank{rank=1}"),
         replace(site("c"), fixed=1),
     )
-    assert uniform(priced, [3, 3, 1]) == [
-        [0, 0, 1], [1, 1, 1], [2, 2, 1], [3, 3, 1], [3, 3, 1], [3, 3, 1], [3, 3, 1], [3, 3, 1],
+    assert uniform(priced, Budget(size_ratio=0.9), [3, 3, 1]) == [
+        [0, 0, 1], [1, 1, 1], [2, 2, 1], [3, 3, 1],
     ]  # fmt: skip
+
+
+def test_one_scheme_leaves_out_the_sites_where_the_gate_is_closed_for_it():
+    slow = site("a")
+    fours = replace(slow.options[2], milliseconds=dict.fromkeys(slow.options[2].milliseconds, 9.0))
+    slow = replace(slow, options=(*slow.options[:2], fours, slow.options[3]))
+    found = uniform(model(slow, site("b")), Budget(latency_ratio=1.0), [3, 3])
+    assert [3, 2] in found
+    assert [0, 2] in found
+    assert [2, 2] not in found
 
 
 def test_the_next_smaller_error_is_measured_where_outputs_are_not_finite():
@@ -227,3 +240,36 @@ def test_one_scheme_for_all_is_measured_even_if_the_time_is_up():
     found = settle(sensitivities.priced(priced), Budget(effective_bits=4.0), sensitivities)
     assert sensitivities.time_is_up
     assert schemes(found.model, found.chosen) == [FOUR] * 6
+
+
+def test_a_drop_that_only_the_joint_distortion_keeps_is_kept():
+    priced = _unknown("a", "b")
+    network = Network(priced, {"a": 1.0, "b": 1.0}, joint=0.5)
+    sensitivities = Sensitivities(network, seconds=1e9)
+    least = 2 * 2.0**-8
+    budget = Budget(size_ratio=4 / 32, max_drop=0.75 * least)
+    found = settle(sensitivities.priced(priced), budget, sensitivities)
+    assert found.model.distortion(found.chosen) == pytest.approx(least)
+    assert found.joint == pytest.approx(least / 2)
+
+
+def test_what_named_schemes_lose_alone_may_be_more_than_they_do_together():
+    priced = model(replace(site("a"), fixed=3), replace(site("b"), fixed=3), site("c"))
+    network = Network(priced, dict.fromkeys("abc", 1.0), joint=0.5)
+    sensitivities = Sensitivities(network, seconds=1e9)
+    asked = network({"a": TWO, "b": TWO})
+    found = settle(sensitivities.priced(priced), Budget(max_drop=1.9 * asked), sensitivities)
+    assert found.joint <= 1.9 * asked
+    assert schemes(found.model, found.chosen)[2] != "dense"
+
+
+def test_outputs_that_only_together_are_not_finite_are_refused():
+    priced = _unknown("a", "b")
+
+    class Overflows(Network):
+        def __call__(self, chosen):
+            return math.inf if len(chosen) > 1 else super().__call__(chosen)
+
+    sensitivities = Sensitivities(Overflows(priced, {"a": 1.0, "b": 1.0}), seconds=1e9)
+    with pytest.raises(PlanError, match=r"with size_ratio=0.125 the outputs .* not finite"):
+        settle(sensitivities.priced(priced), Budget(size_ratio=4 / 32), sensitivities)

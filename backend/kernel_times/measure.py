@@ -131,7 +131,9 @@ def _built(missing: Mapping[Layer, Missing]) -> int:
 
 def _kept(known: Known, dense: Layer, rows: int, times: Mapping[Layer, Time]) -> dict[Layer, Time]:
     """Puts times into the table, at the pace at which it has the dense form if it has it."""
-    kept = at_pace(times, dense, known.get(dense, rows))
+    before = known.get(dense, rows)
+    kept = at_pace(times, dense, before)
     for layer, time in kept.items():
         known.put(layer, rows, time)
-    return kept
+    # Another process may have measured it while this one did.
+    return kept if before is None else {dense: before, **kept}

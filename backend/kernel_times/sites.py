@@ -29,6 +29,7 @@ def site_times(
     batches: Sequence[int],
     *,
     dtype: ir.DataType | None = None,
+    lengths: Mapping[int, Mapping[str, int]] | None = None,
     table: Cache | None = None,
     progress: Progress = silent,
 ) -> dict[str, dict[str, Milliseconds]]:
@@ -41,6 +42,7 @@ def site_times(
         form: of structured nodes, for ONNX Runtime.
         batches: products of the dynamic dimensions of a call.
         dtype: of the activations, if it is another than that of the captured model.
+        lengths: of dynamic dimensions by their names, at each batch.
         table: keeps the times from one process to the next; None keeps none.
         progress: is told of layers that were compiled, and then timed.
 
@@ -51,7 +53,7 @@ def site_times(
     wanted: dict[tuple[int, ...], dict[Layer, None]] = {}
     for site in sites:
         for use in site.uses:
-            layers = wanted.setdefault(_rows(use, batches), {})
+            layers = wanted.setdefault(_rows(use, batches, lengths or {}), {})
             layers.update(dict.fromkeys(_layer(site, use, s, dtype) for s in tried[site.name]))
     read = [  # a weight that several nodes use is held once
         _layer(site, uses[0], DENSE, dtype)
@@ -70,7 +72,7 @@ def site_times(
         return sum(
             measured[counts][_layer(site, use, scheme, dtype)][counts[number]].median_ms
             for use in site.uses
-            for counts in [_rows(use, batches)]
+            for counts in [_rows(use, batches, lengths or {})]
         )
 
     return {
@@ -82,8 +84,10 @@ def site_times(
     }
 
 
-def _rows(use: Use, batches: Sequence[int]) -> tuple[int, ...]:
-    return tuple(rows(use, batch) for batch in batches)
+def _rows(
+    use: Use, batches: Sequence[int], lengths: Mapping[int, Mapping[str, int]]
+) -> tuple[int, ...]:
+    return tuple(rows(use, batch, lengths.get(batch)) for batch in batches)
 
 
 def _layer(site: Site, use: Use, scheme: str, dtype: ir.DataType | None) -> Layer:

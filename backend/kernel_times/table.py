@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...passes.cache import Cache
@@ -59,11 +59,11 @@ def conditions(target: Target, form: Form, threads: int) -> dict[str, Any]:
     if target.engine == "ort" and not target.kernels:
         return found
     from ..kernels.blocks import PACKING
-    from ..tuning.choose import choose_records
+    from ..tuning.choose import UNTUNED, choose_records
     from ..tuning.record import SCHEDULES, processor_name
 
-    compiled_for = replace(target, engine="tvm", kernels=None)
-    chosen = choose_records(compiled_for)
+    compiled_for = target.compiled_for
+    chosen = choose_records(compiled_for) if target.tuned else UNTUNED
     records = [sorted((key, dict(fields)) for key, fields in chosen.fields.items()), chosen.traces]
     text = json.dumps(records, sort_keys=True)
     return {

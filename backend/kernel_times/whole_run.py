@@ -57,16 +57,27 @@ class WholeRun:
     """The dense model on its target; it is compiled when it is first timed, and kept on disk.
 
     The folder goes when the object does, or with the process.
+
+    Attributes:
+        lengths: of the dynamic dimensions in a call, by its number of rows.
     """
 
-    def __init__(self, model: ir.Model, target: Target, feeds: Mapping[int, Feed]) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        target: Target,
+        feeds: Mapping[int, Feed],
+        lengths: Mapping[int, Mapping[str, int]] | None = None,
+    ) -> None:
         """Compiles nothing yet.
 
         Args:
             model: dense, prepared for the target.
             target: to compile for; CUDA graphs are not used.
             feeds: inputs of a call by its number of rows.
+            lengths: of the dynamic dimensions in these, by their names.
         """
+        self.lengths = dict(lengths or {})
         self._model = model
         self._target = replace(target, graphs=None)
         self._feeds, self._threads = dict(feeds), usable_cores()

@@ -156,6 +156,26 @@ class ThreeBits(Format):
 
 
 @dataclass(frozen=True)
+class SixBits(Format):
+    """16 codes −32 … 31 in three words: the low four bits in two of them, the high ones in one."""
+
+    codes, size, offset, greatest = 16, 3, 32, 63
+
+    def encode(self, stored: Octets) -> Octets:
+        """Low bits of the first two quads, of the others, and the high bits of all."""
+        low, high = stored & np.uint8(15), stored >> np.uint8(4)
+        parts = [_fields(low[..., :2, :], 4), _fields(low[..., 2:, :], 4), _fields(high, 2)]
+        return np.concatenate(parts, axis=-2)
+
+    def quads(self, unit: list[Expr]) -> list[Expr]:
+        """The bits put together."""
+        *low, high = unit
+        return [
+            _field(low[j // 2], 4 * (j % 2), 15) | (_field(high, 2 * j, 3) << 4) for j in range(4)
+        ]
+
+
+@dataclass(frozen=True)
 class TwoBitTrits(Fields):
     """Four trits a byte, one of each of four quads."""
 

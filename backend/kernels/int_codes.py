@@ -7,17 +7,18 @@ from collections.abc import Mapping
 from ...passes.structures.int_codes import IntCodes
 from .base import Output, Shapes, Step
 from .codes import CodesKernel
-from .formats import EightBits, Format, FourBits, ThreeBits
+from .formats import EightBits, Format, FourBits, SixBits, ThreeBits
 from .rows import gather_rows
 from .sources import Codes
 
-_FORMATS: Mapping[int, Format] = {3: ThreeBits(), 4: FourBits(), 8: EightBits()}
+_FORMATS: Mapping[int, Format] = {3: ThreeBits(), 4: FourBits(), 6: SixBits(), 8: EightBits()}
 
 
 class IntCodesKernel(CodesKernel[IntCodes]):
     """The layout of `CodesKernel`, with a row in these bytes.
 
     - 8 bits: one int8 a code;
+    - 6 bits: four codes in three bytes;
     - 4 bits: two codes a byte;
     - 3 bits: eight codes in three bytes.
     """

@@ -159,6 +159,10 @@ class Structure(ABC):
         It imports `opset` of the standard domain, which is that of the model.
         """
 
+    def gathers_in(self, form: Form) -> bool:
+        """Whether an embedding can be stored so in this form."""
+        return self.gathers
+
     def gather_function(self, form: Form, opset: int) -> ir.Function:
         """`undense.{op_type}Gather(indices, *pack)`: rows of Ŵ, reading the same tensors."""
         raise SchemeError(f"{self.kind} cannot hold an embedding; choose int_codes or dense for it")

@@ -1,4 +1,4 @@
-"""`Ŵ[i, j] = c[i, j] · scale[i, j // group]`: integer codes of 3, 4 or 8 bits with group scales."""
+"""`Ŵ[i, j] = c[i, j] · scale[i, j // group]`: integer codes of 3 to 8 bits with group scales."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from .levels import integer_codes
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-_CANDIDATE_BITS: tuple[Literal[3, 4, 8], ...] = (8, 4, 3)
+_CANDIDATE_BITS: tuple[Literal[3, 4, 6, 8], ...] = (8, 4, 3)
 
 _GATHER_OPSETS: Mapping[Form, int] = {"fast": 13, "cuda": CUDA_OPSET, "portable": PORTABLE_OPSET}
 
@@ -115,10 +115,10 @@ class IntCodes(BlockQuantized):
     `[m, ceil(n / group)]`.
 
     In model.onnx the packed forms are one MatMulNBits: `codes` uint8 `[m, blocks, block · b / 8]`,
-    low bits first, with the default zero point 2^(b−1), b = 8 for 8 bits and 4 for 3 and 4 bits,
-    since there is no 3-bit kernel. A block is a group, or a part of one where the engine has no
-    kernel for so large a block. The portable form is DequantizeLinear of INT4 or INT8 `[n, m]` and
-    MatMul.
+    low bits first, with the default zero point 2^(b−1), b = 8 for 6 and 8 bits and 4 for 3 and 4
+    bits, since there are no kernels of 3 and 6. A block is a group, or a part of one where the
+    engine has no kernel for so large a block. The portable form is DequantizeLinear of INT4 or INT8
+    `[n, m]` and MatMul.
 
     Attributes:
         bits: of a code.
@@ -131,14 +131,14 @@ class IntCodes(BlockQuantized):
     op_type: ClassVar[str] = "IntCodes"
     gathers: ClassVar[bool] = True
 
-    bits_: Literal[3, 4, 8] = 8
+    bits_: Literal[3, 4, 6, 8] = 8
     group: int = 128
     activations: Activations = "auto"
     fit_: Literal["compensated", "nearest"] = "compensated"
 
     def __post_init__(self) -> None:
-        if self.bits_ not in (3, 4, 8):
-            raise SchemeError(f"bits is one of 3, 4, 8, not {self.bits_}")
+        if self.bits_ not in (3, 4, 6, 8):
+            raise SchemeError(f"bits is one of 3, 4, 6, 8, not {self.bits_}")
         self._check_group()
 
     @classmethod
@@ -157,12 +157,12 @@ class IntCodes(BlockQuantized):
 
     @property
     def terms(self) -> tuple[Term, ...]:
-        """One node, of 8 bits for 8 and of 4 bits for 3 and 4."""
+        """One node, of 8 bits for 6 and 8 and of 4 bits for 3 and 4."""
         return (Term(self._container),)
 
     @property
     def _container(self) -> Literal[4, 8]:
-        return 8 if self.bits_ == 8 else 4
+        return 8 if self.bits_ > 4 else 4
 
     def fit(
         self, weight: NDArray[np.floating], stats: Stats | None, *, seed: int, site: str
@@ -224,6 +224,10 @@ class IntCodes(BlockQuantized):
             return portable_function(self.op_type, 1, opset)
         return packed_function(self.op_type, self.terms, opset)
 
+    def gathers_in(self, form: Form) -> bool:
+        """In the portable form only what is stored in 8 bits: ONNX cannot gather 4-bit integers."""
+        return form != "portable" or self._container == 8
+
     def gather_function(self, form: Form, opset: int) -> ir.Function:
         """Rows from the tensors of the matmul, by standard operators; only these are dequantised.
 
@@ -236,7 +240,7 @@ class IntCodes(BlockQuantized):
             return parse_function(_GATHER, opset)
         if form == "cuda":  # there the scales have the type of the model
             return parse_function(_GATHER.replace(_TO_FLOAT, "CastLike(grouped, scale)"), opset)
-        if self.bits_ != 8:
+        if not self.gathers_in(form):
             raise LoweringError(
                 f"{self}: ONNX cannot gather rows of 4-bit integers in the portable form; "
                 "choose 8 bits for this embedding or the fast form"

@@ -11,7 +11,7 @@ from ....passes.errors import InputError, TuningError, cause_of
 from ....runtime.cuda_runtime import can_run
 from ...target import Target
 from ..measure import Comparison
-from ..record import Record, processor_name, versions
+from ..record import Record, processor_name, record_from_json, versions
 from ..search import Found
 from .folder import FORMAT, digest
 from .runner.measure import CANDIDATES
@@ -91,7 +91,10 @@ def _record(
     results: Mapping[str, Any],
     target: Target,
 ) -> tuple[Record, Found]:
-    kernel, best = candidates["kernels"][entry["kernel"]], entry["best"]
+    best = entry["best"]
+    if min(entry["kernel"], best["candidate"]) < 0:
+        raise ValueError("the number of a kernel or candidate is negative")
+    kernel = candidates["kernels"][entry["kernel"]]
     comparison = Comparison(
         *(float(best[name]) for name in ("median_us", "default_us", "ratio", "spread"))
     )
@@ -112,6 +115,7 @@ def _record(
         versions=dict(candidates["versions"]),
         date=str(results["date"]),
     )
+    record_from_json(record.to_json())  # what the database would refuse to read again
     return record, Found(fields, comparison, len(entry["brief"]) + wrong, wrong)
 
 
