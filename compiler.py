@@ -196,7 +196,7 @@ def plan(
     what the budget chooses.
 
     Returns:
-        The plan, which `compile` takes; its report has the table of five points to choose from.
+        The plan, which `compile` takes; its report has a table of up to five points to choose from.
 
     Raises:
         UndenseError: as `compile`.

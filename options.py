@@ -124,7 +124,9 @@ def parser(verbs: Mapping[str, Run]) -> argparse.ArgumentParser:
         "--rows", metavar="N,...",
         help="numbers of rows to tune for (default: 1,8,32,128, and for cuda 8,16,64,2048)",
     )  # fmt: skip
-    tuning.add_argument("--threads", type=int, metavar="N")
+    tuning.add_argument(
+        "--threads", type=int, metavar="N", help="to measure with (default: one for each core)"
+    )
     tuning.add_argument(
         "--tracker", metavar="HOST:PORT",
         help="measure on the servers that TVM's RPC tracker has for the target's CPU, or for the "
@@ -170,12 +172,20 @@ def _add_decisions(parser: argparse.ArgumentParser) -> None:
         "--scheme", default="auto",
         help="scheme of all sites: auto (default), which measures what pays, or e.g. " + _SCHEMES,
     )  # fmt: skip
-    parser.add_argument("--rules", metavar="FILE.yaml", help="schemes by site, first match wins")
+    parser.add_argument(
+        "--rules", metavar="FILE.yaml",
+        help="schemes by site, [{match: PATTERN, scheme: SCHEME}, ...]: first match wins, "
+        "sites without one stay dense",
+    )  # fmt: skip
     parser.add_argument(
         "--ignore", metavar="PATTERN", action="append", default=[],
         help="keep these sites dense: a glob, or re: and a regular expression; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--calib", metavar="FILE.npz", help="calibration samples")
+    parser.add_argument(
+        "--calib", metavar="FILE.npz",
+        help="calibration samples: arrays by input name, or 0/NAME, 1/NAME, ... for several; plan "
+        "needs them",
+    )  # fmt: skip
     parser.add_argument(
         "--budget", metavar="K=V,...",
         help="for auto, limits that hold together: size_ratio, latency_ratio, effective_bits, "
