@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -199,6 +200,12 @@ def test_a_conversion_that_alone_costs_too_much_is_named():
         )  # fmt: skip
 
 
+def test_a_metric_that_differs_from_call_to_call_is_not_delivered():
+    falling = iter(range(1000, 0, -1))
+    with pytest.raises(PlanError, match=r"with every layer dense it drops by .* call to call"):
+        _compiled(scheme=COARSE, validation_fn=lambda model, dataset: float(next(falling)))
+
+
 def test_where_the_device_is_not_here_the_exchanged_model_stands_in(monkeypatch):
     def elsewhere(path):
         return Unloaded(undense.load(path).artifact, TargetError("no GPU"))
@@ -223,6 +230,8 @@ def _raises(model, dataset):
         (lambda model, dataset: float("nan"), "gave nan for the dense model"),
         (lambda model, dataset: None, "gave None for"),
         (lambda model, dataset: "0.9", "gave '0.9' for"),
+        (lambda model, dataset: 10**400, "gave 1000"),
+        (lambda model, dataset: sys.exit(0), "raised SystemExit for the dense model: 0"),
         (lambda model, dataset: (0.9, []), r"gave \(0.9, \[\]\) for"),
         (lambda model, dataset: model(x=1), "raised InputError for the dense model: x: expected"),
     ],
@@ -242,6 +251,10 @@ def test_a_function_without_a_metric_is_one_sentence(function, said, monkeypatch
         ({"validation_dataset": iter([1])}, "can be read only once"),
         ({"validation_fn": "accuracy"}, "'accuracy' cannot be called"),
         ({"drop_type": "percent"}, "a drop of type 'percent' is not known"),
+        (
+            {"validation_fn": None, "validation_dataset": None, "drop_type": "relative"},
+            "there is no function for it",
+        ),
         ({"budget": {"size_ratio": 0.5}}, "does not say how far the metric may drop"),
         ({"scheme": COARSE, "budget": "size_ratio=0.5,max_drop=0.1"}, "nothing is left to choose"),
         ({"plan": "plan.json"}, "leave it out, or the validation function"),
@@ -262,7 +275,8 @@ class Counted:
     right: float
 
 def accuracy(model, samples):
-    right = [(model(s["x"]).argmax(-1) == s["labels"]).mean() for s in samples]
+    labels = [s.pop("labels") for s in samples]
+    right = [(model(s["x"]).argmax(-1) == l).mean() for s, l in zip(samples, labels)]
     return Counted(np.mean(right)).right
 
 limit = 3
@@ -281,6 +295,7 @@ def files(tmp_path: Path) -> Path:
     np.savez(tmp_path / "empty.npz")
     (tmp_path / "metric.py").write_text(FUNCTION)
     (tmp_path / "broken.py").write_text("import nowhere_to_be_found")
+    (tmp_path / "ends.py").write_text("import sys; sys.exit(0)")
     return tmp_path
 
 
@@ -308,6 +323,7 @@ def test_the_command_line_takes_a_function_and_data(files: Path, capsys, monkeyp
         (["--validation", "metric.py:limit"], "metric.py: has no function 'limit'"),
         (["--validation", "broken.py:f"], "broken.py: raised ModuleNotFoundError while it was"),
         (["--validation", "metric.py:accuracy"], "there is no data for it"),
+        (["--validation", "ends.py:f"], "ends.py: raised SystemExit while it was loaded"),
         (["--validation-data", "data.npz"], "there is data and no function"),
         (["--validation-data", "missing.npz"], "missing.npz: there is no such file"),
         (["--validation-data", "metric.py"], "metric.py: not an .npz"),

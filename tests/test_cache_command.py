@@ -58,6 +58,14 @@ def test_the_verb_clears_a_kind_or_all(kept: Path, capsys: pytest.CaptureFixture
     assert _json(capsys, "cache", "--cache", kept, "--clear")["kinds"] == {}
 
 
+def test_what_cannot_be_removed_is_told(
+    kept: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(OSError))
+    assert main(["cache", "--cache", str(kept), "--clear"]) == 2
+    assert f"{kept}: 3 of 3 entries cannot be removed" in capsys.readouterr().err
+
+
 def test_a_cache_that_is_not_there_is_empty(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

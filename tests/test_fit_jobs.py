@@ -6,7 +6,7 @@ import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +17,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from fits import SCHEMES, failing_job, fitted_bytes, jobs_of_all_schemes, small_job
+from graphs import graph, normal
 from undense.passes import fit_jobs, workers
 from undense.passes.cache import Cache
-from undense.passes.errors import FitError
-from undense.passes.fit_jobs import FitJob, fit_all, fit_cost, run
+from undense.passes.errors import FitError, SchedulerError
+from undense.passes.fit import factor_type
+from undense.passes.fit_jobs import FitJob, fit_all, fit_cost, naming_site, run
+from undense.passes.sites import find_sites
 from undense.passes.structures.base import Form
 from undense.passes.structures.low_rank import LowRank
 from undense.passes.workers import Workers, local_workers
@@ -138,6 +141,14 @@ def test_a_failing_job_names_its_site_and_cancels_the_rest(
     assert cache.get("fit", jobs[-1].key()) is None
 
 
+@pytest.mark.parametrize(
+    "error", [CancelledError("lost"), RuntimeError("Error during deserialization of the graph")]
+)
+def test_what_a_cluster_fails_at_is_not_blamed_on_the_scheme(error: Exception) -> None:
+    with pytest.raises(SchedulerError, match=r"^up: the cluster did not fit it"), naming_site("up"):
+        raise error
+
+
 def test_an_error_of_a_fit_can_be_sent() -> None:
     error = pickle.loads(pickle.dumps(FitError("site", "its cause", "a remedy")))
     assert (str(error), error.site, error.cause, error.remedy) == (
@@ -207,3 +218,12 @@ def test_cost_follows_the_work() -> None:
 def test_types_of_factors_come_back() -> None:
     found = run(small_job(dtype=ir.DataType.BFLOAT16, form="cuda"))
     assert {array.dtype for array in found.arrays.values()} == {np.dtype(ml_dtypes.bfloat16)}
+
+
+def test_types_of_factors_are_those_that_the_model_is_converted_to() -> None:
+    (site,) = find_sites(
+        graph("g (float[t,64] x) => (float[t,32] y) { y = MatMul(x, w) }", w=normal(64, 32))
+    )[0]
+    assert factor_type(site, "cuda") == ir.DataType.FLOAT
+    assert factor_type(site, "cuda", ir.DataType.FLOAT16) == ir.DataType.FLOAT16
+    assert factor_type(site, "fast", ir.DataType.FLOAT16) == ir.DataType.FLOAT

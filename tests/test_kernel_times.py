@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +192,23 @@ def test_a_dense_form_too_fast_to_tell_sets_no_pace(monkeypatch: pytest.MonkeyPa
     assert scripted(monkeypatch, table, [low], [1], dense=0.0, low_rank=2.0)[0] == {(low, 1): 2.0}
 
 
+def test_a_dense_time_that_another_process_was_faster_to_keep_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mine, other = Memory(), Memory()
+    scripted(monkeypatch, other, ["dense"], [1], dense=2.0)
+    asked = 0
+
+    def get(kind: str, key: Mapping[str, Any]) -> Any:
+        nonlocal asked
+        asked += 1
+        return None if asked == 1 else other.get(kind, key)
+
+    monkeypatch.setattr(mine, "get", get)
+    found, _ = scripted(monkeypatch, mine, ["dense"], [1], dense=4.0)
+    assert found == {("dense", 1): 2.0}
+
+
 def test_conditions_tell_targets_forms_and_threads_apart() -> None:
     seen = [
         conditions(ORT, "fast", 1),
@@ -200,6 +217,7 @@ def test_conditions_tell_targets_forms_and_threads_apart() -> None:
         conditions(ORT.with_kernels("tvm"), "fast", 1),
         conditions(LLVM, "fast", 1),
         conditions(Target.parse("llvm -mcpu=x86-64-v3"), "fast", 1),
+        conditions(replace(LLVM, mcpu="x86-64-v3", tuned=False), "fast", 1),
     ]
     assert len({json.dumps(each, sort_keys=True) for each in seen}) == len(seen)
     assert seen[4] == conditions(LLVM, "fast", 1)

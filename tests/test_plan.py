@@ -111,6 +111,20 @@ def test_replay_of_something_else(changes: dict[str, Any], message: str) -> None
         PLAN.check_replay(sites(), **{**run, **changes})
 
 
+@pytest.mark.parametrize("text", ["dense ", "dense{}"])
+def test_dense_however_it_is_written(text: str) -> None:
+    found = Plan.from_json(PLAN.to_json().replace('"scheme": "dense"', f'"scheme": "{text}"'))
+    assert [choice.scheme for choice in found.sites] == [choice.scheme for choice in PLAN.sites]
+
+
+def test_replay_of_what_no_embedding_can_be() -> None:
+    table = graph("g (int64[t] i) => (float[t,32] y) { y = Gather(w, i) }", w=normal(64, 32))
+    found = find_sites(table)[0]
+    plan = Plan((Choice("w", 32, 64, "low_rank{rank=4}"),), None, 0)
+    with pytest.raises(PlanError, match=r"^w: low_rank.* cannot gather rows"):
+        plan.check_replay(found, None, 0)
+
+
 def test_replay_on_another_model() -> None:
     up, down = sites()
     with pytest.raises(PlanError, match=r"^down: the model has no such site"):

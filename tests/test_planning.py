@@ -295,6 +295,20 @@ def test_rows_are_the_batch_times_the_fixed_dimensions():
     assert rows(find_sites(image)[0][0].uses[0], 7) == 105
 
 
+def test_rows_follow_the_lengths_of_the_dimensions_that_an_input_has():
+    """A head behind the first token has the batch alone."""
+    text = f"""g (float[batch,seq,{N}] x) => (float[batch,{N}] y) {{
+        zero = Constant<value_int=0>()  first = Gather<axis=1>(x, zero)
+        a = Relu(first)  y = MatMul(a, w)
+    }}"""
+    model = graph(text, w=normal(N, N))
+    (use,) = find_sites(model)[0][0].uses
+    use.x.shape = ir.Shape(["batch", N])
+    assert rows(use, 32) == 32
+    assert rows(use, 32, {"batch": 1, "seq": 32}) == 1
+    assert rows(use, 32, {"seq": 32}) == 32
+
+
 def test_embeddings_are_offered_what_gathers():
     model = graph(f"g (int64[t] i) => (float[t,{N}] y) {{ y = Gather(w, i) }}", w=normal(300, N))
     options = site_options(find_sites(model)[0][0])
@@ -307,6 +321,14 @@ def test_the_portable_form_is_offered_no_factors_in_codes():
     whole, portable = ({str(o) for o in site_options(site, portable=p)} for p in (False, True))
     assert portable < whole
     assert all("factor_bits=8" in option for option in whole - portable)
+
+
+def test_the_portable_form_is_offered_what_it_can_gather_as_its_engine_runs_it():
+    model = graph(f"g (int64[t] i) => (float[t,{N}] y) {{ y = Gather(w, i) }}", w=normal(300, N))
+    site = find_sites(model)[0][0]
+    options = site_options(site, portable=True)
+    assert {option.bits_ for option in options} == {8}
+    assert {option.bits_ for option in site_options(site)} == {8, 4, 3}
 
 
 @pytest.mark.slow
@@ -326,7 +348,7 @@ def test_kernels_are_timed_for_real(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 <= planned.report["latency_ratio"]["4"] < math.inf
 
 
-@pytest.mark.parametrize("target", ["llvm", "ort-cpu"])
+@pytest.mark.parametrize("target", ["llvm", "ort-cpu", "ort-cpu with tvm"])
 @pytest.mark.parametrize(
     "scheme", ["int_codes{bits=8}", "trit_planes{planes=3}", "low_rank{rank=8,factor_bits=8}"]
 )
@@ -339,7 +361,9 @@ def test_predicted_bytes_are_those_that_are_written(quick_times, scheme, target,
         b=normal(64),
     )
     data = [(normal(16, 100, seed=number),) for number in range(8)]
+    target, _, kernels = target.partition(" with ")
     options = {"calibration_dataset": data, "scheme": scheme, "target": target, "dtype": dtype}
+    options["kernels"] = kernels or None
     predicted = undense.plan(model, **options).report["size_ratio"]
     found = undense.compile(model, **options).report["bytes"]
     assert found["after"] == pytest.approx(predicted * found["before"], rel=1e-12)

@@ -249,6 +249,7 @@ def spoil(folder: Path, name: str, **values: Any) -> None:
         ("results.json", {"capability": "8.0"}, "of compute capability 8.0, which"),
         ("results.json", {"kernels": [{"best": {}}]}, "results.json is damaged"),
         ("results.json", {"kernels": [{"best": {}, "kernel": 7}]}, "results.json is damaged"),
+        ("results.json", {"kernels": [{"best": {"candidate": 0}, "kernel": -1}]}, "is negative"),
         ("results.json", {"format": 9}, "is not of format 1"),
     ],
 )
