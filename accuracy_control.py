@@ -231,7 +231,7 @@ class AccuracyControl:
         dtype, most = self._job.dtype, self.allowed.max_drop
         if found.drop <= most:
             return
-        cause, remedy = "by another engine, or a metric that differs from call to call", "mend it"
+        cause, remedy = "by another engine, or by a metric that is not the same again", "mend that"
         if dtype is not None:
             cause = f"since the model is converted to {dtype.numpy().name}"
             remedy = "leave dtype out"
