@@ -45,9 +45,6 @@ class AccuracyControl:
         self._budget = budget
         self._evaluations = 0
         self._metrics: dict[frozenset[tuple[str, str]], float] = {}
-        if budget.max_drop is None:
-            raise ValueError("the budget has no max_drop to hold a metric to")
-        self._max_drop = budget.max_drop
         self.allowed: AllowedDrop
 
     def measure_dense(self) -> None:
@@ -57,8 +54,10 @@ class AccuracyControl:
             ValidationError: the validation function fails.
             PlanError: the metric of the dense model is 0, and the drop is to be relative.
         """
-        dense, counted = self._predicted({}), self._validation.drop_type
-        self.allowed = AllowedDrop(dense, self._max_drop, counted)
+        most, counted = self._budget.max_drop, self._validation.drop_type
+        if most is None:
+            raise ValueError("the budget has no max_drop to hold a metric to")
+        self.allowed = AllowedDrop(self._predicted({}), most, counted)
 
     def holds(self, fits: Mapping[str, FitResult]) -> bool:
         """Whether the dense model with the weights of these fits keeps the metric."""

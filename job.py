@@ -186,8 +186,6 @@ class Job:
             request.plan.check_replay(sites, calibration, self.seed)
             choices = tuple(settled(choice, activations) for choice in request.plan.sites)
             made = replace(request.plan, sites=choices)
-            if control is not None:
-                control.measure_dense()
         else:
             schemes = choose_schemes(sites, request.scheme, request.ignored_scope)
             automatic = any(scheme == "auto" for scheme in schemes.values())

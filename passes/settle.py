@@ -140,13 +140,13 @@ def settle_by_metric(
 def _chosen(
     model: PricedModel, budget: Budget, sensitivities: Sensitivities, limit: float | None
 ) -> Settled:
-    chosen = choose(model, budget, _reachable(model, budget, limit))
+    chosen = _nearest(model, budget, limit)
     for _ in range(_ROUNDS):
         refined = sensitivities.refine(model, chosen)
         if refined == model:
             break
         model = refined
-        chosen = choose(model, budget, _reachable(model, budget, limit))
+        chosen = _nearest(model, budget, limit)
     return Settled(model, chosen, sensitivities.joint(model, chosen))
 
 
@@ -156,9 +156,11 @@ def _said(found: Settled) -> str:
     return f"{found.joint:.3g}{beside or ''}"
 
 
-def _reachable(model: PricedModel, budget: Budget, limit: float | None) -> float | None:
-    """The limit of the sum, or the least sum that there is: the joint distortion may be less."""
-    return None if limit is None else max(limit, _ROUNDED * least_distortion(model, budget))
+def _nearest(model: PricedModel, budget: Budget, limit: float | None) -> list[int]:
+    """What the limit of the sum allows, or the least sum there is: the joint one may be less."""
+    if limit is not None:
+        limit = max(limit, _ROUNDED * least_distortion(model, budget))
+    return choose(model, budget, limit)
 
 
 def _within(found: Settled, budget: Budget, sensitivities: Sensitivities, limit: float) -> Settled:

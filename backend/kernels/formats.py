@@ -137,42 +137,44 @@ class FourBits(Fields):
     codes, offset, greatest = 8, 8, 15
 
 
-@dataclass(frozen=True)
-class ThreeBits(Format):
-    """32 codes −4 … 3 in three words: the low two bits in two of them, the high ones in one."""
+class LowAndHigh(Format):
+    """Codes in three words: low bits in two of them, half as many high bits in the third."""
 
-    codes, size, offset, greatest = 32, 3, 4, 7
+    low: ClassVar[int]
+
+    size = 3
 
     def encode(self, stored: Octets) -> Octets:
-        """Low bits of the first four quads, of the others, and the high bits of all."""
-        low, high = stored & np.uint8(3), stored >> np.uint8(2)
-        parts = [_fields(low[..., :4, :], 2), _fields(low[..., 4:, :], 2), _fields(high, 1)]
-        return np.concatenate(parts, axis=-2)
+        """Low bits of the first half of the quads, of the other half, and the high bits of all."""
+        low, high = stored & np.uint8(2**self.low - 1), stored >> np.uint8(self.low)
+        half = 8 // self.low
+        parts = [(low[..., :half, :], self.low), (low[..., half:, :], self.low)]
+        parts.append((high, self.low // 2))
+        return np.concatenate([_fields(part, bits) for part, bits in parts], axis=-2)
 
     def quads(self, unit: list[Expr]) -> list[Expr]:
         """The bits put together."""
-        *low, high = unit
-        return [_field(low[j // 4], 2 * (j % 4), 3) | (_field(high, j, 1) << 2) for j in range(8)]
+        *words, last = unit
+        half, above = 8 // self.low, self.low // 2
+        low = [_field(w, self.low * j, 2**self.low - 1) for w in words for j in range(half)]
+        high = [_field(last, above * j, 2**above - 1) for j in range(2 * half)]
+        return [below | (upper << self.low) for below, upper in zip(low, high, strict=True)]
 
 
 @dataclass(frozen=True)
-class SixBits(Format):
-    """16 codes −32 … 31 in three words: the low four bits in two of them, the high ones in one."""
+class ThreeBits(LowAndHigh):
+    """32 codes −4 … 3, the low two bits apart from the high one."""
 
-    codes, size, offset, greatest = 16, 3, 32, 63
+    low = 2
+    codes, offset, greatest = 32, 4, 7
 
-    def encode(self, stored: Octets) -> Octets:
-        """Low bits of the first two quads, of the others, and the high bits of all."""
-        low, high = stored & np.uint8(15), stored >> np.uint8(4)
-        parts = [_fields(low[..., :2, :], 4), _fields(low[..., 2:, :], 4), _fields(high, 2)]
-        return np.concatenate(parts, axis=-2)
 
-    def quads(self, unit: list[Expr]) -> list[Expr]:
-        """The bits put together."""
-        *low, high = unit
-        return [
-            _field(low[j // 2], 4 * (j % 2), 15) | (_field(high, 2 * j, 3) << 4) for j in range(4)
-        ]
+@dataclass(frozen=True)
+class SixBits(LowAndHigh):
+    """16 codes −32 … 31, the low four bits apart from the high two."""
+
+    low = 4
+    codes, offset, greatest = 16, 32, 63
 
 
 @dataclass(frozen=True)
