@@ -195,7 +195,7 @@ class Planner:
             none: dict[int, float] = {}
             untimed = {name: dict.fromkeys((DENSE, *found), none) for name, found in fits.items()}
             return untimed, {}, [f"planned for size alone: {error}"]
-        times = site_times(
+        found = site_times(
             self.sites,
             fits,
             self.job.target,
@@ -206,10 +206,8 @@ class Planner:
             table=self.job.cache,
             progress=self.job.progress,
         )
-        dense = {
-            batch: sum(found[DENSE][batch] for found in times.values()) for batch in self.batches
-        }
-        return times, *self.whole.beyond(dense, self.job.cache, self.job.progress)
+        rest, notes = self.whole.beyond(found, self.batches, self.job.cache, self.job.progress)
+        return found.milliseconds, rest, notes
 
     def _fits(self, options: Mapping[str, Sequence[Structure]]) -> dict[str, dict[str, FitResult]]:
         from .frontend.calibrate import calibrate
@@ -244,9 +242,12 @@ class Planner:
         from .backend.stored import bytes_by_name, site_bytes, weight_bytes
 
         sites, by_name = [], bytes_by_name(self.captured.prepared)
+        others = weight_bytes(self.captured.prepared)
         rounding, stored = self._rounding(fits), OptionBytes(self.job.target)
         for site in self.sites:
-            size = site_bytes(site, by_name)
+            plain = site_bytes(site, by_name)
+            others -= plain
+            size = stored.of_dense(site, plain)
             options = [Option(DENSE, size, times[site.name][DENSE], 0.0, 0.0, True)]
             shape, dtype = (site.out_features, site.in_features), _dtype(site, self.job.dtype)
             for scheme, found in fits[site.name].items():
@@ -266,7 +267,6 @@ class Planner:
             sites.append(
                 PricedSite(site.name, site.in_features, site.out_features, tuple(options), fixed)
             )
-        others = weight_bytes(self.captured.prepared) - sum(site.dense.bytes for site in sites)
         return PricedModel.of(sites, self.captured.bytes, rest, max(others, 0))
 
     def _rounding(

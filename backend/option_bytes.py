@@ -1,10 +1,11 @@
-"""`OptionBytes`: what a target stores for a fit."""
+"""`OptionBytes`: what a target stores for a fit, or for the dense weight."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
 from ..passes.replace import Fitted
+from ..passes.sites import Site
 from .target import Target
 
 
@@ -34,6 +35,11 @@ class OptionBytes:
         if key not in self._packed:
             self._packed[key] = self._bytes(fitted, shape, name)
         return beside + self._packed[key]
+
+    def of_dense(self, site: Site, plain: int) -> int:
+        """Of a weight that stays as it is: twice its `plain` bytes where cuBLAS reads a copy."""
+        multiplied = any(use.form != "gather" for use in site.uses)
+        return 2 * plain if multiplied and "cublas" in self._target.libraries else plain
 
     def _bytes(self, fitted: Fitted, shape: tuple[int, int], dtype: str) -> int:
         from .kernels import kernel_for

@@ -53,7 +53,12 @@ def check_toolchain(target: Target) -> None:
     Raises:
         MissingDependencyError: a package, the linker or nvcc is missing; says what to install.
         TargetError: LLVM does not know the CPU of the target.
+        TuningError: the measured tilings cannot be read.
     """
+    if target.compiles and target.tuned:
+        from .tuning.database import read_records
+
+        read_records()
     if target.engine == "tvm":
         if target.device == "cuda":
             from .cuda.module import check_device_compiler

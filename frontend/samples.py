@@ -97,7 +97,10 @@ def read_samples(data: Any, model: ir.Model) -> Samples:
             "arrays, or the path of an .npz"
         )
     checker = SampleChecker(model)
-    items = tuple(checker.sample(index, sample) for index, sample in enumerate(raw))
+    try:
+        items = tuple(checker.sample(index, sample) for index, sample in enumerate(raw))
+    except OSError as error:
+        raise CalibrationError(f"calibration data cannot be read: {error}") from error
     if not items:
         raise CalibrationError("calibration data holds no samples; give at least one")
     return Samples(items)

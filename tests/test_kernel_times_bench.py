@@ -6,6 +6,7 @@ from concurrent.futures import BrokenExecutor, Executor
 
 import pytest
 from undense.backend.kernel_times import Layer, Time, bench, kernel_times, measure
+from undense.backend.kernel_times import footprint as weights
 from undense.backend.kernel_times.layer import at_pace
 from undense.backend.target import Target
 from undense.passes.errors import LoweringError
@@ -39,10 +40,9 @@ def test_weights_of_large_models_are_driven_out_of_the_caches_of_cpus(
     monkeypatch, target, footprint, evicted
 ):
     found: list[int] = []
-    monkeypatch.setattr(bench, "cache_bytes", lambda _: 2**20)
-    monkeypatch.setattr(bench, "reads", lambda size: lambda: found.append(size))
-    steps = bench.Steps(silent, 1)
-    bench.Bench(Target.parse(target), "fast", 1, steps, footprint)._between()
+    monkeypatch.setattr(weights, "cache_bytes", lambda _: 2**20)
+    monkeypatch.setattr(weights, "reads", lambda size: lambda: found.append(size))
+    weights.between(footprint, Target.parse(target))()
     assert found == evicted
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from graphs import graph, normal
 from undense.backend.kernel_times import Layer, Time, sites
+from undense.backend.kernel_times.reference import Reference
 from undense.backend.target import Target
 from undense.passes.sites import find_sites
 
@@ -35,4 +36,18 @@ def test_the_footprint_is_that_of_weights_that_are_read_as_a_whole(
     none = {site.name: [] for site in model_sites}
     taken = sites.site_times(model_sites, none, Target.parse("ort-cpu"), "fast", [1])
     assert set(found) == {footprint}
-    assert taken["own"] == {"dense": {1: 2.0}}
+    assert taken.milliseconds["own"] == {"dense": {1: 2.0}}
+    assert taken.dense(1) == 5.0  # the table is looked up and multiplied by
+    own = Layer(64, 64, "dense")
+    assert taken.references == {1: Reference(own, 1, footprint, Time(1.0, 1.0, 1.0, 3))}
+
+
+def test_what_only_looks_up_rows_has_no_product_to_be_timed_beside(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = graph("g (int64[n] i) => (float[n,64] y) { y = Gather(t, i) }", t=normal(64, 64))
+    times = lambda layers, *_, **__: {layer: {1: Time(1.0, 1.0, 1.0, 3)} for layer in layers}  # noqa: E731
+    monkeypatch.setattr(sites, "kernel_times", times)
+    found = find_sites(model)[0]
+    taken = sites.site_times(found, {"t": []}, Target.parse("ort-cpu"), "fast", [1])
+    assert taken.references == {}

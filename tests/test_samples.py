@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -231,3 +232,12 @@ def test_dimensions_are_computed_from_their_symbols() -> None:
     low, high = dimension_bounds(model())["b"]
     assert low == 1
     assert high >= 2**31
+
+
+def test_data_that_its_reader_cannot_read_is_not_blamed_on_what_is_written() -> None:
+    def data() -> Iterator[Any]:
+        yield normal(2, 4)
+        raise FileNotFoundError(2, "No such file or directory", "more.npy")
+
+    with pytest.raises(CalibrationError, match=r"calibration data cannot be read: .*more\.npy"):
+        read_samples(data(), single())

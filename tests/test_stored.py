@@ -14,7 +14,10 @@ import undense
 from graphs import graph, normal
 from undense.backend.cuda.module import device_code_by
 from undense.backend.cuda.nvcc import EMULATED_HEADERS
+from undense.backend.option_bytes import OptionBytes
+from undense.backend.target import Target
 from undense.inspection import inspect
+from undense.passes.sites import find_sites
 from undense.runtime.artifact import WEIGHTS
 
 TEXT = """
@@ -125,3 +128,16 @@ def test_dense_weights_are_counted_as_they_are_stored(tmp_path: Path) -> None:
     report = _on_gpu(tmp_path / "m", "dense", dtype="float16")
     assert _sites(report) == {"first": 16, "second": 16}
     assert _sites(_on_gpu(tmp_path / "m", "dense")) == {"first": 32, "second": 32}
+
+
+def test_the_copy_that_cublas_reads_is_counted() -> None:
+    """Of what is multiplied by, and not of a table that rows are looked up in."""
+    model = graph(
+        """g (int64[n] i) => (float[n,96] y) { a = Gather(table, i)  y = MatMul(a, w) }""",
+        table=normal(64, 64),
+        w=normal(64, 96),
+    )
+    table, weight = find_sites(model)[0]
+    twice = OptionBytes(Target.parse("cuda -arch=sm_90 -libs=cublas"))
+    assert (twice.of_dense(table, 1000), twice.of_dense(weight, 1000)) == (1000, 2000)
+    assert OptionBytes(Target.parse("cuda -arch=sm_90")).of_dense(weight, 1000) == 1000

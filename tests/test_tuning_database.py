@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from undense.backend.package import check_toolchain
 from undense.backend.target import Target
 from undense.backend.tuning import choose
 from undense.backend.tuning.choose import choose_records, families
@@ -215,3 +216,11 @@ def test_measured_records_become_shipped_ones() -> None:
     assert (found["measured"], found["machine"]) == (True, "a machine")
     assert [record_from_json(record) for record in found["records"]] == [RECORD]
     assert filled(older, [vnni])["machine"] == older.machine
+
+
+def test_what_cannot_be_read_is_told_before_anything_long_is_done() -> None:
+    database_path().mkdir(parents=True)
+    with pytest.raises(TuningError, match=r"tuning\.json cannot be read \(.+\); make it readable"):
+        check_toolchain(Target.parse("llvm"))
+    check_toolchain(dataclasses.replace(Target.parse("llvm"), tuned=False))
+    check_toolchain(Target.parse("ort-cpu"))

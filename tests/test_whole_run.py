@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import undense
 from graphs import graph, normal
-from undense.backend.kernel_times import WholeRun, whole_run
+from undense.backend.kernel_times import Layer, Time, WholeRun, whole_run
+from undense.backend.kernel_times.reference import Reference
+from undense.backend.kernel_times.sites import SiteTimes
 from undense.backend.target import Target
 from undense.passes.cache import Cache
 from undense.runtime.report import print_report
@@ -32,28 +34,43 @@ def built(monkeypatch):
 
 def test_a_run_is_timed_once_for_each_model_and_shape(built, tmp_path):
     cache = Cache(tmp_path)
-    times = WholeRun(_model(), ORT, FEEDS).times(cache)
+    times = WholeRun(_model(), ORT, FEEDS).times({}, cache)
     assert set(times) == {1, 4}
     assert all(0 < time.p10_ms <= time.median_ms <= time.p90_ms for time in times.values())
-    assert WholeRun(_model(), ORT, FEEDS).times(cache) == times
+    assert WholeRun(_model(), ORT, FEEDS).times({}, cache) == times
     assert len(built) == 1
-    assert WholeRun(_model(), ORT, {1: FEEDS[1]}).times(cache) == {1: times[1]}
+    assert WholeRun(_model(), ORT, {1: FEEDS[1]}).times({}, cache) == {1: times[1]}
     assert len(built) == 1
-    assert WholeRun(_model(1), ORT, FEEDS).times(cache) != times
-    more = WholeRun(_model(), ORT, {**FEEDS, 2: {"x": normal(2, N)}}).times(cache)
+    assert WholeRun(_model(1), ORT, FEEDS).times({}, cache) != times
+    more = WholeRun(_model(), ORT, {**FEEDS, 2: {"x": normal(2, N)}}).times({}, cache)
     assert {rows: more[rows] for rows in (1, 4)} == times
     assert list(more) == [1, 2, 4]
     assert len(built) == 3
 
 
+def test_a_run_has_the_pace_at_which_a_dense_layer_was_timed(tmp_path):
+    """A machine on which that took a hundred times as long would take so long for the run too."""
+    layer, cache = Layer(N, N, "dense"), Cache(tmp_path)
+
+    def run(milliseconds: float) -> Time:
+        reference = Reference(layer, 4, 1 << 20, Time(milliseconds, 0.0, 0.0, 5))
+        return WholeRun(_model(), ORT, {4: FEEDS[4]}).times({4: reference}, cache)[4]
+
+    usual = WholeRun(_model(), ORT, {4: FEEDS[4]}).times({}, cache)[4]
+    slow, slower = run(1.0), run(100.0)
+    assert slow.median_ms > usual.median_ms
+    assert slower.median_ms / slow.median_ms == pytest.approx(100, rel=0.9)
+    assert run(1.0) == slow  # kept apart from that of another pace
+
+
 def test_without_rows_that_can_be_run_nothing_is_compiled(built):
-    assert WholeRun(_model(), ORT, {}).times(None) == {}
+    assert WholeRun(_model(), ORT, {}).times({}, None) == {}
     assert not built
 
 
 def test_an_artifact_is_timed_beside_the_dense_model_that_is_compiled_once(built, tmp_path):
     whole = WholeRun(_model(), ORT, FEEDS)
-    whole.times(None)
+    whole.times({}, None)
     module = undense.compile(_model(), target="ort-cpu", scheme="dense", output=tmp_path / "out")
     found = whole.beside(module)
     assert len(built) == 1
@@ -64,7 +81,7 @@ def test_an_artifact_is_timed_beside_the_dense_model_that_is_compiled_once(built
 
 def test_the_folder_goes_with_the_object(built):
     whole = WholeRun(_model(), ORT, FEEDS)
-    whole.times(None)
+    whole.times({}, None)
     folder = built[0][2].parent
     assert folder.is_dir()
     del whole
@@ -97,11 +114,12 @@ def test_a_run_that_fails_is_told_and_left_out():
         p=normal(4, N),
     )
     whole = WholeRun(table, ORT, {**FEEDS, 6: {"x": normal(6, N)}})
-    rest, notes = whole.beyond({1: 0.0, 4: 1e9, 6: 0.0}, None)
+    spent = SiteTimes({"w": {"dense": {1: 0.0, 4: 1e9, 6: 0.0}}}, {})
+    rest, notes = whole.beyond(spent, [1, 4, 6], None)
     assert set(rest) == {1, 4}
     assert rest[1] > 0
     assert rest[4] == 0
     (note,) = notes
     assert note.startswith("no run of batch 6 was timed (")
     assert note.endswith("its latency ratio is that of the linears alone")
-    assert set(whole.times(None)) == {1, 4}
+    assert set(whole.times({}, None)) == {1, 4}

@@ -19,7 +19,7 @@ from ...runtime.bench import finished
 from ...runtime.session import Session, load
 from ..target import Target
 from .built import write
-from .footprint import CACHES, Footprint, copies_of, reads
+from .footprint import Footprint, between, copies_of
 from .layer import Layer, Time, at_pace
 from .machine import cache_bytes
 from .models import (
@@ -91,14 +91,7 @@ class Bench:
 
     @cached_property
     def _between(self) -> Callable[[], object]:
-        """What drives the weights of a large model out of a CPU's caches between two calls.
-
-        How many of them stay there is else a matter of how many caches the machine has: virtual
-        ones tell of one where each core has its own. Those of a GPU are passed by copies alone.
-        """
-        if self.footprint is not None or self.target.device == "cuda":
-            return lambda: None
-        return reads(CACHES * cache_bytes(self.target))
+        return between(self.footprint, self.target)
 
     def _of_group(
         self,

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from ..target import Target
 from .layer import Layer
+from .machine import cache_bytes
 from .models import bytes_of
 
 Footprint = int | None
@@ -45,6 +47,17 @@ def copies_of(layer: Layer, cache_bytes: int, footprint: Footprint) -> int:
         wanted = footprint // bytes_of(layer.dense)
     # The call that is subtracted reads another column of x for each copy.
     return max(1, min(wanted, _MOST_COPIES, _MOST_BYTES // size, layer.in_features))
+
+
+def between(footprint: Footprint, target: Target) -> Callable[[], object]:
+    """What drives the weights of a large model out of a CPU's caches between two calls.
+
+    How many of them stay there is else a matter of how many caches the machine has: virtual ones
+    tell of one where each core has its own. Those of a GPU are passed by copies alone.
+    """
+    if footprint is not None or target.device == "cuda":
+        return lambda: None
+    return reads(CACHES * cache_bytes(target))
 
 
 def reads(size: int) -> Callable[[], object]:

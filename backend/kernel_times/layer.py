@@ -17,6 +17,7 @@ _DTYPES = {
     "float32": ir.DataType.FLOAT,
     "float16": ir.DataType.FLOAT16,
     "bfloat16": ir.DataType.BFLOAT16,
+    "float64": ir.DataType.DOUBLE,
 }
 
 
@@ -88,6 +89,12 @@ class Time:
             factor * self.median_ms, factor * self.p10_ms, factor * self.p90_ms, self.repeats
         )
 
+    def pace(self, before: Time) -> float:
+        """What times of now are multiplied by to be as they were when the same took `before`."""
+        # A lookup of one row takes less than can be told: a ratio of two such times means nothing.
+        told = min(before.median_ms, self.median_ms) >= RESOLUTION_MS
+        return before.median_ms / self.median_ms if told else 1.0
+
 
 def at_pace(times: Mapping[Layer, Time], dense: Layer, before: Time | None) -> dict[Layer, Time]:
     """Times as they are at the pace at which the dense layer took what it did before.
@@ -96,7 +103,5 @@ def at_pace(times: Mapping[Layer, Time], dense: Layer, before: Time | None) -> d
     """
     if before is None:
         return dict(times)
-    now = times[dense].median_ms
-    # A lookup of one row takes less than can be told: a ratio of two such times means nothing.
-    pace = before.median_ms / now if min(before.median_ms, now) >= RESOLUTION_MS else 1.0
+    pace = times[dense].pace(before)
     return {layer: time.scaled(pace) for layer, time in times.items() if layer != dense}

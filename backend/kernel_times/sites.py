@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -16,9 +17,28 @@ from .footprint import footprint_of
 from .layer import DENSE, Layer
 from .machine import cache_bytes
 from .measure import kernel_times
+from .reference import Reference
 
 Milliseconds = dict[int, float]
 """Of the calls of one run, by batch."""
+
+
+@dataclass(frozen=True)
+class SiteTimes:
+    """What all uses of the sites of a model take.
+
+    Attributes:
+        milliseconds: by site and scheme, the dense one first.
+        references: by batch, the dense product that takes most of a run; none for a model that
+            only looks up rows.
+    """
+
+    milliseconds: Mapping[str, Mapping[str, Milliseconds]]
+    references: Mapping[int, Reference]
+
+    def dense(self, batch: int) -> float:
+        """Milliseconds of all sites as they are."""
+        return sum(found[DENSE][batch] for found in self.milliseconds.values())
 
 
 def site_times(
@@ -32,8 +52,8 @@ def site_times(
     lengths: Mapping[int, Mapping[str, int]] | None = None,
     table: Cache | None = None,
     progress: Progress = silent,
-) -> dict[str, dict[str, Milliseconds]]:
-    """What all uses of each site take, by its name and scheme, its dense form first.
+) -> SiteTimes:
+    """Times the kernels of each site, in its dense form and by its schemes.
 
     Args:
         sites: of the captured model.
@@ -75,13 +95,32 @@ def site_times(
             for counts in [_rows(use, batches, lengths or {})]
         )
 
-    return {
+    milliseconds = {
         site.name: {
             scheme: {batch: spent(site, scheme, number) for number, batch in enumerate(batches)}
             for scheme in tried[site.name]
         }
         for site in sites
     }
+    products = [
+        (_layer(site, use, DENSE, dtype), _rows(use, batches, lengths or {}))
+        for site in sites
+        for use in site.uses
+        if use.form != "gather"
+    ]
+
+    def reference(number: int) -> Reference:
+        shares: dict[tuple[Layer, int], float] = {}
+        times = {}
+        for layer, counts in products:
+            place = layer, counts[number]
+            times[place] = measured[counts][layer][counts[number]]
+            shares[place] = shares.get(place, 0.0) + times[place].median_ms
+        largest = max(shares, key=shares.__getitem__)
+        return Reference(*largest, footprint, times[largest])
+
+    numbers = enumerate(batches) if products else ()
+    return SiteTimes(milliseconds, {batch: reference(number) for number, batch in numbers})
 
 
 def _rows(

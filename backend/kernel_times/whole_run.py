@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,7 +25,9 @@ from ...runtime.session import Session, load
 from ..target import Target
 from .built import built
 from .layer import Time
+from .reference import Reference
 from .rounds import PAUSES, Name, in_rounds
+from .sites import SiteTimes
 from .table import conditions
 
 KIND = "run_times"
@@ -85,46 +87,66 @@ class WholeRun:
         self._refused: dict[int, str] = {}
         """Why runs of so many rows fail: a file does not tell all bounds of its dimensions."""
 
-    def times(self, cache: Cache | None, progress: Progress = silent) -> dict[int, Time]:
+    def times(
+        self,
+        references: Mapping[int, Reference],
+        cache: Cache | None,
+        progress: Progress = silent,
+    ) -> dict[int, Time]:
         """What a run takes, by the number of rows; those it fails with are left out from then on.
 
         Args:
+            references: at whose pace, by the number of rows; as fast as it goes where there is
+                none.
             cache: keeps the times from one process to the next; None keeps none.
             progress: is told.
         """
-        known = {} if cache is None else self._known(cache)
+        keys = {rows: self._key(feed, references.get(rows)) for rows, feed in self._feeds.items()}
+        known = {} if cache is None else _known(cache, keys)
         missing = {rows: feed for rows, feed in self._feeds.items() if rows not in known}
         if not missing:
             return known
         progress(0, 1, _STAGE)
         session = self._session()
         for rows, feed in missing.items():
+            call = partial(finished, session, feed)
             try:
-                samples = self._sampled({rows: partial(finished, session, feed)})
+                call()
             except UndenseError as error:
                 self._refused[rows] = str(error)
                 del self._feeds[rows]
                 continue
-            known[rows] = _time(samples[rows])
+            known[rows] = self._timed(call, references.get(rows))
             if cache is not None:
-                cache.put(KIND, self._key(feed), asdict(known[rows]))
+                cache.put(KIND, keys[rows], asdict(known[rows]))
         progress(1, 1, _STAGE)
         return dict(sorted(known.items()))
 
+    def _timed(self, call: Callable[[], object], reference: Reference | None) -> Time:
+        if reference is None:
+            return _time(self._sampled({"run": call})["run"])
+        with reference.clock(self._target, self._threads, _SECONDS) as timed:
+            return timed(call)
+
     def beyond(
-        self, sites: Mapping[int, float], cache: Cache | None, progress: Progress = silent
+        self,
+        sites: SiteTimes,
+        batches: Sequence[int],
+        cache: Cache | None,
+        progress: Progress = silent,
     ) -> tuple[dict[int, float], list[str]]:
         """Milliseconds of a run without those of its sites, and what is to be said of the others.
 
         Args:
-            sites: milliseconds by the number of rows.
+            sites: what they take.
+            batches: numbers of rows.
             cache: as for `times`.
             progress: is told.
         """
-        runs, rest, notes = self.times(cache, progress), {}, []
-        for rows, spent in sites.items():
+        runs, rest, notes = self.times(sites.references, cache, progress), {}, []
+        for rows in batches:
             if rows in runs:
-                rest[rows] = max(runs[rows].median_ms - spent, 0.0)
+                rest[rows] = max(runs[rows].median_ms - sites.dense(rows), 0.0)
                 continue
             cause = self._refused.get(rows, "none is within the model's dimensions")
             notes.append(
@@ -153,13 +175,10 @@ class WholeRun:
     def _sampled(self, calls: Mapping[Name, Callable[[], object]]) -> dict[Name, list[float]]:
         return in_rounds(calls, len(calls) * _SECONDS, pause=PAUSES[self._target.engine])
 
-    def _known(self, cache: Cache) -> dict[int, Time]:
-        found = {rows: cache.get(KIND, self._key(feed)) for rows, feed in self._feeds.items()}
-        return {rows: Time(**entry.values) for rows, entry in found.items() if entry is not None}
-
-    def _key(self, feed: Feed) -> dict[str, Any]:
+    def _key(self, feed: Feed, reference: Reference | None) -> dict[str, Any]:
         shapes = {name: list(np.shape(array)) for name, array in feed.items()}
-        return {**self._conditions, "inputs": shapes}
+        beside = None if reference is None else reference.key()
+        return {**self._conditions, "inputs": shapes, "reference": beside}
 
     @cached_property
     def _conditions(self) -> dict[str, Any]:
@@ -174,6 +193,11 @@ class WholeRun:
         session = built(self._model, self._target, folder / "dense", self._threads)
         self._path = folder / "dense"
         return session
+
+
+def _known(cache: Cache, keys: Mapping[int, Mapping[str, Any]]) -> dict[int, Time]:
+    found = {rows: cache.get(KIND, key) for rows, key in keys.items()}
+    return {rows: Time(**entry.values) for rows, entry in found.items() if entry is not None}
 
 
 def _time(seconds: list[float]) -> Time:

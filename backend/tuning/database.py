@@ -32,15 +32,20 @@ def read_records(path: Path | None = None) -> list[Record | FunctionRecord]:
         path: of the database; None is `database_path()`.
 
     Raises:
-        TuningError: the file is damaged or cannot be read; names it and the remedy.
+        TuningError: the file cannot be read, or is damaged; names it and the remedy.
     """
     path = path or database_path()
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise _damaged(path, cause_of(error)) from error
+    except OSError as error:
+        raise TuningError(
+            f"{path} cannot be read ({cause_of(error)}); make it readable, or compile without "
+            "tuned tilings"
+        ) from error
     return records_of(text, path)
 
 
