@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from .candidate import Candidate
 from .passes.accuracy import AllowedDrop, GivenBack, give_back
-from .passes.auto import exceeded, runners_up
+from .passes.auto import exceeded
 from .passes.budget import Budget
 from .passes.errors import PlanError
-from .passes.planning_report import costs, site_costs
+from .passes.planning_report import chosen_report
 from .planning import DENSE
 from .runtime.atomic import temporary_sibling
 from .runtime.function_model import FunctionModel
@@ -131,7 +132,7 @@ class AccuracyControl:
                 f"the dense model with exchanged weights stood in for {self._job.target} in the "
                 "validation: there is no such device here"
             )
-        latency = held.built.latency(held.decided.whole, self._job.progress)
+        latency = held.built.latency(held.decided.whole, self._budget, self._job.progress)
         changes = {"notes": notes, "validation": validation, "latency": latency}
         return held.built.move(folder, changes)
 
@@ -160,7 +161,7 @@ class AccuracyControl:
         )
         planned = decided.planned
         if planned is not None and back:
-            planned = replace(planned, report=self._plan_report(planned, back, choices))
+            planned = replace(planned, report=self._plan_report(decided, back, choices))
         return replace(
             decided,
             plan=replace(decided.plan, sites=choices),
@@ -170,46 +171,46 @@ class AccuracyControl:
         )
 
     def _plan_report(
-        self, planned: Planned, back: Sequence[str], choices: Sequence[Choice]
+        self, decided: Decided, back: Sequence[str], choices: Sequence[Choice]
     ) -> dict[str, Any]:
-        """The report of a plan, with these sites dense.
+        """The report of a plan, with these sites dense."""
+        planned = decided.planned
+        assert planned is not None
+        with self._distortions(decided) as distortion_of:
+            joint = distortion_of(_without(decided.fits or {}, back))
+        chosen = _chosen_without(planned, back)
+        settled = replace(planned.settled, chosen=chosen, joint=joint)
+        return {**planned.report, **chosen_report(settled, self._budget, choices)}
 
-        The distortion of the rest is in proportion to what its sites lose alone.
-        """
-        settled = planned.settled
-        model, chosen = settled.model, _chosen_without(planned, back)
-        return {
-            **planned.report,
-            **costs(model, chosen),
-            "distortion": model.distortion(chosen) * (settled.additivity or 0.0),
-            "sites": site_costs(model, chosen, choices),
-            "runners_up": {
-                site.name: runners_up(site, number, self._budget)
-                for site, number in zip(model.sites, chosen, strict=True)
-            },
-        }
+    @contextmanager
+    def _distortions(
+        self, decided: Decided
+    ) -> Iterator[Callable[[Mapping[str, FitResult]], float]]:
+        """Measures what fits do to the outputs together, while this lasts."""
+        from .frontend.distortion import compared_on, distortion
+        from .frontend.exchange import Exchange
+
+        shapes = {site.name: (site.out_features, site.in_features) for site in decided.sites}
+        samples = compared_on(decided.held_out, decided.samples or ())
+        with distortion(self._captured.dense, decided.fits or {}, samples) as measured:
+            yield lambda fits: measured.of(
+                (name, Exchange.of(found.fitted, shapes[name])) for name, found in fits.items()
+            )
 
     def _worst_first(self, decided: Decided) -> list[str]:
         """The replaced sites, those that alone change the outputs the most in front."""
-        from .frontend.distortion import distortion, enough
-        from .frontend.exchange import Exchange
-
         fits = decided.fits or {}
+        alone: dict[str, float] = {}
         if decided.planned is not None:
             settled = decided.planned.settled
             taken = settled.model.taken(settled.chosen)
-            lost = {
-                site.name: option.distortion
-                for site, option in zip(settled.model.sites, taken, strict=True)
-            }
-            return sorted(fits, key=lambda name: -lost[name])
-        shapes = {site.name: (site.out_features, site.in_features) for site in decided.sites}
-        samples = enough([*decided.held_out, *(decided.samples or ())])
-        alone: dict[str, float] = {}
-        with distortion(self._captured.dense, fits, samples) as measured:
-            for number, (name, found) in enumerate(fits.items(), 1):
-                alone[name] = measured.of([(name, Exchange.of(found.fitted, shapes[name]))])
-                self._job.progress(number, len(fits), "measure")
+            sites = [site.name for site in settled.model.sites]
+            alone = {n: option.distortion for n, option in zip(sites, taken, strict=True)}
+        else:
+            with self._distortions(decided) as distortion_of:
+                for number, (name, found) in enumerate(fits.items(), 1):
+                    alone[name] = distortion_of({name: found})
+                    self._job.progress(number, len(fits), "measure")
         return sorted(fits, key=lambda name: -alone[name])
 
     def _check_costs(self, planned: Planned | None, back: Sequence[str], drop: float) -> None:

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         return _fail(options, f"{error.name} is missing: pip install 'undense[cpu]'")
     except KeyboardInterrupt:
-        return _fail(options, "interrupted; no artifact was written")
+        return _fail(options, "interrupted; nothing was written")
     except Exception as error:
         cause = " ".join(f"{type(error).__name__}: {error}".split())
         return _fail(options, f"internal error, please report it with --traceback: {cause}")

@@ -42,7 +42,7 @@ def compile(
     validation_dataset: Any = None,
     validation_fn: ValidationFunction | None = None,
     drop_type: str = "absolute",
-    plan: Plan | str | Path | None = None,
+    plan: Plan | Planned | str | Path | None = None,
     seed: int = 0,
     lossless: bool | Sequence[str] = True,
     portable: bool = False,
@@ -86,7 +86,7 @@ def compile(
         calibration_dataset: an iterable of dicts, tuples, arrays or tensors, or an `.npz` path.
             Without it fits are data-free, and the report says so.
         ignored_scope: names of sites that stay dense: globs, or `re:` and a regular expression.
-        plan: a plan, or the path of a `plan.json`, to carry out exactly.
+        plan: what `plan` returned, or the path of a `plan.json`, to carry out exactly.
         seed: of every fit.
         lossless: exact rewrites before sites are found. True merges linears with nothing between
             and absorbs scales of their outputs; False leaves the model as it is; names choose
@@ -121,11 +121,14 @@ def compile(
     from .backend.package import check_toolchain
     from .candidate import Candidate
     from .passes.request import Request
+    from .planning import Planned
     from .runtime.artifact import write_artifact
     from .runtime.atomic import temporary_sibling
     from .runtime.unloaded import load_if_possible
     from .validation import Validation
 
+    if isinstance(plan, Planned):
+        plan = plan.plan
     validation = Validation.checked(validation_fn, validation_dataset, drop_type)
     validated = validation is not None
     request = Request.checked(
@@ -156,7 +159,8 @@ def compile(
                 built = Candidate.build(
                     place / "artifact", lambda inner: job.build(captured, decided, inner)
                 )
-                return built.move(folder, {"latency": built.latency(decided.whole, progress)})
+                latency = built.latency(decided.whole, request.budget, progress)
+                return built.move(folder, {"latency": latency})
         control = AccuracyControl(job, captured, validation, request.budget)
         decided = job.decide(captured, args, calibration_dataset, request, control)
         return control.build(decided, folder)
@@ -220,8 +224,10 @@ def plan(
     check_toolchain(parsed)
     captured = job.capture(model, args, dynamic_shapes)
     decided = job.decide(captured, args, calibration_dataset, request)
-    assert decided.planned is not None, "there is data, and schemes by name are measured too"
-    return decided.planned
+    planned = decided.planned
+    assert planned is not None, "there is data, and schemes by name are measured too"
+    notes = [*decided.notes, *planned.report["notes"]]
+    return replace(planned, report={**planned.report, "notes": notes})
 
 
 def _check_installed() -> None:
@@ -303,9 +309,12 @@ def _check_files(model: Any, dataset: Any, output: str | Path | None) -> None:
 
 def _cache(named: Cache | str | Path | bool) -> Cache | None:
     from .passes.cache import Cache
+    from .passes.errors import InputError
 
     if isinstance(named, bool):
         return Cache() if named else None
+    if not isinstance(named, str | Path | Cache):
+        raise InputError(f"cache is a {type(named).__name__}; give a folder, True or False")
     return named if isinstance(named, Cache) else Cache(named)
 
 

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from .passes.plan import Plan
     from .passes.request import Request
     from .passes.sites import Refusal, Site
-    from .passes.stats import Stats
     from .passes.structures.base import Form
     from .planning import Planned
     from .runtime.artifact import Manifest
@@ -109,6 +108,17 @@ class Job:
     scheduler: str | None
     progress: Progress
 
+    @property
+    def options(self) -> dict[str, str]:
+        """What a plan keeps of these, as text: all but the seed that decides the bytes."""
+        kernels = f" kernels={self.target.kernels}" if self.target.kernels else ""
+        portable = " portable" if self.form == "portable" else ""
+        return {
+            "target": f"{self.target}{kernels}{portable}",
+            "dtype": "none" if self.dtype is None else self.dtype.numpy().name,
+            "lossless": ", ".join(self.rewrites.chosen) or "none",
+        }
+
     def capture(
         self, model: Any, args: tuple[Any, ...] | Mapping[str, Any] | None, dynamic_shapes: Any
     ) -> Captured:
@@ -150,6 +160,8 @@ class Job:
 
         With `control` the metric of a plan made by measurement bounds its distortion.
         """
+        from .frontend.distortion import COMPARED_TOKENS
+        from .frontend.resize import is_fixed
         from .frontend.samples import read_samples, shortened, synthetic_sample, typed
         from .passes.budget import Budget
         from .passes.decide import (
@@ -169,12 +181,14 @@ class Job:
         samples: Samples | None = None
         held_out: Iterable[Sample] = ()
         if dataset is not None:
-            samples, held_out = read_samples(dataset, model).held_out(_VERIFY_SAMPLES)
+            samples, held_out = read_samples(dataset, model).held_out(
+                _VERIFY_SAMPLES, COMPARED_TOKENS
+            )
         else:
             notes.append("data-free fit: no calibration data was given")
             if args is not None:
                 held_out = read_samples([args], model)
-        checked = list(held_out) or [synthetic_sample(model, seed=self.seed)]
+        checked = list(held_out)[-_VERIFY_SAMPLES:] or [synthetic_sample(model, seed=self.seed)]
         checked = [shortened(sample, model, _VERIFY_LENGTH) for sample in checked]
         for sample in checked:
             typed(sample, captured.prepared)  # refused now, and not when all is fitted
@@ -183,7 +197,7 @@ class Job:
         planned: Planned | None = None
         whole: WholeRun | None = None
         if request.plan is not None:
-            request.plan.check_replay(sites, calibration, self.seed)
+            request.plan.check_replay(sites, calibration, self.seed, self.options)
             choices = tuple(settled(choice, activations) for choice in request.plan.sites)
             made = replace(request.plan, sites=choices)
         else:
@@ -197,14 +211,15 @@ class Job:
             if (automatic or request.predicts) and samples is not None:
                 free = Budget.parse(None) if automatic else Budget()
                 budget = request.budget or free
-                whole = self.whole_run(captured, next(iter(held_out)), request.batch)
+                batches = (1,) if is_fixed(model) else request.batch
+                whole = self.whole_run(captured, next(iter(held_out)), batches)
                 planner = Planner(
                     self,
                     captured,
                     sites,
                     budget,
                     request.budget is None,
-                    request.batch,
+                    batches,
                     request.plan_time,
                     samples,
                     list(held_out),
@@ -213,11 +228,9 @@ class Job:
                 holds = None if control is None else control.holds
                 planned = planner.plan(schemes, request.point, holds)
                 made, choices = planned.plan, planned.plan.sites
-                if control is None and request.point is None:
-                    notes.extend(budget.notes())
             else:
                 choices = tuple(decide(site, schemes[site.name], activations) for site in sites)
-                made = Plan(choices, calibration, self.seed, versions())
+                made = Plan(choices, calibration, self.seed, self.options, versions())
         if self.form == "portable":
             refuse_exact_activations(choices)
         if self.target.device == "cuda":
@@ -233,43 +246,29 @@ class Job:
     def whole_run(self, captured: Captured, sample: Sample, batches: Sequence[int]) -> WholeRun:
         """The dense model on the target, to be timed at these batches."""
         from .backend.kernel_times import WholeRun
-        from .frontend.resize import resized, sizes
+        from .frontend.resize import FIXED_SHAPES, is_fixed, resized, sizes
         from .frontend.samples import typed
 
         prepared = captured.prepared.clone()
         feeds = resized(typed(sample, prepared), prepared, batches)
         lengths = {rows: sizes(feed, prepared) for rows, feed in feeds.items()}
-        return WholeRun(prepared, self.target, feeds, lengths)
+        notes = [FIXED_SHAPES] if is_fixed(prepared) else []
+        return WholeRun(prepared, self.target, feeds, lengths, notes)
 
     def fit(self, model: ir.Model, decided: Decided) -> Mapping[str, FitResult]:
         """Fits every site that does not stay dense, unless that was done on the way."""
         if decided.fits is not None:
             return decided.fits
-        from .frontend.calibrate import calibrate
-        from .passes.fit_options import fit_options
+        from .fitting import fit_sites
         from .passes.scheme import parse_scheme
         from .passes.structures.base import Structure
 
-        chosen = {choice.name: parse_scheme(choice.scheme) for choice in decided.plan.sites}
-        options = {name: [found] for name, found in chosen.items() if isinstance(found, Structure)}
-        sites = [site for site in decided.sites if site.name in options]
-        groups: Iterable[tuple[list[Site], dict[str, Stats]]] = [(sites, {})]
-        if decided.samples is not None:
-            groups = calibrate(
-                model, sites, decided.samples, cache=self.cache, progress=self.progress
-            )
-        fits = fit_options(
-            sites,
-            options,
-            groups,
-            calibrated=decided.samples is not None,
-            seed=self.seed,
-            form=self.form,
-            dtype=self.dtype,
-            cache=self.cache,
-            scheduler=self.scheduler,
-            progress=self.progress,
-        )
+        schemes = {name: parse_scheme(text) for name, text in decided.schemes.items()}
+        options = {
+            name: [scheme] if isinstance(scheme, Structure) else []
+            for name, scheme in schemes.items()
+        }
+        fits = fit_sites(self, model, decided.sites, options, decided.samples)
         return {site: found for site, by_scheme in fits.items() for found in by_scheme.values()}
 
     def build(self, captured: Captured, decided: Decided, folder: Path) -> Manifest:

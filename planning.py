@@ -7,15 +7,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from .passes.auto import pareto, reason, runners_up
+from .passes.auto import pareto, reason
 from .passes.budget import Budget
 from .passes.decide import decide
 from .passes.errors import MissingDependencyError, PlanError, TargetError
 from .passes.plan import Choice, Plan, versions
-from .passes.planning_report import costs, distortion_counts, site_costs
+from .passes.planning_report import costs, planning_report
 from .passes.pricing import Option, PricedModel, PricedSite
 from .passes.scheme import Scheme, parse_scheme
-from .passes.sensitivity import Sensitivities
+from .passes.sensitivity import Change, Sensitivities
 from .passes.settle import Settled, settle, settle_by_metric
 from .passes.structures.base import Structure
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from .backend.kernel_times import WholeRun
+    from .frontend.distortion import Distortion
     from .frontend.sample_check import Sample
     from .frontend.samples import Samples
     from .job import Captured, Job
@@ -73,7 +74,7 @@ class Planner:
         batches: at which kernels are timed; products of the lengths of dynamic dimensions.
         seconds: for measurements of distortion.
         samples: to calibrate on.
-        held_out: to measure distortion on, before samples of the calibration.
+        held_out: to measure distortion on, if they are enough without those to calibrate on.
         whole: the dense model on the target.
     """
 
@@ -112,24 +113,30 @@ class Planner:
             if schemes[site.name] != "auto"
         }
         options = {site.name: self._options(site, named.get(site.name)) for site in self.sites}
-        fitted = self._fits(options)
+        fitted = self._fits(options, named)
         fits, weights = self._variants(fitted, schemes)
         times, rest, notes = self._times_if_possible(fits)
         model = self._priced(fits, weights, times, rest, schemes)
-        with self._sensitivities(fitted) as (sensitivities, measure):
-            model = sensitivities.priced(model, self.job.progress)
+        with self._sensitivities(fitted, fits) as (sensitivities, measured):
+            model = sensitivities.priced(model)
             if holds is not None:
                 settled = settle_by_metric(
                     model, self.budget, sensitivities, lambda s: holds(_results(s, fits))
                 )
             else:
-                settled = self._settled(model, sensitivities, needed=point is None)
+                lost = self._named_loss(model, sensitivities)
+                settled = self._settled(model, sensitivities, lost, needed=point is None)
+                notes += self.budget.notes(lost) if point is None else []
             check = sensitivities.check(settled.model)
-            points = pareto(settled.model, _POINTS)
+            points = pareto(settled.model, self.budget, _POINTS)
             if point is not None:
                 settled = _at(settled.model, points, point, sensitivities)
-            table = [self._row(settled.model, chosen, sensitivities) for chosen in points]
-        return self._planned(settled, named, fits, measure, check, table, notes)
+            found = settled.model
+            table = [
+                {**costs(found, chosen), "distortion": sensitivities.joint(found, chosen)}
+                for chosen in points
+            ]
+        return self._planned(settled, named, fits, measured, check, table, notes)
 
     def _check_latency(self) -> None:
         """Refuses a limit on what cannot be measured here, before anything is fitted."""
@@ -138,22 +145,25 @@ class Planner:
         if self.budget.latency_ratio is not None:
             check_measurable(self.job.target)
 
-    def _settled(
-        self, model: PricedModel, sensitivities: Sensitivities, *, needed: bool
-    ) -> Settled:
-        """The choice that the budget allows; if it is not needed, as good as none.
+    def _named_loss(self, model: PricedModel, sensitivities: Sensitivities) -> float:
+        """What sites lose whose schemes were named: without a budget it is allowed beside it."""
+        if not self.unlimited or self.budget.max_drop is None:
+            return 0.0
+        return sensitivities.joint(model, [site.fixed or 0 for site in model.sites])
 
-        Without a budget the drop is allowed beside what sites lose whose scheme was named.
-        """
-        budget, asked = self.budget, [site.fixed or 0 for site in model.sites]
-        if self.unlimited and budget.max_drop is not None:
-            lost = sensitivities.joint(model, asked)
+    def _settled(
+        self, model: PricedModel, sensitivities: Sensitivities, lost: float, *, needed: bool
+    ) -> Settled:
+        """The choice that the budget allows; if it is not needed, as good as none."""
+        budget = self.budget
+        if budget.max_drop is not None:
             budget = replace(budget, max_drop=budget.max_drop + lost)
         try:
             return settle(model, budget, sensitivities)
         except PlanError:
             if needed:
                 raise
+            asked = [site.fixed or 0 for site in model.sites]
             return Settled(model, asked, sensitivities.joint(model, asked))
 
     def _options(self, site: Site, named: Choice | None) -> list[Structure]:
@@ -209,25 +219,15 @@ class Planner:
         rest, notes = self.whole.beyond(found, self.batches, self.job.cache, self.job.progress)
         return found.milliseconds, rest, notes
 
-    def _fits(self, options: Mapping[str, Sequence[Structure]]) -> dict[str, dict[str, FitResult]]:
-        from .frontend.calibrate import calibrate
-        from .passes.fit_options import fit_options
+    def _fits(
+        self, options: Mapping[str, Sequence[Structure]], named: dict[str, Choice]
+    ) -> dict[str, dict[str, FitResult]]:
+        """The fits of all options; sites that cannot be calibrated are named as dense."""
+        from .fitting import fit_sites
 
-        job = self.job
-        groups = calibrate(
-            self.captured.dense, self.sites, self.samples, cache=job.cache, progress=job.progress
-        )
-        return fit_options(
-            self.sites,
-            options,
-            groups,
-            floating=self.budget.wants_latency,
-            seed=self.job.seed,
-            form=self.job.form,
-            dtype=self.job.dtype,
-            cache=self.job.cache,
-            scheduler=self.job.scheduler,
-            progress=self.job.progress,
+        dense, floating = self.captured.dense, self.budget.wants_latency
+        return fit_sites(
+            self.job, dense, self.sites, options, self.samples, floating=floating, named=named
         )
 
     def _priced(
@@ -240,6 +240,7 @@ class Planner:
     ) -> PricedModel:
         from .backend.option_bytes import OptionBytes
         from .backend.stored import bytes_by_name, site_bytes, weight_bytes
+        from .passes.options import rounded_block
 
         sites, by_name = [], bytes_by_name(self.captured.prepared)
         others = weight_bytes(self.captured.prepared)
@@ -260,6 +261,7 @@ class Planner:
                         0.0,
                         measured=False,
                         rounding=rounding.get((site.name, scheme), 0.0),
+                        block=rounded_block(found.fitted.structure),
                         weights=weights.get((site.name, scheme), ""),
                     )
                 )
@@ -291,49 +293,49 @@ class Planner:
 
     @contextmanager
     def _sensitivities(
-        self, fits: Mapping[str, Mapping[str, FitResult]]
-    ) -> Iterator[tuple[Sensitivities, str]]:
-        """What measures distortions while it is open, and by what measure."""
-        from .frontend.distortion import distortion, enough
+        self,
+        fitted: Mapping[str, Mapping[str, FitResult]],
+        variants: Mapping[str, Mapping[str, FitResult]],
+    ) -> Iterator[tuple[Sensitivities, Distortion]]:
+        """What measures distortions while it is open, by these fits and their variants."""
+        from .frontend.distortion import compared_on, distortion
         from .frontend.distortion_cache import DistortionCache
         from .frontend.exchange import Exchange
 
-        fitted: dict[str, JSON] = {
+        made_from: dict[str, JSON] = {
             "calibration": self.samples.sha256,
             "seed": self.job.seed,
             "form": self.job.form,
+            "dtype": None if self.job.dtype is None else self.job.dtype.name,
         }
         shapes = {site.name: (site.out_features, site.in_features) for site in self.sites}
-        samples = enough([*self.held_out, *self.samples])
-        known = DistortionCache(self.job.cache, self.captured.dense, samples, fitted)
+        samples = compared_on(self.held_out, self.samples)
+        known = DistortionCache(self.job.cache, self.captured.dense, samples.all, made_from)
+
+        def exchange(name: str, change: Change) -> Exchange:
+            if isinstance(change, int):
+                return Exchange(block=change)
+            found = variants[name].get(change) or fitted[name][change]
+            return Exchange.of(found.fitted, shapes[name])
+
         with distortion(self.captured.dense, shapes, samples) as measured:
 
-            def measure(schemes: Mapping[str, str]) -> float:
+            def measure(changes: Mapping[str, Change]) -> float:
                 return known.of(
-                    schemes,
-                    lambda: measured.of(
-                        (name, Exchange.of(fits[name][scheme].fitted, shapes[name]))
-                        for name, scheme in schemes.items()
-                    ),
+                    changes,
+                    lambda: measured.of((n, exchange(n, change)) for n, change in changes.items()),
                 )
 
-            yield Sensitivities(measure, self.seconds, self.job.seed), measured.measure
-
-    def _row(
-        self, model: PricedModel, chosen: Sequence[int], sensitivities: Sensitivities
-    ) -> dict[str, Any]:
-        """A point of the Pareto table."""
-        return {
-            **costs(model, chosen),
-            "distortion": sensitivities.joint(model, chosen),
-        }
+            found = Sensitivities(measure, self.seconds, self.job.seed, self.job.progress)
+            yield found, measured
+            found.finish()
 
     def _planned(
         self,
         settled: Settled,
         named: Mapping[str, Choice],
         fits: Mapping[str, Mapping[str, FitResult]],
-        measure: str,
+        measured: Distortion,
         check: dict[str, Any],
         table: Sequence[Mapping[str, Any]],
         notes: Sequence[str],
@@ -352,25 +354,17 @@ class Planner:
             )
             for site, number in pairs
         )
-        report = {
-            "budget": str(self.budget),
-            "notes": list(notes),
-            "batches": list(model.batches),
-            "rest_milliseconds": {str(b): ms for b, ms in model.rest_milliseconds.items()},
-            **costs(model, settled.chosen),
-            "distortion": settled.joint,
-            "distortion_measure": measure,
-            "distortions": distortion_counts(model),
-            "additivity": settled.additivity,
-            "swaps": settled.swaps,
-            "prediction": check,
-            "pareto": list(table),
-            "sites": site_costs(model, settled.chosen, choices),
-            "runners_up": {
-                site.name: runners_up(site, number, self.budget) for site, number in pairs
-            },
-        }
-        plan = Plan(choices, self.samples.sha256, self.job.seed, versions())
+        report = planning_report(
+            settled,
+            self.budget,
+            choices,
+            notes=[*notes, *measured.samples.notes()],
+            measure=measured.measure,
+            samples=measured.samples.counts(),
+            prediction=check,
+            pareto=table,
+        )
+        plan = Plan(choices, self.samples.sha256, self.job.seed, self.job.options, versions())
         return Planned(plan, _results(settled, fits), report, settled)
 
 

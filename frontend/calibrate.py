@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import numpy as np
 import onnx_ir as ir
@@ -20,10 +22,14 @@ from .bounds import dim_size
 from .dense import on_disk, open_session, ort_message
 from .sample_check import Sample
 from .samples import Samples
-from .stats_cache import Entry, StatsCache
+from .stats_cache import Entry, Found, StatsCache
 
 _ROWS = 512
 """Rows that are gathered before they are multiplied: short samples would waste the product."""
+
+
+Refuse = Callable[[Site, str], object]
+"""Told of a site that cannot be fitted, why, and the remedy; raises, or has it stay dense."""
 
 
 @dataclass
@@ -36,11 +42,18 @@ class _Group:
     bytes: int = 0
 
 
+def refused(site: Site, cause: str) -> NoReturn:
+    """Refuses a site that has no statistic a fit can be made under."""
+    raise CalibrationError(f"{site.name}: {cause}, or keep the site dense")
+
+
 def calibrate(
     model: ir.Model,
     sites: Sequence[Site],
     samples: Samples,
     *,
+    wanted: Collection[str] | None = None,
+    refuse: Refuse = refused,
     memory_limit_bytes: int | None = None,
     cache: Cache | None = None,
     progress: Progress = silent,
@@ -52,27 +65,41 @@ def calibrate(
     model runs once for each group, up to the last input that the group needs, so drop a group's
     statistics before asking for the next. Every row counts alike: leave padding out of the samples.
 
+    What is measured together follows from `sites` alone, and so do the bytes of the statistics,
+    since ONNX Runtime rounds otherwise where another value is asked for.
+
     Args:
         model: the dense model, as captured; it is not changed.
-        sites: of `find_sites`, all or some.
+        sites: of `find_sites`, all of them wherever the same bytes are to come out again.
         samples: as `read_samples` gives them.
+        wanted: names of those that are yielded, all if None. Groups without any are left out, and
+            whatever is wrong with the statistics of other sites is no error.
+        refuse: told of wanted sites without a statistic: the rank of an input is not known, no
+            sample brings a row to it, or it is not finite. They are not yielded if it returns.
         memory_limit_bytes: for the statistics of one group and the activations of one sample; a
             single site may exceed it. A third of the weights' bytes and 192 MiB at least if None.
         cache: where statistics of the same model, samples and values are looked up and kept.
         progress: told of samples done, over all groups but those that the cache has.
 
     Raises:
-        CalibrationError: no samples; one that the model cannot run; an activation that is not
-            finite. It names the sample, and the value and site.
+        CalibrationError: no samples; one that the model cannot run; or as `refuse` raises, which
+            names the site, the value and the sample.
     """
     if len(samples) == 0:
         raise CalibrationError("calibration needs at least one sample; there is none")
     limit = memory_limit_bytes
     if limit is None:
         limit = max(192 * 2**20, _weight_bytes(model) // 3)
+    left = [site for site in sites if wanted is None or site.name in wanted]
+    for site in left:
+        if _unknown_rank(site):
+            refuse(site, _unknown_rank(site))
+    names = {site.name for site in left if not _unknown_rank(site)}
     groups = _grouped(model, sites, samples, limit)
+    parts = [[site for site in group.sites if site.name in names] for group in groups]
+    measured = [any(map(inputs_of, part)) for part in parts]
     known = None if cache is None else StatsCache(cache, model, samples)
-    total = sum(1 for group in groups if group.entries) * len(samples)
+    total = sum(measured) * len(samples)
     done = 0
 
     def tell(samples_done: int) -> None:
@@ -80,23 +107,33 @@ def calibrate(
 
     with ExitStack() as stack:
         stored: ir.Model | None = None
-        for group in groups:
-            found = known and group.entries and known.get(group.entries)
-            if found:
-                total -= len(samples)
-            elif group.entries:
-                stored = stored or stack.enter_context(on_disk(model))
-                found = _measure(stored, group, samples, tell)
-                done += len(samples)
-                if known is not None:
-                    known.put(group.entries, found)
-            yield group.sites, _by_site(group, found or {})
+        for group, part, is_measured in zip(groups, parts, measured, strict=True):
+            if not part:
+                continue
+            check = _Check(part, refuse)
+            found: dict[Entry, Found] = {}
+            if is_measured:
+                stats = known and known.get(group.entries)
+                if stats:
+                    found = stats
+                    total -= len(samples)
+                else:
+                    stored = stored or stack.enter_context(on_disk(model))
+                    found = _measure(stored, group, samples, check, tell)
+                    done += len(samples)
+                    if known is not None:
+                        known.put(group.entries, found)
+            yield check.usable(found), _by_site(part, found)
 
 
 def _measure(
-    stored: ir.Model, group: _Group, samples: Samples, tell: Callable[[int], None]
-) -> dict[Entry, Stats]:
-    accumulators = _Accumulators(group)
+    stored: ir.Model,
+    group: _Group,
+    samples: Samples,
+    check: _Check,
+    tell: Callable[[int], None],
+) -> dict[Entry, Found]:
+    accumulators = _Accumulators(group, check)
     for index, activations in _activations(stored, group, samples):
         accumulators.update(index, activations)
         tell(index + 1)
@@ -104,21 +141,55 @@ def _measure(
 
 
 def inputs_of(site: Site) -> dict[Entry, int]:
-    """What the uses of a site multiply by, each input once."""
+    """What the uses of a site multiply by, each input once.
+
+    Raises:
+        CalibrationError: the rank of an input is not known.
+    """
+    if _unknown_rank(site):
+        refused(site, _unknown_rank(site))
     found: dict[Entry, int] = {}
     for use in site.uses:
         if use.feature_axis is None:
             continue
         axis = use.feature_axis
-        if axis >= 0:
-            if use.x.shape is None:
-                raise CalibrationError(
-                    f"{site.name}: the rank of its input {use.x.name!r} is not known, so its "
-                    "features cannot be told; export the model with shapes, or keep the site dense"
-                )
+        if axis >= 0 and use.x.shape is not None:
             axis -= len(use.x.shape)
         found[str(use.x.name), axis] = site.in_features
     return found
+
+
+def _unknown_rank(site: Site) -> str:
+    """Why the features of an input cannot be told, and the remedy; nothing if they can be."""
+    for use in site.uses:
+        if use.feature_axis is not None and use.feature_axis >= 0 and use.x.shape is None:
+            return (
+                f"the rank of its input {use.x.name!r} is not known, so its features cannot be "
+                "told; export the model with shapes"
+            )
+    return ""
+
+
+class _Check:
+    """Refuses the sites of a part whose statistic cannot be used, each once."""
+
+    def __init__(self, part: Sequence[Site], refuse: Refuse) -> None:
+        self._part, self._refuse = part, refuse
+        self._refused: set[str] = set()
+
+    def fault(self, entry: Entry, cause: str) -> None:
+        """Told as soon as it is known, so that nothing long is done in vain if it raises."""
+        for site in self._part:
+            if site.name not in self._refused and entry in inputs_of(site):
+                self._refused.add(site.name)
+                self._refuse(site, cause)
+
+    def usable(self, found: Mapping[Entry, Found]) -> list[Site]:
+        """The sites that are left, when all has been found."""
+        for entry, stats in found.items():
+            if isinstance(stats, str):
+                self.fault(entry, stats)
+        return [site for site in self._part if site.name not in self._refused]
 
 
 def _grouped(model: ir.Model, sites: Sequence[Site], samples: Samples, limit: int) -> list[_Group]:
@@ -137,7 +208,7 @@ def _grouped(model: ir.Model, sites: Sequence[Site], samples: Samples, limit: in
     sizes = [_symbol_sizes(model, sample) for sample in samples]
     groups = [_Group()]
     for site in sites:
-        entries = inputs_of(site)
+        entries = {} if _unknown_rank(site) else inputs_of(site)
         group = groups[-1]
         cost = sum(
             _bytes(values[entry[0]], features, sizes)
@@ -231,20 +302,24 @@ def truncated(stored: ir.Model, names: Sequence[str]) -> tuple[ir.Model, dict[st
 
 
 class _Accumulators:
-    """One statistic for each entry of a group."""
+    """One statistic for each entry of a group, as long as there is no fault in it."""
 
-    def __init__(self, group: _Group) -> None:
-        self._group = group
+    def __init__(self, group: _Group, check: _Check) -> None:
+        self._group, self._check = group, check
+        self._faults: dict[Entry, str] = {}
         self._sums = {entry: StatsAccumulator(n) for entry, n in group.entries.items()}
         self._waiting: dict[Entry, list[NDArray[np.float32]]] = {e: [] for e in group.entries}
 
     def update(self, sample: int, activations: dict[str, NDArray[np.floating]]) -> None:
         """Adds the rows of one sample."""
         for entry, features in self._group.entries.items():
+            if entry in self._faults:
+                continue
             name, axis = entry
             rows = np.moveaxis(activations[name], axis, -1).reshape(-1, features)
             if not np.isfinite(rows).all():
-                raise self._not_finite(entry, f"in calibration sample {sample}")
+                self._not_finite(entry, f"in calibration sample {sample}")
+                continue
             waiting = self._waiting[entry]
             waiting.append(rows)
             if sum(map(len, waiting)) >= _ROWS:
@@ -257,38 +332,40 @@ class _Accumulators:
                 self._sums[entry].update(np.concatenate(waiting))
             waiting.clear()
 
-    def results(self) -> dict[Entry, Stats]:
-        """The statistics; each accumulator is given up as it is read."""
-        found = {}
-        for entry in self._group.entries:
-            self._multiply(entry)
-            try:
-                stats = self._sums.pop(entry).result()
-            except ValueError as error:
-                sites = self._sites(entry)
-                raise CalibrationError(
-                    f"{sites[0]}: no sample brings a row to its input {entry[0]!r}; give longer "
-                    "samples, or keep the site dense"
-                ) from error
-            if not np.isfinite(stats.second_moment).all():
-                raise self._not_finite(entry, "once squared")
-            found[entry] = stats
-        return found
+    def results(self) -> dict[Entry, Found]:
+        """The statistics, or what is wrong; each accumulator is given up as it is read."""
+        return {entry: self._result(entry) for entry in self._group.entries}
 
-    def _sites(self, entry: Entry) -> list[str]:
-        return [site.name for site in self._group.sites if entry in inputs_of(site)]
+    def _result(self, entry: Entry) -> Found:
+        if entry in self._faults:
+            return self._faults[entry]
+        self._multiply(entry)
+        try:
+            stats = self._sums.pop(entry).result()
+        except ValueError:
+            why = f"no sample brings a row to its input {entry[0]!r}; give longer samples"
+            return self._fault(entry, why)
+        if not np.isfinite(stats.second_moment).all():
+            return self._not_finite(entry, "once squared")
+        return stats
 
-    def _not_finite(self, entry: Entry, when: str) -> CalibrationError:
-        return CalibrationError(
-            f"{self._sites(entry)[0]}: its input {entry[0]!r} is not finite {when}; mend the model "
-            "or the data, or keep the site dense"
-        )
+    def _not_finite(self, entry: Entry, when: str) -> str:
+        why = f"its input {entry[0]!r} is not finite {when}; mend the model or the data"
+        return self._fault(entry, why)
+
+    def _fault(self, entry: Entry, cause: str) -> str:
+        self._faults[entry] = cause
+        self._sums.pop(entry, None)
+        self._waiting[entry].clear()
+        self._check.fault(entry, cause)
+        return cause
 
 
-def _by_site(group: _Group, found: dict[Entry, Stats]) -> dict[str, Stats]:
+def _by_site(sites: Sequence[Site], found: Mapping[Entry, Found]) -> dict[str, Stats]:
     merged: dict[str, Stats] = {}
-    for site in group.sites:
-        for entry in inputs_of(site):
-            known = merged.get(site.name)
-            merged[site.name] = found[entry] if known is None else known.merged(found[entry])
+    for site in sites:
+        stats = [found[entry] for entry in inputs_of(site)]
+        usable = [entry for entry in stats if isinstance(entry, Stats)]
+        if usable and len(usable) == len(stats):
+            merged[site.name] = functools.reduce(Stats.merged, usable)
     return merged

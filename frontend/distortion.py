@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -18,8 +19,11 @@ from .samples import Samples
 
 Measure = Literal["kl", "relative_mse"]
 
-_TOKENS = 512
+COMPARED_TOKENS = 512
 """That distortion is measured on, more or less."""
+
+_FEW = 8
+"""Tokens, or images, below which samples that were calibrated on are taken too."""
 
 _LOGITS_RANKS = (1, 2, 3)
 """Of one sample, of a batch, and of a batch of positions."""
@@ -28,20 +32,52 @@ _LOGITS = 2**17
 """Whose probabilities are held in float64 at once: 1 MiB for each step of the formula."""
 
 
+@dataclass(frozen=True)
+class Compared:
+    """Samples that distortion is measured on.
+
+    Attributes:
+        held_out: that nothing was fitted on.
+        calibrated: that fits were made on, so that they may lose less than others.
+    """
+
+    held_out: tuple[Sample, ...]
+    calibrated: tuple[Sample, ...] = ()
+
+    @property
+    def all(self) -> tuple[Sample, ...]:
+        """At least one."""
+        return (*self.held_out, *self.calibrated)
+
+    def counts(self) -> dict[str, int]:
+        """A JSON object."""
+        return {"held_out": len(self.held_out), "calibrated": len(self.calibrated)}
+
+    def notes(self) -> list[str]:
+        """What is to be said of samples that are too few."""
+        if not self.calibrated:
+            return []
+        return [
+            f"distortion is measured on {len(self.calibrated)} samples that were calibrated on and "
+            f"{len(self.held_out)} that were held out; with more samples it would be of such alone"
+        ]
+
+
 class Distortion:
     """`D(Ŵ) = KL(p ‖ p̂)` of logits, else `Σ‖y − ŷ‖² / Σ‖y‖²`, for weights Ŵ in place of W.
 
     KL is the mean over positions, in nats.
 
     Attributes:
+        samples: on which.
         measure: `kl` where an output is logits, `relative_mse` of all floating outputs otherwise.
         outputs: names of the outputs that are compared.
     """
 
-    def __init__(self, model: ExchangeableModel, samples: Sequence[Sample]) -> None:
-        self._model, self._samples = model, samples
+    def __init__(self, model: ExchangeableModel, samples: Compared) -> None:
+        self._model, self.samples = model, samples
         run = model.exchanged(())
-        self._dense = [run(sample) for sample in samples]
+        self._dense = [run(sample) for sample in samples.all]
         logits = [
             name
             for name in self._dense[0]
@@ -60,7 +96,7 @@ class Distortion:
         """
         run = self._model.exchanged(exchanges)
         found, whole = 0.0, 0.0
-        for sample, dense in zip(self._samples, self._dense, strict=True):
+        for sample, dense in zip(self.samples.all, self._dense, strict=True):
             outputs = run(sample)
             for name in self.outputs:
                 lost, size = self._compare(dense[name], outputs[name])
@@ -81,7 +117,10 @@ class Distortion:
 
     def _check(self, outputs: Arrays) -> None:
         if not self.outputs:
-            raise CalibrationError("the model has no floating output to measure distortion at")
+            raise CalibrationError(
+                "the model has no floating output to measure distortion at, which auto needs; name "
+                "a scheme, or export the model with scores in place of labels"
+            )
         for name in self.outputs:
             if np.isnan(outputs[name].astype(np.float32)).any():
                 raise CalibrationError(
@@ -91,15 +130,13 @@ class Distortion:
 
 
 @contextmanager
-def distortion(
-    model: ir.Model, names: Iterable[str], samples: Sequence[Sample]
-) -> Iterator[Distortion]:
+def distortion(model: ir.Model, names: Iterable[str], samples: Compared) -> Iterator[Distortion]:
     """Measures on `samples`, while this lasts.
 
     Args:
         model: the captured dense model; it is not changed.
         names: of the sites whose weights will be exchanged.
-        samples: at least one.
+        samples: of `compared_on`.
 
     Raises:
         CalibrationError: the dense model gives no numbers for a sample.
@@ -109,14 +146,31 @@ def distortion(
         yield Distortion(exchanged, samples)
 
 
-def enough(samples: Iterable[Sample]) -> list[Sample]:
-    """As many of the samples as distortion is measured on."""
+def compared_on(held_out: Sequence[Sample], calibrated: Iterable[Sample]) -> Compared:
+    """As many of the samples as distortion is measured on; only those held out where they do.
+
+    Few samples are calibrated on and held out at the same time: then they count as the former.
+    """
+    known = list(calibrated)
+    ids = {id(sample) for sample in known}
+    alone = [sample for sample in held_out if id(sample) not in ids]
+    if _tokens(alone) >= _FEW:
+        return Compared(tuple(_enough(alone)), ())
+    both = _enough([*alone, *known])
+    return Compared(tuple(both[: len(alone)]), tuple(both[len(alone) :]))
+
+
+def _enough(samples: Iterable[Sample]) -> list[Sample]:
     found: list[Sample] = []
     for sample in samples:
         found.append(sample)
-        if Samples(tuple(found)).tokens >= _TOKENS:
+        if _tokens(found) >= COMPARED_TOKENS:
             break
     return found
+
+
+def _tokens(samples: Sequence[Sample]) -> int:
+    return Samples(tuple(samples)).tokens
 
 
 def _are_logits(name: str, values: NDArray[np.generic]) -> bool:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from ..passes.cache import JSON, Cache
 from ..passes.fingerprint import code_fingerprint, model_sha256
+from ..passes.sensitivity import Change
 from .sample_check import Sample
 from .samples import Samples
 
@@ -38,11 +39,11 @@ class DistortionCache:
         self._cache, self._model = cache, model
         self._samples, self._fitted = Samples(tuple(samples)), dict(fitted)
 
-    def of(self, schemes: Mapping[str, str], measure: Callable[[], float]) -> float:
-        """The distortion with the sites of these schemes replaced, measured if it was not yet."""
+    def of(self, changes: Mapping[str, Change], measure: Callable[[], float]) -> float:
+        """The distortion with these sites changed, measured if it was not yet."""
         if self._cache is None:
             return measure()
-        key = {**self._conditions, "schemes": dict(schemes)}
+        key = {**self._conditions, "changes": dict(changes)}
         entry = self._cache.get(KIND, key)
         if entry is not None:
             return float(entry.values["distortion"])

@@ -1,4 +1,4 @@
-"""`W -> Ŵ`: the dense model in ONNX Runtime, with other weights in any of its sites."""
+"""`W -> Ŵ`, `x -> x̂`: the dense model with other weights and rounded activations in any site."""
 
 from __future__ import annotations
 
@@ -14,33 +14,39 @@ from onnx_ir.passes import common
 
 from ..passes.bias_correction import has_bias
 from ..passes.canonicalize import to_dense
+from ..passes.options import rounded_block
 from ..passes.replace import Fitted
-from ..passes.sites import Site, Use, find_sites
+from ..passes.sites import Site, find_sites
 from .dense import Run, on_disk, open_session
+from .round_input import round_input
+
+Kind = Literal["weight", "transposed", "bias", "block"]
 
 
 @dataclass(frozen=True, eq=False)
 class Exchange:
-    """What stands in for the weight of a site.
+    """What stands in for the weight of a site, and for its activations.
 
     Attributes:
-        weight: Ŵ, `[out_features, in_features]`.
+        weight: Ŵ, `[out_features, in_features]`; None for the dense one.
         bias_correction: what is added to the outputs, `[out_features]`; None for nothing.
+        block: columns of x that are rounded to int8 with one scale; None to take x as it is.
     """
 
-    weight: NDArray[np.floating]
+    weight: NDArray[np.floating] | None = None
     bias_correction: NDArray[np.floating] | None = None
+    block: int | None = None
 
     @staticmethod
     def of(fitted: Fitted, shape: tuple[int, int]) -> Exchange:
         """What a fit makes of a weight `[out_features, in_features]` of that shape."""
         structure = fitted.structure
         factors = structure.unpack(fitted.tensors, *shape)
-        return Exchange(structure.dense(factors), fitted.bias_correction)
+        return Exchange(structure.dense(factors), fitted.bias_correction, rounded_block(structure))
 
 
 class ExchangeableModel:
-    """The dense model, whose weights are inputs with themselves as defaults."""
+    """The dense model, whose weights and roundings are inputs; by default it is as it was."""
 
     def __init__(self, run: Run, slots: Mapping[str, Sequence[_Slot]]) -> None:
         self._run, self._slots = run, slots
@@ -78,18 +84,20 @@ def exchangeable(model: ir.Model, names: Iterable[str]) -> Iterator[Exchangeable
 
 @dataclass(frozen=True)
 class _Slot:
-    """An input of the graph that takes a weight, its transpose, or the correction of a bias."""
+    """An input of the graph: a weight, its transpose, what corrects a bias, or a block."""
 
     name: str
-    kind: Literal["weight", "transposed", "bias"]
+    kind: Kind
     dtype: np.dtype[np.generic]
 
     def stored(self, exchange: Exchange) -> NDArray[np.generic] | None:
         """What the graph reads there; None for the default."""
+        if self.kind == "block":
+            return None if exchange.block is None else np.array([exchange.block], self.dtype)
         if self.kind == "bias":
             correction = exchange.bias_correction
             return None if correction is None else correction.astype(self.dtype)
-        return self._oriented(exchange.weight)
+        return None if exchange.weight is None else self._oriented(exchange.weight)
 
     def default(self, site: Site, dtype: ir.DataType) -> ir.TensorProtocol:
         """What is there without an exchange, made when it is written: all at once would be a model.
@@ -98,8 +106,9 @@ class _Slot:
             site: whose slot it is.
             dtype: `self.dtype` as ONNX names it.
         """
-        if self.kind == "bias":
-            return ir.tensor(np.zeros(site.out_features, self.dtype), name=self.name)
+        if self.kind in ("bias", "block"):
+            size = site.out_features if self.kind == "bias" else 1
+            return ir.tensor(np.zeros(size, self.dtype), name=self.name)
         shape = (site.out_features, site.in_features)
         return ir.LazyTensor(
             lambda: ir.tensor(self._oriented(site.weight())),
@@ -114,23 +123,28 @@ class _Slot:
 
 
 def _expose(graph: ir.Graph, site: Site) -> list[_Slot]:
-    """Makes the weight of a site an input with itself as default, and its outputs correctable."""
+    """Makes the weight of a site an input, its outputs correctable, and its activations roundable.
+
+    By default nothing of that changes anything.
+    """
     corrected = has_bias(site)
     slots: dict[_Slot, ir.Value] = {}
 
-    def slot(kind: Literal["weight", "transposed", "bias"], use: Use) -> ir.Value:
-        dtype = use.dtype.numpy()
-        made = _Slot(f"undense.{kind}.{use.dtype.name}.{site.name}", kind, dtype)
+    def slot(kind: Kind, dtype: ir.DataType) -> ir.Value:
+        made = _Slot(f"undense.{kind}.{dtype.name}.{site.name}", kind, dtype.numpy())
         if made not in slots:
-            slots[made] = _input(graph, made.name, made.default(site, use.dtype))
+            slots[made] = _input(graph, made.name, made.default(site, dtype))
         return slots[made]
 
     for use in site.uses:
         if use.form == "gather":
-            use.node.replace_input_with(use.weight_input, slot("weight", use))
+            use.node.replace_input_with(use.weight_input, slot("weight", use.dtype))
             continue
-        weight, bias = slot("transposed", use), slot("bias", use) if corrected else None
+        weight = slot("transposed", use.dtype)
+        bias = slot("bias", use.dtype) if corrected else None
+        block = slot("block", ir.DataType.INT64)
         node = to_dense(site, use)
+        round_input(graph, node, block, site.in_features, use.dtype)
         node.replace_input_with(1, weight)
         node.domain, node.op_type = "", "MatMul"
         if bias is not None:

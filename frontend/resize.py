@@ -11,6 +11,16 @@ from numpy.typing import NDArray
 from .bounds import dim_size, dimension_bounds
 from .sample_check import Sample
 
+FIXED_SHAPES = (
+    "the shapes of the model are fixed: times are of one call, which stands as batch 1 whatever "
+    "was asked for"
+)
+
+
+def is_fixed(model: ir.Model) -> bool:
+    """Whether every input has one shape, so that there is one size of call."""
+    return not any(map(_is_dynamic, model.graph.inputs))
+
 
 def resized(sample: Sample, model: ir.Model, rows: Iterable[int]) -> dict[int, Sample]:
     """The sample with its values repeated or cut, so that a call has so many rows, by their number.
@@ -34,7 +44,7 @@ def resized(sample: Sample, model: ir.Model, rows: Iterable[int]) -> dict[int, S
 def _resized(sample: Sample, model: ir.Model, rows: int) -> Sample | None:
     found_sizes = sizes(sample, model)
     symbols = _first_symbols(model)
-    if not symbols and any(map(_is_dynamic, model.graph.inputs)):
+    if not symbols and not is_fixed(model):
         return None
     wanted = _lengths(symbols, dimension_bounds(model), rows) if symbols else {}
     if wanted is None:
@@ -66,7 +76,7 @@ def _symbols(value: ir.Value) -> list[str]:
 
 
 def _is_dynamic(value: ir.Value) -> bool:
-    return not all(isinstance(dim, int) for dim in value.shape or ())
+    return value.shape is None or not all(isinstance(dim, int) for dim in value.shape)
 
 
 def _first_symbols(model: ir.Model) -> list[str]:

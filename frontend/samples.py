@@ -47,15 +47,23 @@ class Samples:
     @property
     def tokens(self) -> int:
         """Token ids in all samples; rows of the batch for a model without integer inputs."""
-        return sum(map(_tokens, self.items))
+        return _tokens_of(self.items)
 
-    def held_out(self, count: int) -> tuple[Samples, Samples]:
-        """All but the last `count` samples, and those; with few samples both share them.
+    def held_out(self, least: int, tokens: int) -> tuple[Samples, Samples]:
+        """Samples to calibrate on, and the last ones: so many, or more until they have `tokens`.
 
-        Few means that less than three quarters would be left to calibrate on.
+        At most a quarter is held out. Where `least` is more than that, both share these.
         """
-        kept = Samples(self.items[-count:])
-        return (Samples(self.items[:-count]) if len(self) >= 4 * count else self), kept
+        count = most = len(self) // 4
+        while count > least and _tokens_of(self.items[-(count - 1) :]) >= tokens:
+            count -= 1
+        if most < least:
+            return self, Samples(self.items[-least:])
+        return Samples(self.items[:-count]), Samples(self.items[-count:])
+
+
+def _tokens_of(samples: Iterable[Sample]) -> int:
+    return sum(map(_tokens, samples))
 
 
 def _tokens(sample: Sample) -> int:

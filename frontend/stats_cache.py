@@ -18,6 +18,9 @@ KIND = "stats"
 Entry = tuple[str, int]
 """What is measured: the name of a value and the axis of it that holds the features, from behind."""
 
+Found = Stats | str
+"""The statistic of an entry, or why it has none that a fit can be made under, and the remedy."""
+
 
 class StatsCache:
     """The statistics that one model has on some samples, as far as they were measured before."""
@@ -25,7 +28,7 @@ class StatsCache:
     def __init__(self, cache: Cache, model: ir.Model, samples: Samples) -> None:
         self._cache, self._model, self._samples = cache, model, samples
 
-    def get(self, entries: Mapping[Entry, int]) -> dict[Entry, Stats] | None:
+    def get(self, entries: Mapping[Entry, int]) -> dict[Entry, Found] | None:
         """What was found for these entries, or None if they were not measured together.
 
         Together, because ONNX Runtime rounds otherwise where a value between two nodes that it
@@ -35,22 +38,25 @@ class StatsCache:
         if found is None:
             return None
         return {
-            entry: Stats(
-                found.arrays[f"{index}.second_moment"], found.arrays[f"{index}.mean"], tokens
-            )
-            for index, (entry, tokens) in enumerate(
-                zip(entries, found.values["tokens"], strict=True)
-            )
+            entry: told
+            if isinstance(told, str)
+            else Stats(found.arrays[f"{index}.second_moment"], found.arrays[f"{index}.mean"], told)
+            for index, (entry, told) in enumerate(zip(entries, found.values["told"], strict=True))
         }
 
-    def put(self, entries: Mapping[Entry, int], stats: Mapping[Entry, Stats]) -> None:
-        """Keeps the statistics of these entries."""
+    def put(self, entries: Mapping[Entry, int], found: Mapping[Entry, Found]) -> None:
+        """Keeps what was found for these entries."""
         arrays = {}
+        told: list[JSON] = []
         for index, entry in enumerate(entries):
-            arrays[f"{index}.second_moment"] = stats[entry].second_moment
-            arrays[f"{index}.mean"] = stats[entry].mean
-        tokens = [stats[entry].tokens for entry in entries]
-        self._cache.put(KIND, self._key(entries), {"tokens": tokens}, arrays)
+            stats = found[entry]
+            if isinstance(stats, str):
+                told.append(stats)
+                continue
+            told.append(stats.tokens)
+            arrays[f"{index}.second_moment"] = stats.second_moment
+            arrays[f"{index}.mean"] = stats.mean
+        self._cache.put(KIND, self._key(entries), {"told": told}, arrays)
 
     def _key(self, entries: Mapping[Entry, int]) -> dict[str, JSON]:
         return {

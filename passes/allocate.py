@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .budget import TOLERANCE, up_to
+from .errors import PlanError
+
 Table = Sequence[Sequence[float]]
 """A number for each option of each site."""
 
@@ -20,6 +23,16 @@ _NODES = 20_000
 of 200 sites with 20 options each need a few hundred at most."""
 
 _GAP = 1e-6
+
+_SCALE = 1e4
+"""What a limit has left beyond the cheapest options is so much in the solver's unit, of which it
+passes limits by a millionth: less than `TOLERANCE`."""
+
+_OPTIMAL, _INFEASIBLE = 0, 2
+"""What SciPy says of a search that came to its end."""
+
+_TRIES = 5
+"""Of solving again, each time with tighter limits, where the solver passed them by more."""
 
 _OUTPUT = threading.Lock()
 
@@ -37,6 +50,10 @@ class Limit:
     name: str
     costs: Table
     most: float
+
+    def keeps(self, spent: float) -> bool:
+        """Whether a sum is within it, but for rounding."""
+        return spent <= up_to(self.most)
 
 
 class Impossible(Exception):
@@ -70,9 +87,10 @@ def allocate(aim: Table, limits: Sequence[Limit] = ()) -> list[int]:
 
     Raises:
         Impossible: names the limit that cannot be kept, and how near one can come.
+        PlanError: the search ends before it has found a choice, or that there is none.
     """
     kept = [_undominated(site, aim, limits) for site in range(len(aim))]
-    found = _solve(aim, limits, kept)
+    found = _solve(aim, limits, kept).choice
     if found is None:
         raise _explanation(limits)
     # The solver's tolerance is absolute, and some options are worse than the best sum by orders
@@ -86,7 +104,7 @@ def allocate(aim: Table, limits: Sequence[Limit] = ()) -> list[int]:
         if near == kept:
             return found
         kept = near
-        found = _solve(aim, limits, kept) or found
+        found = _solve(aim, limits, kept).choice or found
 
 
 def total(table: Table, chosen: Sequence[int]) -> float:
@@ -129,23 +147,85 @@ def _undominated(site: int, aim: Table, limits: Sequence[Limit]) -> list[int]:
     return [int(option) for option in np.flatnonzero(~beaten)]
 
 
-def _solve(aim: Table, limits: Sequence[Limit], kept: Sequence[Sequence[int]]) -> list[int] | None:
-    """The best choice among the options that are kept; None if no choice is within the limits."""
+@dataclass(frozen=True)
+class _Answer:
+    """Of the solver.
+
+    Attributes:
+        choice: within the limits; None if none was found.
+        proven: whether there is no better one, or none at all.
+    """
+
+    choice: list[int] | None
+    proven: bool
+
+
+def _solve(aim: Table, limits: Sequence[Limit], kept: Sequence[Sequence[int]]) -> _Answer:
+    """The best choice among the options that are kept."""
+    possible = _possible(limits, kept)
+    if possible is None or not aim:
+        return _Answer(None if possible is None else [], proven=True)
+    most = [limit.most + TOLERANCE / 2 * abs(limit.most) for limit in limits]
+    for number in range(_TRIES):
+        answer = _optimum(aim, limits, most, possible)
+        if answer.choice is None:
+            return _Answer(None, answer.proven and number == 0)
+        spent = [total(limit.costs, answer.choice) for limit in limits]
+        if all(limit.keeps(sum_) for limit, sum_ in zip(limits, spent, strict=True)):
+            return _Answer(answer.choice, answer.proven and number == 0)
+        most = [
+            tight if limit.keeps(sum_) else tight - 2 * (sum_ - limit.most)
+            for limit, sum_, tight in zip(limits, spent, most, strict=True)
+        ]
+    return _Answer(None, proven=False)
+
+
+def _possible(
+    limits: Sequence[Limit], kept: Sequence[Sequence[int]]
+) -> Sequence[Sequence[int]] | None:
+    """Without the options that pass a limit even beside the cheapest of all other sites.
+
+    None if the cheapest pass it.
+    """
+    while True:
+        before = kept
+        for limit in limits:
+            rows = list(zip(limit.costs, kept, strict=True))
+            least = [min(row[option] for option in some) for row, some in rows]
+            if not limit.keeps(sum(least)):
+                return None
+            spare = up_to(limit.most) - sum(least)
+            kept = [
+                [option for option in some if row[option] - low <= spare]
+                for (row, some), low in zip(rows, least, strict=True)
+            ]
+        if kept == before:
+            return kept
+
+
+def _optimum(
+    aim: Table, limits: Sequence[Limit], most: Sequence[float], kept: Sequence[Sequence[int]]
+) -> _Answer:
+    """What HiGHS finds; it may pass these limits by its tolerance."""
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import csr_matrix
 
-    if not aim:
-        return [] if all(limit.most >= 0 for limit in limits) else None
     sites = np.repeat(np.arange(len(kept)), [len(options) for options in kept])
     columns = np.arange(len(sites))
     one_each = csr_matrix((np.ones(len(sites)), (sites, columns)))
     constraints = [LinearConstraint(one_each, 1, 1)]
-    for limit in limits:
+    starts = np.flatnonzero(np.diff(sites, prepend=-1))
+    for limit, allowed in zip(limits, most, strict=True):
         costs = _flat(limit.costs, kept)
-        # Scaled, so that the solver's tolerances mean the same for bytes and milliseconds.
-        scale = max(float(costs.max(initial=0.0)), 1e-300)
-        most = limit.most + 1e-9 * abs(limit.most)
-        constraints.append(LinearConstraint(costs[None] / scale, -np.inf, most / scale))
+        least = np.minimum.reduceat(costs, starts)
+        if np.maximum.reduceat(costs, starts).sum() <= allowed:
+            continue
+        # Beyond the cheapest options, and scaled: the tolerances of the solver, which are absolute,
+        # mean the same for bytes and milliseconds, and whatever the cheapest take.
+        spare = max(allowed - float(least.sum()), 0.0)
+        scale = _SCALE / max(spare, TOLERANCE / 2 * abs(limit.most), 1e-300)
+        row = (costs - least[sites]) * scale
+        constraints.append(LinearConstraint(row[None], -np.inf, spare * scale))
     weights = _flat(aim, kept)
     scale = max(float(np.abs(weights).max()), 1e-300)
     with _without_output():
@@ -157,10 +237,10 @@ def _solve(aim: Table, limits: Sequence[Limit], kept: Sequence[Sequence[int]]) -
             options={"node_limit": _NODES, "mip_rel_gap": _GAP},
         )
     if found.x is None:
-        return None
+        return _Answer(None, proven=found.status == _INFEASIBLE)
     taken = np.asarray(found.x) > 0.5
     options = np.concatenate([np.asarray(some) for some in kept])
-    return [int(option) for option in options[taken]]
+    return _Answer([int(option) for option in options[taken]], proven=found.status == _OPTIMAL)
 
 
 @contextmanager
@@ -186,16 +266,26 @@ def _flat(table: Table, kept: Sequence[Sequence[int]]) -> NDArray[np.float64]:
     return np.array([table[site][option] for site, some in enumerate(kept) for option in some])
 
 
-def _explanation(limits: Sequence[Limit]) -> Impossible:
-    """The first limit that is too strict alone, or else beside those before it."""
+def _explanation(limits: Sequence[Limit]) -> Impossible | PlanError:
+    """The first limit that is too strict alone, or else beside those before it.
+
+    Where the search ends before it tells, that.
+    """
     for limit in limits:
-        least = sum(min(row) for row in limit.costs)
-        if least > limit.most:
-            return Impossible(limit.name, float(least))
+        least = float(sum(min(row) for row in limit.costs))
+        if not limit.keeps(least):
+            return Impossible(limit.name, least)
     for number, limit in enumerate(limits):
         before = limits[:number]
         cheapest = _solve(limit.costs, before, [range(len(row)) for row in limit.costs])
-        if cheapest is not None and total(limit.costs, cheapest) > limit.most:
-            others = tuple(other.name for other in before)
-            return Impossible(limit.name, total(limit.costs, cheapest), others)
-    raise AssertionError("every limit can be kept")  # pragma: no cover
+        if cheapest.choice is None or not cheapest.proven:
+            continue
+        least = total(limit.costs, cheapest.choice)
+        if not limit.keeps(least):
+            return Impossible(limit.name, least, tuple(other.name for other in before))
+    names = " together with ".join(limit.name for limit in limits) or "it"
+    return PlanError(
+        f"budget: the search for a choice that keeps {names} ended after {_NODES} steps, with none "
+        "found, and without proof that there is none; raise what is limited, or name the schemes "
+        "of some layers"
+    )

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .allocate import Impossible, Limit, Table, allocate, total
-from .budget import Budget
+from .budget import Budget, rounded_up, up_to
 from .errors import PlanError
 from .pricing import RESOLUTION_MS, Option, PricedModel, PricedSite
 
 _GROUP = re.compile(r"\{group=\d+\}|(?<=\{)group=\d+,|,group=\d+")
-
-_KEPT = 1 + 1e-9
-"""Times a limit, up to which a sum keeps it."""
 
 Price = Callable[[PricedSite, Option], float]
 
@@ -34,8 +32,8 @@ def choose(model: PricedModel, budget: Budget, max_distortion: float | None = No
         max_distortion: on the sum over the sites; None for none.
 
     Raises:
-        PlanError: no choice keeps the limits; names the one that cannot be kept, and how near to
-            it one can come.
+        PlanError: no choice keeps the limits; names the one that cannot be kept, and the number
+            to raise it to.
     """
     free = _Free(model, budget)
     limits = free.limits()
@@ -54,17 +52,19 @@ def least_distortion(model: PricedModel, budget: Budget) -> float:
     return sum(map(min, free.table(_distortion)))
 
 
-def pareto(model: PricedModel, points: int = 5) -> list[list[int]]:
-    """Choices of least distortion, from the smallest model to one near dense.
+def pareto(model: PricedModel, budget: Budget, points: int = 5) -> list[list[int]]:
+    """Choices of least distortion, from the smallest model that the gate leaves to one near dense.
 
-    The limits of their bytes are in equal ratios; choices that are the same stand once.
+    The limits of their bytes are in equal ratios; choices that are the same stand once. What is
+    not smaller than dense is never chosen, and what is slower only if the budget is of size alone.
     """
-    free = _Free(model, Budget(size_ratio=1.0))
+    gate = Budget(size_ratio=1.0, latency_ratio=1.0 if budget.wants_latency else None)
+    free = _Free(model, gate)
     sizes = free.table(_bytes)
     least, most = (float(sum(map(pick, sizes))) for pick in (min, max))
     found: list[list[int]] = []
     for limit in np.geomspace(max(least, 1), max(most, 1), points + 1)[:-1]:
-        limits = [Limit("size_ratio", sizes, _KEPT * float(limit))]
+        limits = [Limit("size_ratio", sizes, float(limit))]
         chosen = free.numbers(allocate(free.table(_distortion), limits))
         if chosen not in found:
             found.append(chosen)
@@ -114,16 +114,16 @@ def allowed(model: PricedModel, budget: Budget, chosen: Sequence[int]) -> bool:
 
 def exceeded(model: PricedModel, budget: Budget, chosen: Sequence[int]) -> dict[str, float]:
     """The limits on costs that a choice does not keep, and what it reaches instead."""
-    costs = [
-        ("size_ratio", model.size_ratio(chosen)),
-        ("effective_bits", model.effective_bits(chosen)),
-        *(("latency_ratio", model.latency_ratio(chosen, batch)) for batch in model.batches),
-    ]
     found: dict[str, float] = {}
-    for name, cost in costs:
-        limit = getattr(budget, name)
-        if limit is not None and cost > _KEPT * limit:
-            found[name] = max(cost, found.get(name, 0.0))
+    for cost in _costs(model, budget):
+        prices = [
+            [cost.price(site, option)]
+            for site, option in zip(model.sites, model.taken(chosen), strict=True)
+        ]
+        limit = cost.limit(prices)
+        spent = total(limit.costs, [0] * len(prices))
+        if not limit.keeps(spent):
+            found[cost.key] = max(cost.ratio(spent), found.get(cost.key, 0.0))
     return found
 
 
@@ -159,7 +159,7 @@ def swaps(
     sites = np.array([site for site, _ in changes], int)
     kept = sites[lowered][:, None] != sites[raised]
     for limit in free.limits():
-        costs, spare = added(limit.costs), _KEPT * limit.most - total(limit.costs, places)
+        costs, spare = added(limit.costs), up_to(limit.most) - total(limit.costs, places)
         kept &= costs[lowered][:, None] + costs[raised] <= spare
     pairs = np.argwhere(kept)
     sums = lost[lowered][pairs[:, 0]] + lost[raised][pairs[:, 1]]
@@ -170,14 +170,62 @@ def swaps(
         yield candidate
 
 
+@dataclass(frozen=True)
+class _Cost:
+    """`(rest + Σ price) / whole ≤ most`: what a budget limits.
+
+    Attributes:
+        name: its key in the budget, and behind a space where it is counted.
+        price: of an option.
+        rest: what no choice changes.
+        whole: of the dense model.
+        most: of the ratio.
+    """
+
+    name: str
+    price: Price
+    rest: float
+    whole: float
+    most: float
+
+    @property
+    def key(self) -> str:
+        """`latency_ratio` of `latency_ratio at batch 1`."""
+        return self.name.partition(" ")[0]
+
+    def limit(self, prices: Table) -> Limit:
+        """The same of the sum alone."""
+        return Limit(self.name, prices, self.most * self.whole - self.rest)
+
+    def ratio(self, spent: float) -> float:
+        """A sum in the unit of the budget."""
+        return (self.rest + spent) / self.whole if self.whole else 1.0
+
+
+def _costs(model: PricedModel, budget: Budget) -> list[_Cost]:
+    """The costs that a budget limits."""
+    found = []
+    if budget.size_ratio is not None:
+        size = _Cost("size_ratio", _bytes, model.rest_bytes, model.bytes, budget.size_ratio)
+        found.append(size)
+    if budget.effective_bits is not None:
+        whole = max(sum(site.weights for site in model.sites), 1) / 8
+        found.append(_Cost("effective_bits", _bytes, 0.0, whole, budget.effective_bits))
+    if budget.latency_ratio is not None:
+        for batch in model.batches:
+            name, price = f"latency_ratio at batch {batch}", _milliseconds(batch)
+            rest, whole = model.rest_milliseconds.get(batch, 0.0), model.dense_run(batch)
+            found.append(_Cost(name, price, rest, whole, budget.latency_ratio))
+    return found
+
+
 class _Free:
     """The options that the gate lets through, by their numbers."""
 
-    def __init__(self, model: PricedModel, budget: Budget, *, gated: bool = True) -> None:
+    def __init__(self, model: PricedModel, budget: Budget) -> None:
         self.model, self.budget = model, budget
-        self.open = [
-            _open(site, budget) if gated else list(range(len(site.options))) for site in model.sites
-        ]
+        self.open = [_open(site, budget) for site in model.sites]
+        self.costs = _costs(model, budget)
 
     def table(self, price: Price) -> list[list[float]]:
         """A price for each of them."""
@@ -192,24 +240,7 @@ class _Free:
 
     def limits(self) -> list[Limit]:
         """Those of the budget that are sums over the sites."""
-        model, budget = self.model, self.budget
-        limits = []
-        sizes = self.table(_bytes)
-        if budget.size_ratio is not None:
-            most = budget.size_ratio * model.bytes - model.rest_bytes
-            limits.append(Limit("size_ratio", sizes, most))
-        if budget.effective_bits is not None:
-            weights = sum(site.weights for site in model.sites)
-            limits.append(Limit("effective_bits", sizes, budget.effective_bits * weights / 8))
-        if budget.latency_ratio is not None:
-            for batch in model.batches:
-                rest = model.rest_milliseconds.get(batch, 0.0)
-                times = self.table(_milliseconds(batch))
-                name = f"latency_ratio at batch {batch}"
-                limits.append(
-                    Limit(name, times, budget.latency_ratio * model.dense_run(batch) - rest)
-                )
-        return limits
+        return [cost.limit(self.table(cost.price)) for cost in self.costs]
 
     def cost(self, site: PricedSite, option: Option) -> float:
         """Share of the model's bytes, plus share of its sites' time, mean over the batches."""
@@ -227,28 +258,16 @@ class _Free:
         beside = " and ".join(self._said(other) for other in error.others)
         what = f"{self._said(error.name)} cannot be kept"
         what += f" together with {beside}" if beside else ""
+        ratios = {cost.name: cost.ratio(error.least) for cost in self.costs}
         return (
             f"budget: {what}: the least that the options of this model reach is "
-            f"{self._ratio(error):.3g}; raise it from {wanted:g}"
+            f"{rounded_up(ratios.get(error.name, error.least))}; raise it from {wanted:g}"
             + (f", or {beside}" if beside else "")
         )
 
     def _said(self, name: str) -> str:
         key, _, where = name.partition(" ")
         return f"{key}={getattr(self.budget, key):g}" + (f" {where}" if where else "")
-
-    def _ratio(self, error: Impossible) -> float:
-        """The least sum in the unit of the budget."""
-        model, name = self.model, error.name
-        if name == "size_ratio":
-            return (model.rest_bytes + error.least) / model.bytes
-        if name == "effective_bits":
-            return 8 * error.least / sum(site.weights for site in model.sites)
-        if name == "max_drop":
-            return error.least
-        batch = int(name.rpartition(" ")[2])
-        rest = model.rest_milliseconds.get(batch, 0.0)
-        return (rest + error.least) / model.dense_run(batch)
 
     def _dense_milliseconds(self, batch: int) -> float:
         return sum(site.dense.milliseconds[batch] for site in self.model.sites)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from decimal import ROUND_CEILING, Context
 
 from .errors import SchemeError
 
@@ -15,6 +16,9 @@ PLAN_SECONDS = 600.0
 """For measurements of distortion."""
 
 _COSTS = ("size_ratio", "latency_ratio", "effective_bits")
+
+TOLERANCE = 1e-9
+"""Of a limit, by which a sum may pass it: the order in which it is added up changes less."""
 
 DEFAULT_DROP = 0.01
 """Without any budget: a hundredth of the outputs' energy, or of a nat, may be lost."""
@@ -45,6 +49,8 @@ class Budget:
         """
         if given is None:
             return Budget(max_drop=DEFAULT_DROP)
+        if not isinstance(given, str | Mapping):
+            raise SchemeError(f"budget {given!r}: give a mapping, or a text of key=number")
         items = _items(given) if isinstance(given, str) else dict(given)
         known = [field.name for field in fields(Budget)]
         for name, value in items.items():
@@ -82,14 +88,34 @@ class Budget:
         """Whether options must not be slower than dense: always, but for size alone."""
         return self.latency_ratio is not None or not self.limits_cost
 
-    def notes(self) -> list[str]:
-        """What the drop is of without a validation function, if it is limited."""
+    def notes(self, named: float = 0.0) -> list[str]:
+        """What the drop is of without a validation function, if it is limited.
+
+        Args:
+            named: distortion by the sites whose schemes were named, which is allowed beside it.
+        """
         if self.max_drop is None:
             return []
+        if named > 0:
+            return [
+                f"max_drop={self.max_drop:g} bounds what auto adds to the distortion of the "
+                f"outputs, {named:.3g}, that the schemes named for other sites make"
+            ]
         return [
             f"max_drop={self.max_drop:g} bounds the distortion of the outputs, which stood in for "
             "a metric: no validation function was given"
         ]
+
+
+def up_to(most: float) -> float:
+    """The greatest sum that keeps a limit."""
+    return most + TOLERANCE * abs(most)
+
+
+def rounded_up(value: float) -> str:
+    """The number of four digits that is not below a value: as a limit it lets the value through."""
+    up = Context(prec=4, rounding=ROUND_CEILING).create_decimal(f"{value:.15g}")
+    return f"{float(up):g}"
 
 
 def _items(text: str) -> dict[str, float]:
@@ -110,5 +136,6 @@ def _number(name: str, value: object) -> float:
     except (TypeError, ValueError):
         raise SchemeError(f"budget: {name} wants a number, not {value!r}") from None
     if not math.isfinite(number) or number < 0 or (number == 0 and name != "max_drop"):
-        raise SchemeError(f"budget: {name} is above 0, not {number:g}")
+        least = "of 0 or more" if name == "max_drop" else "above 0"
+        raise SchemeError(f"budget: {name} is a number {least}, not {number:g}")
     return number

@@ -29,17 +29,19 @@ def decide(site: Site, scheme: Scheme, activations: Activations) -> Choice:
         FitError: the shape does not admit a structure that was asked for by name.
     """
     if scheme == "dense":
-        return _keep(site, "kept dense as asked")
+        return kept_dense(site, "kept dense as asked")
     automatic = scheme == "auto"
     structure = IntCodes(bits_=8) if not isinstance(scheme, Structure) else scheme
     if site.gathered and not structure.gathers:
-        return _keep(site, f"kept dense: an embedding cannot be stored as {structure}")
+        return kept_dense(site, f"kept dense: an embedding cannot be stored as {structure}")
     structure = structure.resolve(site.out_features, site.in_features, site=site.name)
     structure = with_activations(structure, activations)
     stored = structure.bits(site.out_features, site.in_features)
     dense = DENSE_BITS * site.out_features * site.in_features
     if stored >= dense:
-        return _keep(site, f"kept dense: {structure} is not smaller ({stored} bits of {dense})")
+        return kept_dense(
+            site, f"kept dense: {structure} is not smaller ({stored} bits of {dense})"
+        )
     reason = "auto: 8-bit codes are smaller" if automatic else "asked for"
     return Choice(site.name, site.in_features, site.out_features, str(structure), reason)
 
@@ -88,5 +90,6 @@ def with_activations(structure: Structure, activations: Activations) -> Structur
     return structure.with_activations(activations) if structure.activations == "auto" else structure
 
 
-def _keep(site: Site, reason: str) -> Choice:
+def kept_dense(site: Site, reason: str) -> Choice:
+    """The choice of a site that stays as it is."""
     return Choice(site.name, site.in_features, site.out_features, "dense", reason)

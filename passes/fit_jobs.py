@@ -25,12 +25,14 @@ from .cache import Cache, Entry
 from .errors import FitError, SchedulerError, UndenseError, cause_of
 from .fingerprint import array_sha256, code_fingerprint
 from .fit import FitResult, factor_type, fit_weight
+from .options import FITTED
 from .progress import Progress, silent
 from .replace import Fitted
 from .sites import Site
 from .stats import Stats
 from .structures.base import Form, Structure
 from .threads import single_threaded
+from .workers import check_code
 
 KIND = "fit"
 """Of the entries of the cache."""
@@ -49,7 +51,8 @@ class FitJob:
     Attributes:
         site: what errors and results name; it does not change the factors.
         weight: W, `[out_features, in_features]`.
-        structure: resolved for that shape.
+        structure: resolved for that shape. Its weights are those with `activations=float`, as which
+            it is fitted and known, so that an option has them whatever x is rounded to.
         stats: of the inputs; None for a data-free fit.
         seed: of what is drawn at random.
         form: what the tensors are packed for.
@@ -103,7 +106,7 @@ class FitJob:
         return {
             "weight": array_sha256(self.weight),
             "stats": self.stats and _stats_key(self.stats),
-            "structure": repr(self.structure),
+            "structure": repr(self.structure.with_activations(FITTED)),
             "seed": self.seed,
             "form": self.form,
             "dtype": self.dtype.name,
@@ -133,7 +136,7 @@ class FitArrays:
         return FitArrays(arrays, result.relative_error)
 
     def result(self, structure: Structure) -> FitResult:
-        """The result again, of the structure that was fitted."""
+        """The result again, of the structure that was asked for: with its own activations."""
         tensors = {
             name: ir.tensor(array) for name, array in self.arrays.items() if name != _CORRECTION
         }
@@ -164,18 +167,11 @@ def run(job: FitJob) -> FitArrays:
         FitError: as `fit_weight`; or undense, numpy or torch are others here than where the job
             was made.
     """
-    here = code_fingerprint()
-    differing = sorted(name for name in {*here, *job.code} if here.get(name) != job.code.get(name))
-    if differing:
-        raise FitError(
-            job.site,
-            f"the worker has other {' and '.join(differing)} than the process that compiles",
-            "install the same versions on all workers",
-        )
+    check_code(job.site, job.code)
     with single_threaded(with_torch=job.stats is not None):
         result = fit_weight(
             job.weight,
-            job.structure,
+            job.structure.with_activations(FITTED),
             job.stats,
             seed=job.seed,
             form=job.form,
@@ -189,11 +185,10 @@ def run(job: FitJob) -> FitArrays:
 def fit_all(
     jobs: Iterable[FitJob],
     *,
-    cost: float,
+    work: Work,
     executor: Executor | None = None,
     in_flight: int = 1,
     cache: Cache | None = None,
-    progress: Progress = silent,
 ) -> Generator[tuple[str, FitResult]]:
     """Yields results by the name of their site, as they are done.
 
@@ -202,16 +197,15 @@ def fit_all(
 
     Args:
         jobs: asked for one after the other, so that few weights are held at a time.
-        cost: the sum over all jobs.
+        work: told of what is done and what the cache saved; its total is the cost of all jobs.
         executor: where they run: any that can import undense; here and now if None.
         in_flight: jobs that are handed to the executor at a time.
         cache: of results.
-        progress: told of the cost that is done, of that which the cache did not save.
 
     Raises:
         FitError: of the first job that fails; it names the site.
     """
-    running = _Running(cache, _Work(cost, progress))
+    running = _Running(cache, work)
     try:
         for job in jobs:
             running.work.tell()  # not before: what makes the first job may be calibration
@@ -252,7 +246,7 @@ class _Running:
     """The jobs in flight, and what becomes of their results."""
 
     cache: Cache | None
-    work: _Work
+    work: Work
     futures: dict[Future[FitArrays], _Waiting] = field(default_factory=dict)
 
     def completed(self) -> Iterator[tuple[str, FitResult]]:
@@ -321,23 +315,43 @@ def _is_of_cluster(error: Exception) -> bool:
     return of_dask or isinstance(error, CancelledError) or "deserializ" in str(error)
 
 
-class _Work:
-    """Counts the cost of jobs, of which those that the cache saved are no part."""
+class Work:
+    """Tells of the cost of jobs that are done, of those that the cache did not save.
 
-    def __init__(self, total: float, progress: Progress) -> None:
-        self._total, self._done, self._progress = total, 0.0, progress
+    Attributes:
+        total: of all jobs, as far as it is known.
+        progress: is told.
+        stage: that it is told of.
+    """
+
+    def __init__(self, total: float, progress: Progress = silent, stage: str = KIND) -> None:
+        self.total, self.progress, self.stage = total, progress, stage
+        self._done = 0.0
 
     def done(self, cost: float) -> None:
+        """A job was carried out."""
         self._done += cost
         self.tell()
 
     def saved(self, cost: float) -> None:
-        self._total -= cost
+        """A job need not be carried out."""
+        self.expect(-cost)
         self.tell()
 
+    def expect(self, more: float) -> None:
+        """The total was estimated, and is this much more, or less."""
+        self.total += more
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left of the total."""
+        return self._done >= self.total
+
     def finished(self) -> None:
-        self._progress(1, 1, KIND)
+        """Nothing is left."""
+        self.progress(1, 1, self.stage)
 
     def tell(self) -> None:
-        if self._total > self._done:
-            self._progress(int(self._done), int(self._total), KIND)
+        """Where it is; nothing of the end, which `finished` tells."""
+        if not self.is_done:
+            self.progress(int(self._done), int(self.total), self.stage)

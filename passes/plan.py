@@ -6,25 +6,35 @@ import json
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .errors import PlanError, SchemeError, cause_of
-from .scheme import parse_scheme
+from .errors import FitError, PlanError, SchemeError, cause_of
+from .scheme import Scheme, parse_scheme
+from .structures.base import Structure
 
 if TYPE_CHECKING:
     from .sites import Site
 
 FORMAT_VERSION = 1
 
+_ABOUT = ": "
+"""Between a scheme and the reason for it."""
+
 _DECIDING_PACKAGES = ("undense", "numpy", "torch", "onnxruntime")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The scheme of one site: a resolved scheme text, or `dense`, and why."""
+    """The scheme of one site: a resolved scheme text, or `dense`, and why.
+
+    In JSON the reason has the scheme that it is about in front. Where a site has another one by
+    then, the reason is no longer true, and is replaced when the plan is read; a reason without a
+    scheme in front, as people write them, is kept.
+    """
 
     name: str
     in_features: int
@@ -37,25 +47,33 @@ class Choice:
 class Plan:
     """What `ReplaceDense` carries out, and what it was made from.
 
-    Replaying a plan gives the same bytes if model, calibration data, seed and versions agree;
-    `check_replay` names the first that does not.
+    Replaying a plan gives the same bytes if model, calibration data, seed, options and versions
+    agree; `check_replay` names the first that does not. Of the model it compares the names and
+    shapes of the sites, not the weights: a plan can be carried out on other weights.
 
     Attributes:
         sites: one choice a site.
         calibration: sha256 of the calibration samples, or None for a data-free plan.
         seed: of every fit.
+        options: target, dtype and lossless of the compile, as text. What is not there is not
+            compared when the plan is carried out.
         versions: of the packages that decide the bytes: undense, numpy, torch, onnxruntime.
     """
 
     sites: tuple[Choice, ...]
     calibration: str | None = None
     seed: int = 0
+    options: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
         """Indented JSON with one site a line group, in a fixed order."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+        sites = [
+            replace(choice, reason=f"{choice.scheme}{_ABOUT}{choice.reason}" * bool(choice.reason))
+            for choice in self.sites
+        ]
+        return json.dumps(asdict(replace(self, sites=tuple(sites))), indent=2) + "\n"
 
     def save(self, path: str | Path) -> None:
         """Writes `to_json` to a file, whole or not at all."""
@@ -83,6 +101,7 @@ class Plan:
         sites: Sequence[Site],
         calibration: str | None,
         seed: int,
+        options: Mapping[str, str],
         current: Mapping[str, str] | None = None,
     ) -> None:
         """Raises unless this plan can be replayed to the same bytes.
@@ -91,6 +110,7 @@ class Plan:
             sites: of the model at hand.
             calibration: sha256 of the calibration samples at hand, or None.
             seed: of the fits at hand.
+            options: of the compile at hand.
             current: versions of the packages at hand; those that are installed if not given.
 
         Raises:
@@ -110,6 +130,12 @@ class Plan:
             raise _differs("calibration data", _short(self.calibration), _short(calibration))
         if self.seed != seed:
             raise _differs("seeds", self.seed, seed)
+        for name, planned_for in self.options.items():
+            if options.get(name) != planned_for:
+                remedy = f", or take {name} out of the plan's options to carry it out all the same"
+                raise _differs(
+                    f"values of option {name}", planned_for, options.get(name, "none"), remedy
+                )
         found = versions() if current is None else current
         for name, version in self.versions.items():
             if found.get(name) != version:
@@ -166,10 +192,10 @@ def site_of(choice: Choice, sites: Mapping[str, Site]) -> Site:
     return site
 
 
-def _differs(what: str, planned: object, found: object) -> PlanError:
+def _differs(what: str, planned: object, found: object, remedy: str = "") -> PlanError:
     return PlanError(
         f"{what} differ: the plan was made with {planned} and this run has {found}; give it the "
-        "same, or make the plan again"
+        f"same, {'' if remedy else 'or '}make the plan again{remedy}"
     )
 
 
@@ -202,8 +228,9 @@ class _Reader:
         for index, name in enumerate(names):
             if name in names[:index]:
                 self._fail(f"sites[{index}].name", f"{name!r} is there twice")
-        for name, found in values.get("versions", {}).items():
-            self._check(f"versions.{name}", found, str)
+        for mapping in ("options", "versions"):
+            for name, found in values.get(mapping, {}).items():
+                self._check(f"{mapping}.{name}", found, str)
         return Plan(**{**values, "sites": tuple(choices)})
 
     def _choice(self, item: object, where: str) -> Choice:
@@ -215,10 +242,8 @@ class _Reader:
         if scheme == "auto":
             entry = _entry("scheme", "auto")
             self._fail(f"{where}.scheme", "auto is not decided; name a scheme", entry)
-        if scheme == "dense":
-            return replace(choice, scheme=scheme)
-        shape = choice.out_features, choice.in_features
-        return replace(choice, scheme=str(scheme.resolve(*shape, site=choice.name)))
+        scheme = _resolved(choice, scheme)
+        return replace(choice, scheme=str(scheme), reason=_reason(choice, scheme))
 
     def _object(self, item: object, cls: type, where: str) -> dict[str, Any]:
         """The fields of a JSON object, which are those of the dataclass `cls`."""
@@ -257,6 +282,26 @@ class _Reader:
         return result
 
 
+def _resolved(choice: Choice, scheme: Scheme) -> Scheme:
+    if not isinstance(scheme, Structure):
+        return scheme
+    return scheme.resolve(choice.out_features, choice.in_features, site=choice.name)
+
+
+def _reason(choice: Choice, scheme: Scheme) -> str:
+    """The reason of a choice in JSON, if it is about this scheme."""
+    about, found, reason = choice.reason.partition(_ABOUT)
+    try:
+        written = parse_scheme(about) if found else "auto"
+    except SchemeError:
+        return choice.reason
+    if written == "auto":  # which no site has in a plan: there is no scheme in front
+        return choice.reason
+    with suppress(FitError):
+        written = _resolved(choice, written)
+    return reason if written == scheme else f"as the plan says, which was made with {about}"
+
+
 def _key(name: str) -> str:
     return rf"{re.escape(json.dumps(name))}\s*:"
 
@@ -274,6 +319,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "sites": (list,),
     "calibration": (str, type(None)),
     "seed": (int,),
+    "options": (dict,),
     "versions": (dict,),
     "format_version": (int,),
 }

@@ -17,6 +17,10 @@ RESOLUTION_MS = 0.001
 """What a call with nothing in it varies by; a gather of a few rows can be measured as nothing."""
 
 
+_LITTLE = 10
+"""Times that an option may take of dense, beyond which their ratio says nothing: of a lookup."""
+
+
 @dataclass(frozen=True)
 class Option:
     """One form of one site.
@@ -27,8 +31,9 @@ class Option:
         milliseconds: of one run's calls, at each batch; empty where nothing was timed.
         error: relative error of the site's outputs on the calibration data, by its weights.
         distortion: of the model's outputs with this site alone replaced.
-        measured: whether what the weights do was measured, or else predicted from the error.
+        measured: whether that was measured, or else predicted from the errors in whole or in part.
         rounding: relative error of the site's outputs where activations are rounded to int8.
+        block: columns of x that are rounded with one scale; None where x is taken as it is.
         weights: scheme of the fit whose weights it has; its own if empty.
     """
 
@@ -39,6 +44,7 @@ class Option:
     distortion: float
     measured: bool
     rounding: float = 0.0
+    block: int | None = None
     weights: str = ""
 
     @property
@@ -106,9 +112,10 @@ class PricedSite:
         return taken / dense
 
     def times_dense(self, option: Option, batch: Batch) -> str:
-        """`1.30× the time at batch 1`; `0.027 ms at batch 1` where dense takes nothing."""
-        if self.dense.milliseconds[batch] < RESOLUTION_MS:
-            return f"{option.milliseconds[batch]:.2g} ms at batch {batch}"
+        """`1.30× the time at batch 1`; `0.027 ms at batch 1` where dense takes next to nothing."""
+        taken, dense = option.milliseconds[batch], self.dense.milliseconds[batch]
+        if dense < RESOLUTION_MS or taken > _LITTLE * dense:
+            return f"{taken:.2g} ms at batch {batch}"
         return f"{self.time_ratio(option, batch):.2f}× the time at batch {batch}"
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from .budget import BATCHES, PLAN_SECONDS, Budget
 from .errors import SchemeError
@@ -49,7 +51,7 @@ class Request:
         ignored_scope: Sequence[str] = (),
         plan: Plan | str | Path | None = None,
         budget: Mapping[str, float] | str | None = None,
-        batch: Sequence[int] = BATCHES,
+        batch: Sequence[int] | int = BATCHES,
         plan_time: float = PLAN_SECONDS,
         point: int | None = None,
         validated: bool = False,
@@ -63,12 +65,13 @@ class Request:
         """
         _check_schemes(scheme, ignored_scope)
         limits = None if budget is None else Budget.parse(budget)
-        if not batch or any(size < 1 for size in batch):
-            raise SchemeError(f"batch {list(batch)}: give numbers of 1 or more")
-        if not (math.isfinite(plan_time) and plan_time >= 0):
-            raise SchemeError(f"plan time {plan_time:g}: give seconds, 0 or more")
-        if point is not None and point < 1:
-            raise SchemeError(f"point {point}: points are counted from 1")
+        sizes = list(batch) if isinstance(batch, Iterable) else [batch]
+        if not sizes or not all(_whole(size) for size in sizes):
+            raise SchemeError(f"batch {batch!r}: give whole numbers of 1 or more")
+        if not (isinstance(plan_time, int | float) and 0 <= plan_time < math.inf):
+            raise SchemeError(f"plan time {plan_time!r}: give seconds, 0 or more")
+        if point is not None and not _whole(point):
+            raise SchemeError(f"point {point!r}: points are counted from 1")
         if plan is not None:
             if scheme != "auto" or ignored_scope or limits is not None:
                 raise SchemeError(
@@ -79,7 +82,9 @@ class Request:
                 raise SchemeError(
                     "a plan is carried out as it stands: leave it out, or the validation function"
                 )
-            plan = plan if isinstance(plan, Plan) else read_plan(plan)
+            plan = read_plan(plan) if isinstance(plan, str | Path) else plan
+            if not isinstance(plan, Plan):
+                raise SchemeError(f"plan is a {type(plan).__name__}; give a plan, or its path")
         if validated:
             limits = limits or Budget.parse(None)
             if limits.max_drop is None:
@@ -87,9 +92,9 @@ class Request:
                     f"budget {str(limits)!r}: does not say how far the metric may drop; add "
                     "max_drop, or leave the validation function out"
                 )
-        sizes = tuple(dict.fromkeys(batch))
+        batches = tuple(dict.fromkeys(sizes))
         return Request(
-            scheme, ignored_scope, plan, limits, sizes, plan_time, point, validated=validated
+            scheme, ignored_scope, plan, limits, batches, plan_time, point, validated=validated
         )
 
     def check_budget(self, *, automatic: bool, calibrated: bool, sites: bool) -> None:
@@ -119,11 +124,20 @@ class Request:
             )
 
 
+def _whole(value: object) -> bool:
+    """Whether it is a whole number from 1."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        return False
+    return int(value) >= 1
+
+
 def _check_schemes(scheme: Schemes, ignored_scope: Sequence[str]) -> None:
     if isinstance(scheme, str):
         parse_scheme(scheme)
     else:
         for number, item in enumerate(scheme, 1):
             Rule.parse(item, f"rule {number}")
+    if isinstance(ignored_scope, str):
+        raise SchemeError(f"ignored patterns {ignored_scope!r}: give a list of patterns")
     for pattern in ignored_scope:
         matches(pattern, "")

@@ -9,15 +9,18 @@ kinds differ, larger groups are less work, and kernels are timed afterwards, for
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .allocate import lower_hull
+from .cache import Cache
 from .fingerprint import array_sha256, code_fingerprint
+from .fit_jobs import Work, fit_cost, naming_site
 from .linalg import damped, relative_error
 from .stats import Stats
 from .structures.base import Structure
@@ -27,6 +30,7 @@ from .structures.monarch import Monarch
 from .structures.residual import Residual
 from .structures.trit_planes import TritPlanes
 from .threads import single_threaded
+from .workers import check_code
 
 KIND = "screen"
 """Of the entries of the cache."""
@@ -48,6 +52,7 @@ class ScreenJob:
         options: resolved.
         floating: whether low rank and Monarch, which can only be faster than codes, are wanted.
         seed: of what is drawn at random.
+        code: `code_fingerprint()` of who made the job, which that of the worker has to equal.
     """
 
     site: str
@@ -56,6 +61,14 @@ class ScreenJob:
     options: tuple[Structure, ...]
     floating: bool
     seed: int
+    code: Mapping[str, str] = field(default_factory=code_fingerprint)
+
+    @property
+    def cost(self) -> float:
+        """See `screen_cost`."""
+        rows, columns = self.weight.shape
+        calibrated = self.stats is not None
+        return screen_cost(rows, columns, len(self.options), calibrated=calibrated)
 
     def key(self) -> dict[str, Any]:
         """What the cache knows the result by."""
@@ -66,12 +79,80 @@ class ScreenJob:
             "options": [repr(option) for option in self.options],
             "floating": self.floating,
             "seed": self.seed,
-            "code": code_fingerprint(),
+            "code": dict(self.code),
         }
 
 
+def screen_cost(out_features: int, in_features: int, options: int, *, calibrated: bool) -> float:
+    """An estimate of the work, for progress, in the unit of `fit_cost`; a single one takes none."""
+    return options * fit_cost(out_features, in_features, calibrated=calibrated) * (options > 1)
+
+
+def screen_all(
+    jobs: Iterable[ScreenJob],
+    *,
+    work: Work,
+    executor: Executor | None = None,
+    in_flight: int = 1,
+    cache: Cache | None = None,
+) -> Generator[tuple[str, list[int]]]:
+    """Yields what `screened` finds by the name of the site, as it is found.
+
+    Args:
+        jobs: asked for one after the other.
+        work: told of what is done and what the cache saved.
+        executor: where they run: any that can import undense; here and now if None.
+        in_flight: jobs that are handed to the executor at a time.
+        cache: of results.
+
+    Raises:
+        FitError: of the first job that fails; it names the site.
+    """
+    waiting: dict[Future[list[int]], tuple[str, float, dict[str, Any]]] = {}
+
+    def done(site: str, cost: float, key: dict[str, Any], kept: list[int]) -> tuple[str, list[int]]:
+        if cache is not None:
+            cache.put(KIND, key, {"kept": kept})
+        work.done(cost)
+        return site, kept
+
+    def completed() -> Iterator[tuple[str, list[int]]]:
+        for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+            about = waiting.pop(future)
+            with naming_site(about[0]):
+                kept = future.result()
+            yield done(*about, kept)
+
+    try:
+        for job in jobs:
+            work.tell()
+            key = {} if cache is None else job.key()
+            stored = None if cache is None else cache.get(KIND, key)
+            if stored is not None:
+                work.saved(job.cost)
+                yield job.site, stored.values["kept"]
+            elif executor is None:
+                with naming_site(job.site):
+                    kept = screened(job)
+                yield done(job.site, job.cost, key, kept)
+            else:
+                while len(waiting) >= in_flight:
+                    yield from completed()
+                waiting[executor.submit(screened, job)] = job.site, job.cost, key
+        while waiting:
+            yield from completed()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
 def screened(job: ScreenJob) -> list[int]:
-    """The numbers of the options on their family's hull."""
+    """The numbers of the options on their family's hull.
+
+    Raises:
+        FitError: undense, numpy or torch are others here than where the job was made.
+    """
+    check_code(job.site, job.code)
     shape = job.weight.shape
     floating = [option for option in job.options if _is_floating(option)] if job.floating else []
     codes = [option for option in job.options if not _is_floating(option)]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from .auto import allowed, choose, least_distortion, swaps, uniform
-from .budget import Budget
+from .budget import Budget, rounded_up, up_to
 from .errors import PlanError
 from .pricing import PricedModel
 from .sensitivity import Sensitivities
@@ -17,7 +17,8 @@ _ROUNDS = 5
 """Of choosing and measuring; choices settle in two or three."""
 
 _TIGHTENED = 1.05
-_ROUNDED = 1 + 1e-9
+_LOWERED = 0.1
+"""Of the sum of a choice, where its joint distortion falls so slowly that the rounds are over."""
 _SWAPS = 16
 """Exchanges of two sites that are measured, at most."""
 _PROMISING = 4.0
@@ -52,10 +53,14 @@ class Settled:
     swaps: int = 0
 
     @property
+    def alone(self) -> float:
+        """The sum of what each site does alone; the larger it is, the less the choice costs."""
+        return self.model.distortion(self.chosen)
+
+    @property
     def additivity(self) -> float | None:
         """The joint distortion over the sum of what each site does alone."""
-        alone = self.model.distortion(self.chosen)
-        return self.joint / alone if alone > 0 else None
+        return self.joint / self.alone if self.alone > 0 else None
 
 
 def settle(model: PricedModel, budget: Budget, sensitivities: Sensitivities) -> Settled:
@@ -91,7 +96,7 @@ def _check_joint(found: Settled, budget: Budget) -> None:
             f"budget: with {costs} the outputs of the model are not finite any more; raise that, "
             "or keep layers dense"
         )
-    if limit is not None and found.joint > limit:
+    if limit is not None and found.joint > up_to(limit):
         raise PlanError(
             f"budget: max_drop={limit:g} cannot be kept together with {costs}: the least that was "
             f"found is {_said(found)}; raise it from {limit:g}, or {costs}"
@@ -120,8 +125,7 @@ def settle_by_metric(
     """
     if budget.limits_cost:
         return settle(model, replace(budget, max_drop=None), sensitivities)
-    named = [site.fixed or 0 for site in model.sites]
-    least = Settled(model, named, sensitivities.joint(model, named))
+    least = _named_alone(model, sensitivities)
     found: Settled | None = None
     for limit in FALLING:
         allowing = Budget(max_drop=least.joint + limit)
@@ -150,39 +154,69 @@ def _chosen(
     return Settled(model, chosen, sensitivities.joint(model, chosen))
 
 
+def _named_alone(model: PricedModel, sensitivities: Sensitivities) -> Settled:
+    """Dense but for the schemes by name."""
+    named = [site.fixed or 0 for site in model.sites]
+    return Settled(model, named, sensitivities.joint(model, named))
+
+
 def _said(found: Settled) -> str:
     """What a choice loses, and how that compares with what its layers lose alone."""
     beside = found.additivity and f", {found.additivity:.2f} times the sum of what each loses alone"
-    return f"{found.joint:.3g}{beside or ''}"
+    return f"{rounded_up(found.joint)}{beside or ''}"
 
 
 def _nearest(model: PricedModel, budget: Budget, limit: float | None) -> list[int]:
     """What the limit of the sum allows, or the least sum there is: the joint one may be less."""
     if limit is not None:
-        limit = max(limit, _ROUNDED * least_distortion(model, budget))
+        limit = max(limit, least_distortion(model, budget))
     return choose(model, budget, limit)
 
 
 def _within(found: Settled, budget: Budget, sensitivities: Sensitivities, limit: float) -> Settled:
     """Moves the limit of the sum until the joint distortion is just below the limit."""
-    best = found if found.joint <= limit else None
+    most = up_to(limit)
+    best = found if found.joint <= most else None
     for _ in range(_ROUNDS):
         additivity = found.additivity
         if additivity is None or (best and (best.joint > 0.8 * limit or sensitivities.time_is_up)):
             break
         tightened = _TIGHTENED if found.joint > limit else 1.0
         before = found.chosen
-        found = _chosen(found.model, budget, sensitivities, limit / additivity / tightened)
+        # Where errors cancel out altogether, the ratio is that of a choice without a limit.
+        moved = limit / additivity / tightened if additivity else math.inf
+        found = _chosen(found.model, budget, sensitivities, moved)
         if found.chosen == before:
             break
-        if found.joint <= limit and (best is None or found.joint >= best.joint):
+        if found.joint <= most and (best is None or found.alone >= best.alone):
             best = found
-    if best is None:
+    return best or _lowered(found, budget, sensitivities, limit)
+
+
+def _lowered(found: Settled, budget: Budget, sensitivities: Sensitivities, limit: float) -> Settled:
+    """Lowers the sum by magnitudes, and at last leaves dense all that has no scheme by name.
+
+    What that loses is said by the refusal: raised to it, the limit is kept for sure.
+    """
+    for _ in range(_ROUNDS):
+        before = found.chosen
+        found = _chosen(found.model, budget, sensitivities, _LOWERED * found.alone)
+        if found.joint <= up_to(limit):
+            return found
+        if found.chosen == before:
+            break
+    found = _named_alone(found.model, sensitivities)
+    if found.joint <= up_to(limit):
+        return found
+    if not math.isfinite(found.joint):
         raise PlanError(
-            f"budget: max_drop={limit:g} cannot be kept: the least that was found is "
-            f"{_said(found)}; raise it from {limit:g}, or name other schemes where you name some"
+            f"budget: max_drop={limit:g} cannot be kept: with the schemes that are named the "
+            "outputs of the model are not finite any more; name others"
         )
-    return best
+    raise PlanError(
+        f"budget: max_drop={limit:g} cannot be kept: with every layer dense whose scheme is not "
+        f"named it is {_said(found)}; raise it from {limit:g}, or name other schemes"
+    )
 
 
 def _swapped(found: Settled, budget: Budget, sensitivities: Sensitivities) -> Settled:

@@ -8,8 +8,8 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator
-from concurrent.futures import Executor
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import MissingDependencyError, SchedulerError, cause_of
+from .errors import FitError, MissingDependencyError, SchedulerError, cause_of
+from .fingerprint import code_fingerprint
 
 _WORTH_PROCESSES = 2.5e10
 """Multiply-accumulates, about ten seconds of one core: each process takes three to load torch."""
@@ -54,7 +55,16 @@ def local_workers(cost: float, jobs: int) -> Iterator[Workers]:
         yield Workers()
         return
     with tempfile.TemporaryDirectory(prefix="undense-") as folder:
-        executor = loky.ProcessPoolExecutor(
+
+        class Processes(loky.ProcessPoolExecutor):  # type: ignore[misc]
+            """Ended with all they have: in a shutdown loky fails on futures that are cancelled."""
+
+            def submit(self, *job: Any, **options: Any) -> Future[Any]:
+                future: Future[Any] = super().submit(*job, **options)
+                future.cancel = lambda: False  # type: ignore[method-assign]
+                return future
+
+        executor = Processes(
             count,
             initializer=_begin,
             initargs=(os.getpid(),),
@@ -105,6 +115,26 @@ def cluster_workers(address: str) -> Iterator[Workers]:
             ) from error
         threads = sum(client.nthreads().values())
         yield Workers(client.get_executor(), 2 * threads)
+
+
+def check_code(site: str, code: Mapping[str, str]) -> None:
+    """Called where a job runs: refuses other code than that of the process that made the job.
+
+    Args:
+        site: that the job is about.
+        code: `code_fingerprint()` of who made it.
+
+    Raises:
+        FitError: undense, numpy or torch are others here.
+    """
+    here = code_fingerprint()
+    differing = sorted(name for name in {*here, *code} if here.get(name) != code.get(name))
+    if differing:
+        raise FitError(
+            site,
+            f"the worker has other {' and '.join(differing)} than the process that compiles",
+            "install the same versions on all workers",
+        )
 
 
 def _begin(parent: int) -> None:

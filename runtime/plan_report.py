@@ -68,11 +68,13 @@ def plan_facts(planning: Planning, report: Mapping[str, Any]) -> Iterator[tuple[
     counts = planning["distortions"]
     yield (
         "options",
-        (
-            f"chosen from by {counts['measured']} measured and {counts['predicted']} predicted "
-            "distortions"
-        ),
+        f"{sum(counts.values())}; distortion of {counts['measured']} measured, others predicted",
     )
+    if samples := planning.get("distortion_samples"):
+        known = (
+            f", {samples['calibrated']} that were calibrated on" if samples["calibrated"] else ""
+        )
+        yield "compared on", f"{samples['held_out']} samples that were held out{known}"
     yield "prediction", _prediction(planning["prediction"])
 
 

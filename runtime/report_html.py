@@ -93,7 +93,12 @@ def _tiles(report: Mapping[str, Any]) -> Iterator[Markup]:
             )
         else:
             yield _tile(name, times(ratio), "of dense, predicted")
-    yield _tile("distortion", text(planning["distortion"]), f"budget {planning['budget']}")
+    validation, of_outputs = report.get("validation"), f"budget {planning['budget']}"
+    if validation:
+        drop = f"max_drop {text(validation['max_drop'])}, {validation['drop_type']}"
+        yield _tile("drop of the metric", text(validation["drop"]), drop)
+        of_outputs = "of the outputs, where the metric is the limit"
+    yield _tile("distortion", text(planning["distortion"]), of_outputs)
     yield _tile("stored bits", f"{planning['effective_bits']:.3g}", "a weight of the sites")
 
 

@@ -12,7 +12,8 @@ from graphs import normal
 from numpy.typing import NDArray
 from undense.passes.errors import FitError
 from undense.passes.fit import FitResult
-from undense.passes.fit_jobs import FitJob, fit_all
+from undense.passes.fit_jobs import FitJob, Work, fit_all
+from undense.passes.progress import Progress, silent
 from undense.passes.scheme import parse_scheme
 from undense.passes.stats import Stats, StatsAccumulator
 from undense.passes.structures.base import Form, Structure
@@ -60,8 +61,11 @@ def _bytes(result: FitResult) -> list[Any]:
     return [*tensors, result.relative_error, str(result.fitted.structure)]
 
 
-def fitted_bytes(jobs: list[FitJob], **options: Any) -> dict[str, list[Any]]:
-    found = fit_all(jobs, cost=sum(job.cost for job in jobs), **options)
+def fitted_bytes(
+    jobs: list[FitJob], *, progress: Progress = silent, **options: Any
+) -> dict[str, list[Any]]:
+    work = Work(sum(job.cost for job in jobs), progress)
+    found = fit_all(jobs, work=work, **options)
     return {name: _bytes(result) for name, result in found}
 
 

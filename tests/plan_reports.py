@@ -6,12 +6,13 @@ import json
 from typing import Any
 
 import pricing
-from undense.passes.auto import choose, pareto, reason, runners_up
+from undense.passes.auto import choose, pareto, reason
 from undense.passes.budget import Budget
 from undense.passes.plan import Choice
-from undense.passes.planning_report import costs, distortion_counts, site_costs
+from undense.passes.planning_report import costs, planning_report
 from undense.passes.pricing import Option, PricedModel, PricedSite
 from undense.passes.sensitivity import Sensitivities
+from undense.passes.settle import Settled
 
 BUDGET = Budget(size_ratio=0.25)
 
@@ -41,24 +42,19 @@ def planning_of(model: PricedModel, budget: Budget = BUDGET) -> dict[str, Any]:
     ]
     joint = measured({site.name: scheme for site, _, scheme in taken if scheme != "dense"})
     points = [
-        {**costs(model, point), "distortion": 0.5**n} for n, point in enumerate(pareto(model))
+        {**costs(model, point), "distortion": 0.5**n}
+        for n, point in enumerate(pareto(model, budget))
     ]
-    planning = {
-        "budget": str(budget),
-        "notes": ["planned for size alone: <no> device"],
-        "batches": list(model.batches),
-        "rest_milliseconds": {str(b): ms for b, ms in model.rest_milliseconds.items()},
-        **costs(model, chosen),
-        "distortion": joint,
-        "distortion_measure": "kl",
-        "distortions": distortion_counts(model),
-        "additivity": 1.25,
-        "swaps": 2,
-        "prediction": sensitivities.check(model),
-        "pareto": points,
-        "sites": site_costs(model, chosen, choices),
-        "runners_up": {site.name: runners_up(site, number, budget) for site, number in pairs},
-    }
+    planning = planning_report(
+        Settled(model, chosen, joint, swaps=2),
+        budget,
+        choices,
+        notes=["planned for size alone: <no> device"],
+        measure="kl",
+        samples={"held_out": 5, "calibrated": 3},
+        prediction=sensitivities.check(model),
+        pareto=points,
+    )
     read: dict[str, Any] = json.loads(json.dumps(planning))
     return read
 

@@ -167,7 +167,7 @@ def test_without_a_function_the_report_says_what_the_drop_is_of():
     module = _compiled(
         validation_fn=None, validation_dataset=None, budget={"max_drop": 0.3}, batch=[1]
     )
-    assert any("stood in for a metric" in note for note in module.report["notes"])
+    assert any("stood in for a metric" in note for note in module.report["planning"]["notes"])
     assert module.report["validation"] is None
 
 

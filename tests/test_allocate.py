@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from undense.passes import allocate as allocation
 from undense.passes.allocate import Impossible, Limit, allocate, lower_hull, total
+from undense.passes.errors import PlanError
 
 
 def _brute_force(aim, limits):
@@ -77,6 +79,49 @@ def test_a_model_without_sites_has_one_choice():
     assert allocate([]) == []
     with pytest.raises(Impossible):
         allocate([], [Limit("size_ratio", [], -1.0)])
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+@pytest.mark.parametrize("beyond", [1e-7, 1e-6, 3e-6])
+def test_a_choice_that_passes_a_limit_by_the_tolerance_of_the_solver_is_not_taken(
+    scale, beyond, monkeypatch
+):
+    """Even where the scale leaves the solver free to find it: then limits are tightened."""
+    monkeypatch.setattr(allocation, "_SCALE", scale)
+    # The last of the three would be best, and of the sums of two only that is beyond the limit.
+    aim = [[10.0, 5.0, 0.0], [10.0, 5.0, 0.0]]
+    costs = [[1.0, 4.0, 5.0 + beyond], [1.0, 4.0, 5.0]]
+    limit = Limit("size_ratio", costs, 10.0)
+    found = allocate(aim, [limit])
+    assert limit.keeps(total(costs, found))
+    assert total(aim, found) == 5.0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_of_many_sums_near_the_limit_none_beyond_it_is_taken(seed):
+    """Bytes of layers beside one of a thousand million, whose millionth is many of them."""
+    random = np.random.default_rng(seed)
+    costs = np.sort(random.integers(1, 2000, (8, 3)).astype(float), axis=1)
+    aim = np.sort(random.random((8, 3)), axis=1)[:, ::-1]
+    costs = [[1e9, 1.0], *costs.tolist()]
+    aim = [[0.0, 1e-3], *aim.tolist()]
+    limit = Limit("size_ratio", costs, 1e9 + float(random.integers(4000, 9000)))
+    found = allocate(aim, [limit])
+    assert limit.keeps(total(costs, found))
+    assert total(aim, found) == pytest.approx(_brute_force(aim, [limit]), rel=1e-5)
+
+
+@pytest.mark.parametrize("nodes", [0, 1])
+def test_a_search_that_ends_too_early_says_so(nodes, monkeypatch):
+    monkeypatch.setattr(allocation, "_NODES", nodes)
+    random = np.random.default_rng(0)
+    tables = [random.integers(1, 100, (12, 4)).astype(float) for _ in range(5)]
+    limits = [
+        Limit(f"limit {number}", costs.tolist(), float(0.75 * costs.mean(axis=1).sum()))
+        for number, costs in enumerate(tables[1:])
+    ]
+    with pytest.raises(PlanError, match=f"limit 0 together with .* ended after {nodes} .*; raise"):
+        allocate(tables[0].tolist(), limits)
 
 
 @pytest.mark.parametrize("seed", range(3))

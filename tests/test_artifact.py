@@ -179,7 +179,8 @@ def test_an_interrupted_write_leaves_the_artifact_before_it(tmp_path):
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_termination_leaves_nothing(tmp_path):
+def half_written(folder: Path) -> tuple[subprocess.Popen[bytes], Path]:
+    """A process that has written half of the artifact `a`, and where, an hour ago."""
     code = (
         "import sys, time, pathlib\n"
         "from undense.runtime.artifact import write_artifact\n"
@@ -188,10 +189,49 @@ def test_termination_leaves_nothing(tmp_path):
         "    time.sleep(60)\n"
         "write_artifact(sys.argv[1], fill)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "a")])
+    pattern, others = ".a.*.partial/half", set(folder.glob(".a.*.partial/half"))
+    process = subprocess.Popen([sys.executable, "-c", code, str(folder / "a")])
     deadline = time.monotonic() + 30
-    while not list(tmp_path.glob(".a.*.partial/half")) and time.monotonic() < deadline:
+    while not (found := set(folder.glob(pattern)) - others) and time.monotonic() < deadline:
         time.sleep(0.02)
+    partial = found.pop().parent
+    hour_ago = time.time() - 3600
+    os.utime(partial, (hour_ago, hour_ago))
+    return process, partial
+
+
+def test_what_a_killed_process_left_goes_and_what_another_one_writes_stays(tmp_path):
+    killed, left = half_written(tmp_path)
+    writing, kept = half_written(tmp_path)
+    killed.kill()
+    killed.wait(30)
+    try:
+        write_artifact(tmp_path / "a", fill_with(one="1"))
+        assert not left.exists()
+        assert (kept / "half").read_text() == "half"
+    finally:
+        writing.terminate()
+        writing.wait(30)
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_what_was_to_be_replaced_when_a_process_was_killed_is_put_back(tmp_path):
+    before = write_artifact(tmp_path / "a", fill_with(one="1"))
+    left = tmp_path / ".a.0badc0de.previous"
+    before.path.rename(left)
+    os.utime(left, (0, 0))
+
+    def fill(folder: Path) -> Manifest:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_artifact(tmp_path / "a", fill)
+    assert open_artifact(tmp_path / "a") == before
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_termination_leaves_nothing(tmp_path):
+    process, _ = half_written(tmp_path)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 128 + signal.SIGTERM
     assert os.listdir(tmp_path) == []

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pricing import BITS, model, schemes, site
-from undense.passes.auto import allowed, choose, pareto, reason, runners_up, swaps
-from undense.passes.budget import DEFAULT_DROP, Budget
+from undense.passes.auto import allowed, choose, exceeded, pareto, reason, runners_up, swaps
+from undense.passes.budget import DEFAULT_DROP, Budget, rounded_up
 from undense.passes.errors import PlanError, SchemeError
 from undense.passes.pricing import PricedModel
 
@@ -90,7 +91,7 @@ def test_what_was_asked_for_by_name_stays_and_counts():
 
 def test_pareto_points_fall_in_distortion_as_they_grow():
     priced = model(*(site(f"s{number}", 10.0**-number) for number in range(6)))
-    points = pareto(priced)
+    points = pareto(priced, Budget(max_drop=0.01))
     assert len(points) == 5
     sizes = [priced.size_ratio(point) for point in points]
     losses = [priced.distortion(point) for point in points]
@@ -98,6 +99,114 @@ def test_pareto_points_fall_in_distortion_as_they_grow():
     assert len(set(sizes)) == 5
     assert losses == sorted(losses, reverse=True)
     assert schemes(priced, points[0]) == [TWO] * 6
+
+
+@pytest.mark.parametrize(
+    "budget", [Budget(max_drop=0.01), Budget(latency_ratio=0.9), Budget(0.5, latency_ratio=1.0)]
+)
+def test_pareto_points_have_nothing_slower_unless_the_size_alone_counts(budget):
+    slow = dict.fromkeys(BITS, 1.5)
+    some = model(site("fast"), site("mixed", slow={TWO: 1.5}), site("slow", slow=slow))
+    points = pareto(some, budget)
+    assert schemes(some, points[0]) == [TWO, FOUR, "dense"]
+    for point in points:
+        gates = [s.gate(o, budget) for s, o in zip(some.sites, some.taken(point), strict=True)]
+        assert gates == [""] * 3
+        # What is kept dense for being slow stands beside nothing that is.
+        assert "1.50× the time" in reason(some.sites[2], point[2], budget)
+    sizes = [some.size_ratio(point) for point in points]
+    assert sizes == sorted(set(sizes))
+    assert schemes(some, pareto(some, Budget(size_ratio=0.9))[0]) == [TWO] * 3
+    every = model(site("a", slow=slow), site("b", slow=slow))
+    assert [schemes(every, point) for point in pareto(every, budget)] == [["dense"] * 2]
+
+
+def test_pareto_points_keep_what_was_asked_for_by_name_however_slow():
+    fixed = site("fixed", slow={TWO: 1.5}, fixed=3)
+    priced = model(fixed, site("free"))
+    points = pareto(priced, Budget(max_drop=0.01))
+    assert {point[0] for point in points} == {3}
+    assert schemes(priced, points[0]) == [TWO, TWO]
+
+
+@pytest.mark.parametrize("rest", [None, 2.0, 1e5])
+@pytest.mark.parametrize(
+    "budget",
+    [
+        Budget(size_ratio=0.01),
+        Budget(effective_bits=0.1),
+        Budget(latency_ratio=0.01),
+        Budget(size_ratio=0.0703, latency_ratio=0.01),
+        Budget(effective_bits=5, max_drop=1e-6),
+    ],
+)
+def test_the_limit_that_a_refusal_names_is_kept(budget, rest):
+    named = site("named", 3.3, slow={EIGHT: 0.777}, fixed=1)
+    priced = model(named, site("b", 0.7), site("c", 1.1), other_bytes=1001, rest=rest)
+    for _ in range(5):
+        try:
+            choose(priced, budget, budget.max_drop)
+            break
+        except PlanError as refused:
+            said = re.search(r"budget: (\w+)=.* reach is ([\d.e-]+); raise", str(refused))
+            assert float(said[2]) > getattr(budget, said[1])
+            budget = replace(budget, **{said[1]: float(said[2])})
+    chosen = choose(priced, budget, budget.max_drop)
+    assert not exceeded(priced, budget, chosen)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (0.078125, "0.07813"),
+        (0.30000000000000004, "0.3"),
+        (0.5, "0.5"),
+        (12345.1, "12350"),
+        (1.2345e-9, "1.235e-09"),
+        (0.0, "0"),
+        (float("inf"), "inf"),
+    ],
+)
+def test_numbers_that_a_limit_is_raised_to_are_rounded_up(value, said):
+    assert rounded_up(value) == said
+
+
+@given(
+    st.lists(st.integers(1, 10**9), min_size=1, max_size=5),
+    st.integers(0, 10**9),
+    st.sampled_from([1e-8, 3e-9, -3e-9, -1e-8, 0.0]),
+    st.randoms(use_true_random=False),
+)
+def test_what_is_chosen_is_not_exceeded_however_near_the_limit(sizes, rest, nudge, random):
+    """Layers of very different size: the solver's tolerance is of the largest."""
+    sites = [_of_bytes(f"s{n}", 4 * size, random) for n, size in enumerate(sizes)]
+    priced = model(*sites, other_bytes=rest)
+    some = [random.randrange(4) for _ in sites]
+    budget = Budget(size_ratio=priced.size_ratio(some) * (1 + nudge))
+    try:
+        chosen = choose(priced, budget)
+    except PlanError:
+        assert exceeded(priced, budget, some)
+        return
+    assert not exceeded(priced, budget, chosen)
+    assert priced.size_ratio(chosen) <= budget.size_ratio * (1 + 1e-9)
+    if not exceeded(priced, budget, some):
+        assert priced.distortion(chosen) <= priced.distortion(some) * (1 + 1e-5)
+
+
+def _of_bytes(name, dense, random):
+    one = site(name, random.uniform(0.1, 10.0))
+    bits = (32, 8, 4, 2)
+    sizes = (dense * b // 32 + random.randrange(2) for b in bits)
+    options = (replace(o, bytes=size) for o, size in zip(one.options, sizes, strict=True))
+    return replace(one, options=tuple(options))
+
+
+def test_every_batch_that_takes_too_long_counts_and_the_worst_is_said():
+    priced = model(site("a", slow={EIGHT: 0.9}), rest=1.0)
+    found = exceeded(priced, Budget(size_ratio=0.2, latency_ratio=0.5), [1])
+    assert found == pytest.approx({"size_ratio": 0.25, "latency_ratio": 0.95}, abs=0.03)
+    assert found["latency_ratio"] == max(priced.latency_ratio([1], b) for b in (1, 32))
 
 
 @given(st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=6), st.floats(0.07, 1.0))
@@ -166,6 +275,7 @@ def test_budgets_are_read(given, expected):
         ("size_ratio=0", "above 0, not 0"),
         ("size_ratio=nan", "above 0, not nan"),
         ("size_ratio=-1", "above 0, not -1"),
+        ("max_drop=inf", "max_drop is a number of 0 or more, not inf"),
         ("size_ratio=0.5,size_ratio=0.5", "given twice"),
         ("", "is empty"),
         ({}, "is empty"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from undense.frontend import dense
 from undense.frontend.calibrate import calibrate
 from undense.frontend.dense import dense_session, run_dense
 from undense.frontend.samples import Samples, read_samples
+from undense.passes.cache import Cache
 from undense.passes.errors import CalibrationError, LoadError
 from undense.passes.sites import Site, find_sites
 from undense.passes.stats import Stats
@@ -217,6 +219,73 @@ def test_nothing_but_numbers_is_refused_with_value_and_site() -> None:
     data = [(np.full((1, 2, N), 1e30, np.float32),)]
     with pytest.raises(CalibrationError, match=r"q: its input 'x' is not finite once squared"):
         everything(huge, read_samples(data, huge))
+
+
+def test_what_is_measured_together_does_not_depend_on_what_is_wanted(tmp_path: Path) -> None:
+    model, cache = chain(), Cache(tmp_path)
+    samples, sites = samples_of(model, 3), find_sites(model)[0]
+    every = everything(model, samples, cache=cache, memory_limit_bytes=1)
+    stored = len(cache.entries())
+    told: list[tuple[int, int, str]] = []
+
+    def progress(*step: Any) -> None:
+        told.append(step)
+
+    groups = calibrate(
+        model, sites, samples, wanted={"k", "down"}, memory_limit_bytes=1, cache=cache,
+        progress=progress,
+    )  # fmt: skip
+    found = [([site.name for site in group], stats) for group, stats in groups]
+    assert [names for names, _ in found] == [["k"], ["down"]]
+    for (name,), stats in found:
+        assert list(stats) == [name]
+        assert np.array_equal(stats[name].second_moment, every[name].second_moment)
+    assert len(cache.entries()) == stored
+    assert told == []
+    one = calibrate(
+        model, sites, samples, wanted={"o"}, memory_limit_bytes=1, progress=progress
+    )  # fmt: skip
+    assert [[site.name for site in group] for group, _ in one] == [["o"]]
+    assert told == [(1, 1, "calibrate")], "groups that nobody wants are not run"
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_site_that_is_not_wanted_may_have_no_statistic(tmp_path: Path, cached: bool) -> None:
+    model = chain(k=np.full((N, N), np.inf, np.float32))
+    cache, samples = Cache(tmp_path), samples_of(model, 3, 4)
+    sites = find_sites(model)[0]
+    refused: dict[str, str] = {}
+
+    def run(**options: Any) -> list[str]:
+        groups = calibrate(model, sites, samples, cache=cache, **options)
+        return [site.name for group, stats in groups for site in group if site.name in stats]
+
+    if cached:
+        run(wanted={"q"})
+    assert run(wanted={"q", "k", "v"}) == ["q", "k", "v"]
+    found = run(refuse=lambda site, cause: refused.update({site.name: cause}))
+    assert found == ["q", "k", "v"]
+    assert refused == {
+        name: f"its input {value!r} is not finite in calibration sample 0; mend the model or the "
+        "data"
+        for name, value in (("o", "s"), ("down", "r"))
+    }
+    with pytest.raises(CalibrationError, match=r"^o: its input 's' .*, or keep the site dense$"):
+        run(wanted={"o"})
+
+
+def test_an_input_of_unknown_rank_is_refused_where_it_is_wanted() -> None:
+    model = graph(
+        "g (float[a,b] x) => (float[c,d] y) { s = Relu(x)  y = Gemm<transA=1>(s, w) }",
+        w=normal(N, 48),
+    )
+    (site,) = find_sites(model)[0]
+    site.uses[0].x.shape = None
+    assert site.uses[0].feature_axis == 0
+    samples = read_samples([(normal(N, 3),)], model)
+    assert list(calibrate(model, [site], samples, wanted=())) == []
+    with pytest.raises(CalibrationError, match=r"^w: the rank of its input 's' is not known"):
+        list(calibrate(model, [site], samples))
 
 
 def test_samples_that_are_missing_empty_or_cannot_be_run() -> None:

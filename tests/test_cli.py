@@ -75,7 +75,7 @@ def test_compile_with_rules_and_calibration(
     )  # fmt: skip
     schemes = {site["name"]: site["scheme"] for site in report["sites"]}
     assert schemes == {"first": "low_rank{rank=19}", "second": "dense"}
-    assert report["calibration"]["samples"] == 10
+    assert report["calibration"]["samples"] == 9
 
 
 def test_inspect_shows_a_model_and_an_artifact(

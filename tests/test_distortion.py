@@ -8,16 +8,19 @@ import weakref
 import numpy as np
 import pytest
 from graphs import graph, normal, outputs
+from helpers import assert_close
 from scipy.special import rel_entr, softmax
 from undense.frontend import distortion as distortions
-from undense.frontend.distortion import distortion
+from undense.frontend.distortion import Compared, compared_on, distortion
 from undense.frontend.distortion_cache import DistortionCache
 from undense.frontend.exchange import Exchange, exchangeable
 from undense.frontend.rounding import rounding_errors
 from undense.passes.cache import Cache
 from undense.passes.errors import CalibrationError
+from undense.passes.replace import Fitted
 from undense.passes.sites import find_sites
 from undense.passes.structures.block_quantized import round_activations
+from undense.passes.structures.int_codes import IntCodes
 
 N = 40
 
@@ -59,7 +62,7 @@ def test_an_exchanged_weight_does_what_it_does_in_the_model(name):
     stored = np.ascontiguousarray(other.T if ORIENTATIONS[name] else other)
     want = outputs(_model(**{name: stored}), ids=IDS)["y"].astype(np.float64)
     dense = outputs(model, ids=IDS)["y"].astype(np.float64)
-    with distortion(model, _sites(model), [{"ids": IDS}]) as measured:
+    with distortion(model, _sites(model), _samples({"ids": IDS})) as measured:
         assert measured.measure == "relative_mse"
         with exchangeable(model, [name]) as dense_model:
             got = dense_model.exchanged([(name, Exchange(other))])({"ids": IDS})["y"]
@@ -82,7 +85,7 @@ def test_a_corrected_bias_is_part_of_the_exchange():
 def test_several_weights_are_exchanged_at_once():
     model, sites = _model(), _sites(_model())
     zero = {name: Exchange(np.zeros_like(site.weight())) for name, site in sites.items()}
-    with distortion(model, sites, [{"ids": IDS}, {"ids": IDS[:2]}]) as measured:
+    with distortion(model, sites, _samples({"ids": IDS}, {"ids": IDS[:2]})) as measured:
         assert measured.of(zero.items()) == pytest.approx(1.0)
 
 
@@ -102,7 +105,7 @@ def test_of_logits_it_is_the_divergence():
 
     p, q = log_softmax(dense), log_softmax(want)
     expected = np.mean(np.sum(np.exp(p) * (p - q), axis=-1))
-    with distortion(model, sites, [{"ids": IDS}]) as measured:
+    with distortion(model, sites, _samples({"ids": IDS})) as measured:
         assert measured.measure == "kl"
         assert measured.of([("third", Exchange(other))]) == pytest.approx(expected, rel=1e-3)
 
@@ -141,7 +144,7 @@ def test_weights_are_made_one_after_another():
 def test_weights_that_make_no_numbers_distort_without_end():
     model, sites = _model(), _sites(_model())
     broken = np.full_like(sites["first"].weight(), np.inf)
-    with distortion(model, sites, [{"ids": IDS}]) as measured:
+    with distortion(model, sites, _samples({"ids": IDS})) as measured:
         assert measured.of([("first", Exchange(broken))]) == float("inf")
 
 
@@ -149,14 +152,14 @@ def test_a_dense_model_without_numbers_is_refused():
     model = _model(shift=np.full(N, np.nan, np.float32))
     with (
         pytest.raises(CalibrationError, match="'y' of the dense model is not a number"),
-        distortion(model, _sites(model), [{"ids": IDS}]),
+        distortion(model, _sites(model), _samples({"ids": IDS})),
     ):
         pass
 
 
 def test_the_model_is_not_changed():
     model = _model()
-    with distortion(model, _sites(model), [{"ids": IDS}]):
+    with distortion(model, _sites(model), _samples({"ids": IDS})):
         pass
     assert [value.name for value in model.graph.inputs] == ["ids"]
     assert list(_sites(model)) == list(_sites(_model()))
@@ -232,7 +235,7 @@ def test_logits_are_told_by_their_name_and_their_classes(name, axes, measure):
         axes=np.array(axes, np.int64),
     )
     model.graph.outputs[0].shape = None
-    with distortion(model, ["w"], [{"x": normal(3, N, seed=1)}]) as measured:
+    with distortion(model, ["w"], _samples({"x": normal(3, N, seed=1)})) as measured:
         assert measured.measure == measure
 
 
@@ -241,5 +244,49 @@ def test_a_single_score_is_no_class():
     model = graph(
         f"g (float[t,{N}] x) => (float[t,1] logits) {{ logits = MatMul(x, w) }}", w=normal(N, 1)
     )
-    with distortion(model, [], [{"x": normal(3, N, seed=1)}]) as measured:
+    with distortion(model, [], _samples({"x": normal(3, N, seed=1)})) as measured:
         assert measured.measure == "relative_mse"
+
+
+def _samples(*samples):
+    return Compared(samples)
+
+
+@pytest.mark.parametrize("opset", [13, 18, 21])
+@pytest.mark.parametrize("block", [32, 64, N])
+def test_activations_are_rounded_as_the_structures_round_them(opset, block):
+    model = graph(
+        f"g (float[b,t,{N}] x) => (float[b,t,30] y) {{ a = MatMul(x, w)  y = Tanh(a) }}",
+        w=normal(N, 30),
+    )
+    model.opset_imports[""] = opset
+    x = normal(2, 5, N, seed=1)
+    x[0, 0], x[0, 1] = 0, x[0, 1] * np.float32(1e-38)
+    with exchangeable(model, ["w"]) as exchanged:
+        rounded = exchanged.exchanged([("w", Exchange(block=block))])({"x": x})["y"]
+        exact = exchanged.exchanged([])({"x": x})["y"]
+    assert_close(rounded, np.tanh(round_activations(x, block) @ normal(N, 30)), reduction=N)
+    assert_close(exact, np.tanh(x @ normal(N, 30)), reduction=N)
+    assert np.abs(rounded - exact).max() > 1e-4
+
+
+def test_a_structure_that_rounds_does_so_where_it_stands_in():
+    structure = IntCodes(bits_=4, group=32, activations="int8")
+    model = graph(f"g (float[t,{N}] x) => (float[t,30] y) {{ y = MatMul(x, w) }}", w=normal(N, 30))
+    factors, x = structure.random_factors(30, N, seed=0), normal(5, N, seed=1)
+    fitted = Fitted(structure, structure.pack(factors, "fast"))
+    with exchangeable(model, ["w"]) as exchanged:
+        found = exchanged.exchanged([("w", Exchange.of(fitted, (30, N)))])({"x": x})["y"]
+    assert_close(found, structure.reference(factors, x), reduction=N)
+
+
+def test_distortion_is_of_samples_that_nothing_was_fitted_on_if_they_are_enough():
+    many = [{"x": normal(4, N, seed=seed)} for seed in range(6)]
+    assert compared_on(many[4:], many[:4]) == Compared(tuple(many[4:]))
+    few = compared_on(many[5:], many[:5])
+    assert few.counts() == {"held_out": 1, "calibrated": 5}
+    assert few.notes()[0].startswith("distortion is measured on 5 samples that were calibrated on")
+    shared = compared_on(many[4:], many)
+    assert shared.counts() == {"held_out": 0, "calibrated": 6}
+    long = [{"x": normal(300, N, seed=seed)} for seed in range(3)]
+    assert compared_on(long, many).counts() == {"held_out": 2, "calibrated": 0}

@@ -22,7 +22,7 @@ from undense.passes import fit_jobs, workers
 from undense.passes.cache import Cache
 from undense.passes.errors import FitError, SchedulerError
 from undense.passes.fit import factor_type
-from undense.passes.fit_jobs import FitJob, fit_all, fit_cost, naming_site, run
+from undense.passes.fit_jobs import FitJob, Work, fit_all, fit_cost, naming_site, run
 from undense.passes.sites import find_sites
 from undense.passes.structures.base import Form
 from undense.passes.structures.low_rank import LowRank
@@ -115,6 +115,22 @@ def test_the_key_holds_all_that_a_fit_follows_from() -> None:
     assert replace(job, site="another name").key() == job.key()
 
 
+@pytest.mark.parametrize(
+    "scheme", ["int_codes{bits=4", "trit_planes{planes=2", "int_codes{bits=3,fit=nearest"]
+)
+def test_weights_are_those_of_every_kind_of_activations(scheme: str, tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    schemes = [f"{scheme},activations={name}}}" for name in ("float", "int8")]
+    schemes += [f"{one}+residual{{rank=2}}" for one in schemes]
+    jobs = [small_job(text, text) for text in schemes]
+    found = fitted_bytes(jobs)
+    assert fitted_bytes(jobs, cache=cache) == found
+    assert len(cache.entries()) == 2
+    assert [kept[-1] for kept in found.values()] == [str(job.structure) for job in jobs]
+    for exact, rounded in ((0, 1), (2, 3)):
+        assert found[schemes[exact]][:-1] == found[schemes[rounded]][:-1]
+
+
 def test_equal_weights_are_fitted_once(tmp_path: Path) -> None:
     found = fitted_bytes([small_job(site="a"), small_job(site="b")], cache=Cache(tmp_path))
     assert found["a"] == found["b"]
@@ -162,7 +178,9 @@ def test_what_is_done_is_kept_when_it_is_left_early(
 ) -> None:
     cache = Cache(tmp_path)
     jobs = [small_job(site=str(index), weight=index) for index in range(6)]
-    with closing(fit_all(jobs, cost=1e9, executor=executor, in_flight=6, cache=cache)) as found:
+    with closing(
+        fit_all(jobs, work=Work(1e9), executor=executor, in_flight=6, cache=cache)
+    ) as found:
         next(found)
         if executor is not None:
             done = threading.Event()

@@ -91,10 +91,9 @@ def test_layers_are_timed_and_kept(
 
     def times() -> dict[Layer, dict[int, Time]]:
         return kernel_times(
-            layers,
+            dict.fromkeys(layers, (3, 1)),
             target,
             "fast",
-            [3, 1],
             threads=1,
             table=table,
             progress=lambda done, total, text: seen.append((done, total)),
@@ -116,7 +115,7 @@ def test_layers_are_timed_and_kept(
 @pytest.mark.parametrize("target", [ORT, LLVM], ids=str)
 def test_gathers_are_timed(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("undense.backend.kernel_times.footprint._MOST_COPIES", 2)
-    found = kernel_times(GATHERS, target, "fast", [2], threads=1)
+    found = kernel_times(dict.fromkeys(GATHERS, (2,)), target, "fast", threads=1)
     assert all(found[layer][2].repeats >= 3 for layer in GATHERS)
 
 
@@ -158,7 +157,7 @@ def scripted(
     script = Scripted(**milliseconds)
     monkeypatch.setattr(Bench, "times", lambda _self, by_rows: script(by_rows))
     found = kernel_times(
-        [Layer(*SHAPE, scheme) for scheme in schemes], ORT, "fast", rows, threads=1, table=table
+        {Layer(*SHAPE, scheme): rows for scheme in schemes}, ORT, "fast", threads=1, table=table
     )
     medians = {
         (layer.scheme, count): time.median_ms
@@ -293,26 +292,26 @@ def test_a_missing_gpu_is_named_at_the_call(text: str, monkeypatch: pytest.Monke
     )
     target = Target.parse(text)
     with pytest.raises(TargetError, match=r"cannot be measured on this machine: there is no GPU"):
-        kernel_times([Layer(*SHAPE, "dense")], target, target.form(portable=False), [1])
+        kernel_times({Layer(*SHAPE, "dense"): [1]}, target, target.form(portable=False))
 
 
 def test_a_foreign_processor_is_named_at_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timed_machine, "cpu_flags", lambda: frozenset(["avx2", "fma"]))
     target = Target.parse("llvm -mcpu=skylake-avx512")
     with pytest.raises(TargetError, match=r"cannot be measured .* needs avx512bw, .* lacks"):
-        kernel_times([Layer(*SHAPE, "dense")], target, "fast", [1])
+        kernel_times({Layer(*SHAPE, "dense"): [1]}, target, "fast")
 
 
 def test_a_missing_engine_is_named_at_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timed_machine.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match=r"cannot be measured .* pip install"):
-        kernel_times([Layer(*SHAPE, "dense")], ORT, "fast", [1])
+        kernel_times({Layer(*SHAPE, "dense"): [1]}, ORT, "fast")
 
 
 @pytest.mark.parametrize(
     ("scheme", "rows", "threads", "error", "message"),
     [
-        ("dense", [], None, InputError, "rows .*: name the numbers of rows"),
+        ("dense", [], None, InputError, "product 96x64 dense: rows .*: name the numbers of rows"),
         ("dense", [4, 0], None, InputError, "of 1 or more"),
         ("dense", [1], 0, InputError, "threads must be at least 1, got 0"),
         ("auto", [1], None, SchemeError, "product 96x64 auto: only a resolved structure"),
@@ -330,18 +329,18 @@ def test_refused_before_anything_is_measured(
 ) -> None:
     monkeypatch.setattr(measuring, "check_measurable", _never)
     with pytest.raises(error, match=message):
-        kernel_times([Layer(*SHAPE, scheme)], ORT, "fast", rows, threads=threads)
+        kernel_times({Layer(*SHAPE, scheme): rows}, ORT, "fast", threads=threads)
 
 
 def test_what_no_plan_replaces_is_refused() -> None:
     with pytest.raises(SchemeError, match=r"gather 96x64 .*: low_rank cannot hold an embedding"):
-        kernel_times([Layer(*SHAPE, "low_rank{rank=4}", gathers=True)], ORT, "fast", [1])
+        kernel_times({Layer(*SHAPE, "low_rank{rank=4}", gathers=True): [1]}, ORT, "fast")
     with pytest.raises(InputError, match=r"product 8x8 .*: no plan replaces it \(too small to pay"):
-        kernel_times([Layer(8, 8, "low_rank{rank=4}")], ORT, "fast", [1])
+        kernel_times({Layer(8, 8, "low_rank{rank=4}"): [1]}, ORT, "fast")
 
 
 def test_types_that_do_not_run_are_refused() -> None:
     with pytest.raises(InputError, match="dtype 'int8' is not timed"):
         Layer(*SHAPE, "dense", dtype="int8")
     with pytest.raises(TargetError, match="does not compute in bfloat16"):
-        kernel_times([Layer(*SHAPE, "dense", dtype="bfloat16")], LLVM, "fast", [1])
+        kernel_times({Layer(*SHAPE, "dense", dtype="bfloat16"): [1]}, LLVM, "fast")

@@ -59,9 +59,47 @@ def test_later_groups_are_brought_to_the_pace_of_the_first():
 @pytest.mark.parametrize("loaded", [1, 2**30])
 def test_however_they_are_loaded_all_are_timed(monkeypatch, loaded):
     monkeypatch.setattr(bench, "_LOADED_BYTES", loaded)
-    found = kernel_times([DENSE, *CODED[:2]], Target.parse("ort-cpu"), "fast", (1, 8), threads=1)
+    layers = dict.fromkeys([DENSE, *CODED[:2]], (1, 8))
+    found = kernel_times(layers, Target.parse("ort-cpu"), "fast", threads=1)
     assert set(found) == {DENSE, *CODED[:2]}
     assert all(times[8].median_ms > 0 for times in found.values())
+
+
+@pytest.mark.parametrize("loaded", [1, 2**30])
+def test_layers_with_rows_of_their_own_are_compiled_once_and_told_as_one_work(monkeypatch, loaded):
+    compiled: list[Layer] = []
+    turns: list[tuple[int, list[Layer]]] = []
+    told: list[tuple[int, int]] = []
+
+    def compile_layer(layer, *what, empty, real=bench._compile):
+        real(layer, *what, empty=empty)
+        compiled.extend([] if empty else [layer])
+
+    def timed(self, sessions, copies, rows, seconds):
+        turns.append((rows, list(copies)))
+        return {layer: Time(1.0, 1.0, 1.0, 3) for layer in copies}
+
+    monkeypatch.setattr(bench, "_LOADED_BYTES", loaded)
+    monkeypatch.setattr(bench, "_compile", compile_layer)
+    monkeypatch.setattr(bench.Bench, "_timed", timed)
+    other = Layer(64, 128, "dense")
+    layers = {DENSE: [2, 5], CODED[0]: [5, 9], CODED[1]: [9], other: [3]}
+    found = kernel_times(
+        layers,
+        Target.parse("ort-cpu"),
+        "fast",
+        threads=1,
+        progress=lambda done, total, _: told.append((done, total)),
+    )
+    assert {layer: list(times) for layer, times in found.items()} == layers
+    assert sorted(map(str, compiled)) == sorted(map(str, layers))
+    assert told == sorted(told)
+    assert {total for _, total in told} == {told[-1][0]} == {2 * len(layers)}
+    together = [(9, [DENSE, *CODED[:2]])]
+    apart = [(9, [DENSE, CODED[0]]), (9, [DENSE, CODED[1]])]
+    wanted = [(2, [DENSE]), (3, [other]), (5, [DENSE, CODED[0]])]
+    key = str
+    assert sorted(turns, key=key) == sorted(wanted + (apart if loaded == 1 else together), key=key)
 
 
 def test_other_processes_compile_where_there_is_enough_of_it(monkeypatch):
@@ -69,9 +107,10 @@ def test_other_processes_compile_where_there_is_enough_of_it(monkeypatch):
     monkeypatch.setattr(measure, "Bench", lambda *a: made.append(bench.Bench(*a)) or made[-1])
     monkeypatch.setattr(measure, "_COMPILE_COST", 1e12)
     target = Target.parse("llvm")
-    found = kernel_times([DENSE, CODED[0]], target, "fast", (1,), threads=1)
+    layers = dict.fromkeys([DENSE, CODED[0]], (1,))
+    found = kernel_times(layers, target, "fast", threads=1)
     assert all(times[1].median_ms > 0 for times in found.values())
-    kernel_times([DENSE, CODED[0]], Target.parse("ort-cpu"), "fast", (1,), threads=1)
+    kernel_times(layers, Target.parse("ort-cpu"), "fast", threads=1)
     assert [one.executor is None for one in made] == [False, True]
 
 

@@ -54,6 +54,25 @@ def test_every_copy_is_the_layer(scheme: str, form: Form) -> None:
     assert len(stored) == len(nodes)
 
 
+@pytest.mark.parametrize("scheme", ["dense", *SCHEMES])
+def test_convolutions_are_summed_up(scheme: str) -> None:
+    layer = Layer(*SHAPE, scheme, convolves=True)
+    model = layer_model(layer, 3, "fast")
+    inputs = inputs_for(layer, 5)
+    assert inputs["x"].shape == (1, SHAPE[1], 1, 5)
+    (found,) = outputs(model, **inputs).values()
+    assert found.shape == (1, 1, 1, 5)
+    (nothing,) = outputs(empty_model(layer, 3), **inputs).values()
+    assert nothing.shape == found.shape
+    x, nodes = inputs["x"][0, :, 0].T, list(structured_nodes(model))
+    assert len(nodes) == (0 if scheme == "dense" else 3)
+    if scheme == "dense":
+        parts = [x @ site.weight().T for site in find_sites(model)[0]]
+    else:
+        parts = [node.structure.reference(node.factors(), x) for node in nodes]
+    assert_close(found[0, 0, 0], sum(parts)[:, 0], reduction=3 * sum(SHAPE))
+
+
 def test_dense_copies_have_weights_of_their_own() -> None:
     sites, refusals = find_sites(layer_model(Layer(*SHAPE, "dense"), 4, "fast"))
     assert refusals == []

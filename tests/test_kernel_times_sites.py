@@ -25,7 +25,9 @@ def test_the_footprint_is_that_of_weights_that_are_read_as_a_whole(
     weights = {"table": normal(256, 64), "own": normal(64, 64), "other": normal(512, 64)}
     found: list[Any] = []
 
-    def times(layers: dict[Layer, None], *_: Any, **options: Any) -> dict[Layer, dict[int, Time]]:
+    def times(
+        layers: dict[Layer, set[int]], *_: Any, **options: Any
+    ) -> dict[Layer, dict[int, Time]]:
         found.append(options["footprint"])
         return {layer: {1: Time(1.0, 1.0, 1.0, 3)} for layer in layers}
 
@@ -35,7 +37,7 @@ def test_the_footprint_is_that_of_weights_that_are_read_as_a_whole(
     assert len(model_sites) == 3
     none = {site.name: [] for site in model_sites}
     taken = sites.site_times(model_sites, none, Target.parse("ort-cpu"), "fast", [1])
-    assert set(found) == {footprint}
+    assert found == [footprint]
     assert taken.milliseconds["own"] == {"dense": {1: 2.0}}
     assert taken.dense(1) == 5.0  # the table is looked up and multiplied by
     own = Layer(64, 64, "dense")
@@ -51,3 +53,21 @@ def test_what_only_looks_up_rows_has_no_product_to_be_timed_beside(
     found = find_sites(model)[0]
     taken = sites.site_times(found, {"t": []}, Target.parse("ort-cpu"), "fast", [1])
     assert taken.references == {}
+
+
+@pytest.mark.parametrize(("target", "convolves"), [("ort-cpu", True), ("llvm", False)])
+def test_what_takes_the_place_of_a_convolution_transposes_in_onnx_runtime(
+    monkeypatch: pytest.MonkeyPatch, target: str, convolves: bool
+) -> None:
+    text = "g (float[n,64,4,4] x) => (float[n,32,4,4] y) { y = Conv(x, w) }"
+    model = graph(text, w=normal(32, 64).reshape(32, 64, 1, 1))
+    found: list[Layer] = []
+
+    def times(layers: dict[Layer, set[int]], *_: Any, **__: Any) -> dict[Layer, dict[int, Time]]:
+        found.extend(layers)
+        time = Time(1.0, 1.0, 1.0, 3)
+        return {layer: dict.fromkeys(counts, time) for layer, counts in layers.items()}
+
+    monkeypatch.setattr(sites, "kernel_times", times)
+    sites.site_times(find_sites(model)[0], {"w": []}, Target.parse(target), "fast", [1])
+    assert found == [Layer(32, 64, "dense", convolves=convolves)]

@@ -67,12 +67,16 @@ def test_a_plan_is_printed_with_its_costs_and_choices(capsys):
         in out
     )
     assert f"distortion {PLANNING['distortion']:.4g}, KL divergence of the logits, nats" in out
-    assert "additivity 1.25 times the sum of what each site loses alone" in out
+    additivity = (
+        f"additivity {PLANNING['additivity']:.3g} times the sum of what each site loses alone"
+    )
+    assert additivity in out
+    assert "compared on 5 samples that were held out, 3 that were calibrated on" in out
     counts = PLANNING["distortions"]
     assert counts["measured"] >= 2
     assert (
-        f"options chosen from by {counts['measured']} measured and {counts['predicted']} "
-        "predicted distortions" in out
+        f"options {counts['measured'] + counts['predicted']}; distortion of {counts['measured']} "
+        "measured, others predicted" in out
     )
     prediction = PLANNING["prediction"]
     assert (

@@ -44,10 +44,10 @@ def _data(count=8):
 def quick_times(monkeypatch):
     """Times as the bytes of a form, but one that is slower than dense; nothing is run."""
 
-    def times(layers, target, form, counts, **options):
+    def times(layers, target, form, **options):
         del target, form, options
         found = {}
-        for layer in layers:
+        for layer, counts in layers.items():
             bits = 32.0
             if layer.scheme == SLOW:
                 bits = 40.0
@@ -171,6 +171,17 @@ def test_without_budget_a_drop_is_allowed_beside_what_named_schemes_lose(quick_t
         _plan("max_drop=0.01", scheme=rules)
 
 
+def test_what_named_schemes_lose_beside_the_default_drop_is_told(quick_times):
+    rules = [
+        {"match": "up", "scheme": "trit_planes{planes=1}"}, {"match": "*", "scheme": "auto"}
+    ]  # fmt: skip
+    report = _plan(scheme=rules).report
+    (note,) = (note for note in report["notes"] if note.startswith("max_drop"))
+    assert note.startswith("max_drop=0.01 bounds what auto adds to the distortion of the outputs")
+    (other,) = (note for note in _plan("max_drop=0.05").report["notes"] if "stood in" in note)
+    assert other.startswith("max_drop=0.05 bounds the distortion of the outputs")
+
+
 def test_a_point_is_taken_where_the_default_drop_cannot_be_kept(quick_times, monkeypatch):
     def impossible(*_):
         raise PlanError("budget: max_drop=0.01 cannot be kept")
@@ -225,6 +236,13 @@ def test_a_target_that_is_not_here_is_planned_for_size_and_never_for_latency(mon
         _plan("latency_ratio=0.5")
 
 
+def test_compile_takes_what_plan_returned(quick_times):
+    planned = _plan("size_ratio=0.25")
+    module = undense.compile(_model(), calibration_dataset=_data(), target="ort-cpu", plan=planned)
+    chosen = {choice.name: choice.scheme for choice in planned.plan.sites}
+    assert {site["name"]: site["scheme"] for site in module.report["sites"]} == chosen
+
+
 def test_compile_carries_out_what_plan_says(quick_times, tmp_path):
     planned = _plan("size_ratio=0.25")
     path = tmp_path / "plan.json"
@@ -266,7 +284,7 @@ def test_the_command_line_writes_a_plan_that_compile_takes(quick_times, tmp_path
     ("options", "said"),
     [
         (["--budget", "size=1"], "unknown key 'size'"),
-        (["--batch", "0"], "give numbers of 1 or more"),
+        (["--batch", "0"], "give whole numbers of 1 or more"),
         (["--batch", "one"], "give numbers with commas"),
         (["--plan-time", "-1"], "give seconds, 0 or more"),
         (["--point", "0"], "points are counted from 1"),

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 from graphs import graph
 from undense.frontend.bounds import DIM_BOUNDS
-from undense.frontend.resize import resized
+from undense.frontend.resize import is_fixed, resized
 
 
 def _tokens(bounds: dict[str, tuple[int, int]] | None = None) -> ir.Model:
@@ -76,3 +76,13 @@ def test_without_a_name_of_what_is_dynamic_there_is_no_sample():
     model = graph("g (float[t,4] x) => (float[t,4] y) { y = Identity(x) }")
     model.graph.inputs[0].shape = ir.Shape([None, 4])
     assert resized({"x": np.zeros((3, 4), np.float32)}, model, [1, 8]) == {}
+
+
+def test_a_model_is_fixed_where_no_input_can_have_another_shape():
+    fixed = graph("g (float[2,3] x) => (float[2,3] y) { y = Identity(x) }")
+    assert is_fixed(fixed)
+    assert not is_fixed(_tokens())
+    fixed.graph.inputs[0].shape = ir.Shape([None, 3])
+    assert not is_fixed(fixed)
+    fixed.graph.inputs[0].shape = None
+    assert not is_fixed(fixed)

@@ -96,13 +96,20 @@ def test_the_hash_depends_on_everything() -> None:
 
 def test_samples_are_held_out_when_there_are_enough() -> None:
     samples = Samples(tuple({"x": np.full(1, i)} for i in range(8)))
-    rest, kept = samples.held_out(2)
+    rest, kept = samples.held_out(2, 512)
     assert [int(item["x"][0]) for item in (*rest, *kept)] == list(range(8))
     assert len(kept) == 2
-    rest, kept = Samples(samples.items[:7]).held_out(2)
+    rest, kept = Samples(samples.items[:7]).held_out(2, 512)
     assert (len(rest), len(kept)) == (7, 2)
-    rest, kept = Samples(samples.items[:1]).held_out(2)
+    rest, kept = Samples(samples.items[:1]).held_out(2, 512)
     assert (len(rest), len(kept)) == (1, 1)
+
+
+def test_no_more_are_held_out_than_are_wanted_and_no_more_than_a_quarter() -> None:
+    samples = Samples(tuple({"x": np.ones((10, 4))} for _ in range(40)))
+    assert [len(part) for part in samples.held_out(2, 512)] == [30, 10]
+    assert [len(part) for part in samples.held_out(2, 35)] == [36, 4]
+    assert [len(part) for part in samples.held_out(2, 5)] == [38, 2]
 
 
 def test_tokens_are_ids_or_rows_of_the_batch() -> None:

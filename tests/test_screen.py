@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from graphs import normal
+from undense.passes.cache import Cache
 from undense.passes.decide import with_activations
+from undense.passes.errors import FitError
+from undense.passes.fit_jobs import Work
 from undense.passes.linalg import relative_error
-from undense.passes.screen import ScreenJob, screened
+from undense.passes.screen import ScreenJob, screen_all, screened
 from undense.passes.stats import Stats
 from undense.passes.structures import candidates
 from undense.passes.structures.int_codes import IntCodes
@@ -71,6 +77,56 @@ def test_nothing_is_kept_for_being_more_exact_than_dense_needs():
     assert str(dearest).startswith("int_codes{")
     more = [option for option in OPTIONS if option.bits(*SHAPE) > dearest.bits(*SHAPE)]
     assert any(str(option).startswith("int_codes{activations=float}+residual") for option in more)
+
+
+def test_a_worker_of_another_version_is_refused():
+    job = ScreenJob("s", normal(*SHAPE), None, OPTIONS, True, 0)
+    with pytest.raises(FitError, match="s: the worker has other numpy than the process"):
+        screened(replace(job, code={**job.code, "numpy": "1.0"}))
+
+
+class _Counting(ThreadPoolExecutor):
+    """Counts the most jobs that were handed over and not done yet."""
+
+    most = waiting = 0
+
+    def submit(self, *args, **options):
+        self.waiting += 1
+        self.most = max(self.most, self.waiting)
+        future = super().submit(*args, **options)
+        future.add_done_callback(self._done)
+        return future
+
+    def _done(self, _):
+        self.waiting -= 1
+
+
+def _screen_all(executor=None, cache=None):
+    options = tuple(IntCodes(bits_=bits) for bits in (8, 4, 3))
+    jobs = [
+        ScreenJob(str(number), normal(*SHAPE, seed=number), None, options, True, 0)
+        for number in range(9)
+    ]
+    told = []
+    total = sum(job.cost for job in jobs)
+    work = Work(total, lambda *step: told.append(step), "screen")
+    found = dict(screen_all(jobs, work=work, executor=executor, in_flight=2, cache=cache))
+    assert work.is_done
+    return found, told
+
+
+def test_jobs_are_handed_over_a_few_at_a_time_and_told_of(tmp_path):
+    here, told = _screen_all()
+    shares = [done / total for done, total, _ in told]
+    assert shares == sorted(shares)
+    assert shares[0] == 0
+    assert shares[-1] == pytest.approx(8 / 9)
+    assert {stage for *_, stage in told} == {"screen"}
+    with _Counting(2) as executor:
+        found, _ = _screen_all(executor, Cache(tmp_path))
+        assert executor.most == 2
+    assert found == here
+    assert _screen_all(cache=Cache(tmp_path))[0] == here
 
 
 def test_what_is_kept_does_not_depend_on_the_order_of_the_options():

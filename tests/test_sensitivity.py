@@ -19,9 +19,9 @@ EIGHT, FOUR, TWO = BITS
 class Network:
     """Distortions of `s · e²` at each site, times `joint` where several are replaced."""
 
-    def __init__(self, priced, sensitivities, *, joint=1.0, surprises=None):
+    def __init__(self, priced, sensitivities, *, joint=1.0, surprises=None, rounding=0.25):
         self.errors = {(s.name, o.scheme): o.error for s in priced.sites for o in s.options}
-        self.sensitivities, self.joint = sensitivities, joint
+        self.sensitivities, self.joint, self.rounding = sensitivities, joint, rounding
         self.surprises = surprises or {}
         self.calls = []
 
@@ -29,6 +29,9 @@ class Network:
         self.calls.append(dict(chosen))
         found = 0.0
         for name, scheme in chosen.items():
+            if isinstance(scheme, int):  # columns that are rounded with one scale
+                found += self.rounding * self.sensitivities[name] * scheme**-2
+                continue
             factor = self.surprises.get((name, scheme), 1.0)
             found += factor * self.sensitivities[name] * self.errors[name, scheme] ** 2
         return found * (self.joint if len(chosen) > 1 else 1.0)
@@ -65,6 +68,81 @@ def test_one_measurement_of_a_site_tells_its_other_options():
             [sensitivity * o.error**2 for o in one.options]
         )
         assert [o.measured for o in one.options] == [True, False, True, False]
+
+
+def _rounding(*names):
+    """Sites with another form of each option, that rounds x in blocks of 4 or 16 columns."""
+    priced = _unknown(*names)
+    sites = []
+    for number, one in enumerate(priced.sites):
+        block = 4 if number % 2 else 16
+        others = (
+            replace(
+                o, scheme=f"{o.scheme}, rounded", weights=o.scheme, rounding=1 / block, block=block
+            )
+            for o in one.options[1:]
+        )
+        sites.append(replace(one, options=(*one.options, *others)))
+    return replace(priced, sites=tuple(sites))
+
+
+class Rounding(Network):
+    """What is rounded loses a quarter of `s · r²` beside what its weights do."""
+
+    def __call__(self, chosen):
+        weights = {n: s.removesuffix(", rounded") for n, s in chosen.items() if isinstance(s, str)}
+        blocks = {n: s for n, s in chosen.items() if isinstance(s, int)}
+        blocks |= {n: self.blocks[n] for n, s in chosen.items() if str(s).endswith("rounded")}
+        return super().__call__(weights) + super().__call__(blocks)
+
+
+def test_rounding_is_measured_alone_and_with_the_weights_of_what_is_chosen():
+    priced = _rounding("a", "b")
+    network = Rounding(priced, {"a": 3.0, "b": 0.5})
+    network.blocks = {"a": 16, "b": 4}
+    sensitivities = Sensitivities(network, seconds=1e9)
+    found = sensitivities.priced(priced)
+    assert len(network.calls) == 2 * 4  # each call of `Rounding` is two of `Network`
+    for one, sensitivity in zip(found.sites, (3.0, 0.5), strict=True):
+        for option in one.options[1:]:
+            expected = sensitivity * (option.error**2 + 0.25 * option.rounding**2)
+            assert option.distortion == pytest.approx(expected)
+            assert not (option.measured and option.rounding)
+    chosen = [4, 4]
+    refined = sensitivities.refine(found, chosen)
+    assert all(option.measured for option in refined.taken(chosen))
+    assert sensitivities.joint(refined, chosen) == pytest.approx(refined.distortion(chosen))
+    check = sensitivities.check(refined)
+    assert check["median_ratio"] == pytest.approx(1.0)
+    assert any(pair["scheme"].endswith("rounded") for pair in check["pairs"])
+
+
+def test_rounding_that_time_does_not_reach_is_as_elsewhere():
+    priced = _rounding("a", "b")
+    network = Rounding(priced, dict.fromkeys("ab", 2.0))
+    network.blocks = {"a": 16, "b": 4}
+    # A look at the clock is a second: after both weights and one rounding half of the time is up.
+    found = Sensitivities(network, seconds=10.0, clock=Clock()).priced(priced)
+    assert len(network.calls) == 2 * 3
+    for one in found.sites:
+        for option in one.options[1:]:
+            expected = 2.0 * (option.error**2 + 0.25 * option.rounding**2)
+            assert option.distortion == pytest.approx(expected)
+
+
+def test_what_is_told_of_the_progress_never_goes_beyond_its_total():
+    told = []
+    priced = _rounding(*"abcdef")
+    network = Rounding(priced, dict.fromkeys("abcdef", 1.0))
+    network.blocks = {name: 4 if number % 2 else 16 for number, name in enumerate("abcdef")}
+    sensitivities = Sensitivities(
+        network, seconds=1e9, progress=lambda done, total, text: told.append((done, total))
+    )
+    settle(sensitivities.priced(priced), Budget(max_drop=0.01), sensitivities)
+    sensitivities.finish()
+    assert all(done < total for done, total in told[:-1])
+    assert told[-1][0] == told[-1][1] > 12
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
 
 
 def test_sites_that_time_does_not_reach_take_the_mean_of_their_shape():
@@ -214,7 +292,7 @@ def test_the_next_smaller_error_is_measured_where_outputs_are_not_finite():
 
 def test_a_site_whose_every_form_is_not_finite_stays_dense():
     priced = _unknown("a", "b")
-    rounded = (replace(o, rounding=0.1) for o in priced.sites[0].options[1:])
+    rounded = (replace(o, rounding=0.1, block=32) for o in priced.sites[0].options[1:])
     site_a = replace(priced.sites[0], options=(priced.sites[0].dense, *rounded))
     priced = replace(priced, sites=(site_a, priced.sites[1]))
     surprises = dict.fromkeys([("a", scheme) for scheme in BITS], math.inf)

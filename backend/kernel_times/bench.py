@@ -32,8 +32,8 @@ from .models import (
 )
 from .rounds import PAUSES, in_rounds
 
-_SECONDS = 0.3
-"""For a layer with all of its numbers of rows, unless a few calls take longer."""
+_SECONDS = 0.15
+"""For a layer with each of its numbers of rows, unless a few calls take longer."""
 _LOADED_BYTES = 96 * 2**20
 """Of what takes turns, beside the dense form: all forms of a large layer would not fit."""
 
@@ -84,7 +84,8 @@ class Bench:
             held = {layer: self._held(layer, copies[layer], max(by_rows)) for layer in layers}
             for group in _groups(held):
                 together = {layer: copies[layer] for layer in group}
-                for rows, times in self._of_group(together, by_rows, paths).items():
+                left = {r: timed for r, timed in by_rows.items() if set(timed) - found[r].keys()}
+                for rows, times in self._of_group(together, left, paths).items():
                     found[rows] |= at_pace(times, layers[0], found[rows].get(layers[0]))
         self.steps.done(len(layers))
         return found
@@ -106,7 +107,7 @@ class Bench:
         for rows, timed in by_rows.items():
             together = {layer: number for layer, number in copies.items() if layer in timed}
             if len(together) > 1 or len(timed) == 1:  # the dense layer is in each group
-                found[rows] = self._timed(sessions, together, rows, _SECONDS / len(by_rows))
+                found[rows] = self._timed(sessions, together, rows, _SECONDS)
         return found
 
     def _held(self, layer: Layer, copies: int, rows: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -23,13 +23,15 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Layer:
-    """A product `y = x Ŵᵀ`, or the gather `y = Ŵ[x]` of an embedding.
+    """A product `y = x Ŵᵀ`, the gather `y = Ŵ[x]` of an embedding, or a 1x1 convolution.
 
     Attributes:
         out_features, in_features: of Ŵ.
         scheme: text of a resolved structure, or `dense`.
         gathers: whether rows of Ŵ are looked up.
         dtype: of x and y; of rows for a gather.
+        convolves: whether x is `[1, in_features, 1, rows]`, and what takes the place of the
+            convolution has to transpose it: in ONNX Runtime.
     """
 
     out_features: int
@@ -37,6 +39,7 @@ class Layer:
     scheme: str
     gathers: bool = False
     dtype: str = "float32"
+    convolves: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPES:
@@ -45,7 +48,7 @@ class Layer:
             )
 
     def __str__(self) -> str:
-        kind = "gather" if self.gathers else "product"
+        kind = "gather" if self.gathers else "convolution" if self.convolves else "product"
         return f"{kind} {self.out_features}x{self.in_features} {self.scheme}"
 
     @property
@@ -56,7 +59,7 @@ class Layer:
     @property
     def dense(self) -> Layer:
         """The same layer as it was trained: what all others of its shape take turns with."""
-        return Layer(self.out_features, self.in_features, DENSE, self.gathers, self.dtype)
+        return replace(self, scheme=DENSE)
 
 
 @dataclass(frozen=True)

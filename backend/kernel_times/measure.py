@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from ...passes.cache import Cache
@@ -27,32 +27,30 @@ Missing = dict[int, list[Layer]]
 
 
 def kernel_times(
-    layers: Iterable[Layer],
+    layers: Mapping[Layer, Iterable[int]],
     target: Target,
     form: Form,
-    rows: Sequence[int],
     *,
     footprint: Footprint = None,
     threads: int | None = None,
     table: Cache | None = None,
     progress: Progress = silent,
 ) -> dict[Layer, dict[int, Time]]:
-    """Measures what each layer takes in a call with so many rows of x.
+    """Measures what each layer takes in a call with each of its numbers of rows of x.
 
     A small model holds copies of the layer, whose weights come from where those of the model do,
     its caches or its memory, is compiled as any model for the target, and timed; a call with
-    nothing between the same inputs and outputs is subtracted. Layers of one shape take turns, their
-    dense form among them, whether it is asked for or not: what is asked of these times is which of
-    them is less.
+    nothing between the same inputs and outputs is subtracted. Layers of one shape and number of
+    rows take turns, their dense form among them, whether it is asked for or not: what is asked of
+    these times is which of them is less.
 
     Times that the table has are not measured again. When others of their shape are measured later,
     their dense form is timed again beside them, and by its change of pace all become comparable.
 
     Args:
-        layers: with schemes as a plan states them, resolved.
+        layers: with schemes as a plan states them, resolved; for each the numbers of rows of x.
         target: engine and machine. CUDA graphs are not measured.
         form: of structured nodes, for ONNX Runtime.
-        rows: of x.
         footprint: bytes of the dense weights that a run of the model reads; None for one whose
             weights come from memory.
         threads: of a session; None is one for each core.
@@ -65,15 +63,18 @@ def kernel_times(
     Raises:
         MissingDependencyError: a package or tool to compile or run with is missing.
         TargetError: this machine cannot run what the target's code is for.
-        InputError: `rows` or `threads` below one, none given, or a layer too small to be replaced.
+        InputError: rows or `threads` below one, no rows for a layer, or a layer too small to be
+            replaced.
         SchemeError: a scheme that is no resolved structure, or cannot gather where it has to.
         FitError: a structure that a shape does not admit.
         LoweringError: a structure without a kernel for the target.
     """
-    wanted = list(dict.fromkeys(layers))
-    counts = sorted(set(rows))
-    if not counts or counts[0] < 1:
-        raise InputError(f"rows {list(rows)}: name the numbers of rows to measure, of 1 or more")
+    wanted = {layer: sorted(set(rows)) for layer, rows in layers.items()}
+    for layer, counts in wanted.items():
+        if not counts or counts[0] < 1:
+            raise InputError(
+                f"{layer}: rows {counts}: name the numbers of rows to measure, of 1 or more"
+            )
     if threads is not None and threads < 1:
         raise InputError(f"threads must be at least 1, got {threads}")
     for layer in wanted:
@@ -84,7 +85,7 @@ def kernel_times(
     known = Known(table, {**conditions(target, form, used), "footprint": footprint})
     found: dict[Layer, dict[int, Time]] = {layer: {} for layer in wanted}
     missing: dict[Layer, Missing] = {}
-    for layer in wanted:
+    for layer, counts in wanted.items():
         for count in counts:
             time = known.get(layer, count)
             if time is None:
@@ -97,7 +98,7 @@ def kernel_times(
         for dense, by_rows in missing.items():
             for count, times in bench.times(_with(dense, by_rows)).items():
                 for layer, time in _kept(known, dense, count, times).items():
-                    if layer in found:
+                    if count in wanted.get(layer, ()):
                         found[layer][count] = time
     return {layer: dict(sorted(times.items())) for layer, times in found.items()}
 

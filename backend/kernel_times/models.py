@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -29,7 +30,7 @@ def layer_model(layer: Layer, copies: int, form: Form, *, seed: int = 0) -> ir.M
     """A model of `copies` layers that read one x, each with weights of its own.
 
     One entry of each y is an output: the rest is dropped where it was computed, as in a model,
-    where the next operator reads it from a cache.
+    where the next operator reads it from a cache. Convolutions are summed up before.
 
     Raises:
         InputError: a layer too small to be replaced.
@@ -39,20 +40,34 @@ def layer_model(layer: Layer, copies: int, form: Form, *, seed: int = 0) -> ir.M
     drawn = np.random.default_rng(seed).standard_normal(size + copies, np.float32)
     drawn /= np.float32(math.sqrt(layer.in_features))
     values = drawn.astype(layer.element_type.numpy(), copy=False)
-    shape = (layer.out_features, layer.in_features)
-    shape = shape if layer.gathers else shape[::-1]
-    dtype = ir.DataType.INT64 if layer.gathers else layer.element_type
-    x = _value(INPUT, dtype, _ROWS, *([] if layer.gathers else [layer.in_features]))
-    width = layer.in_features if layer.gathers else layer.out_features
+    shape: tuple[int, ...] = (layer.out_features, layer.in_features)
+    if layer.gathers:
+        x = _value(INPUT, ir.DataType.INT64, _ROWS)
+    else:
+        x = _value(INPUT, layer.element_type, *_activations(layer, layer.in_features, _ROWS))
+        shape = (*shape, 1, 1) if layer.convolves else shape[::-1]
 
     def computed(tape: ir.tape.Tape, copy: int) -> ir.Value:
-        weight = values[copy : copy + size].reshape(shape)
-        table = tape.initializer(ir.tensor(weight), _site(copy))
-        y = tape.op("Gather", [table, x]) if layer.gathers else tape.op("MatMul", [x, table])
-        y.dtype, y.shape = layer.element_type, ir.Shape([_ROWS, width])
+        weight = tape.initializer(ir.tensor(values[copy : copy + size].reshape(shape)), _site(copy))
+        if layer.gathers:
+            y, width = tape.op("Gather", [weight, x]), layer.in_features
+        else:
+            inputs = [x, weight]
+            y, width = tape.op("Conv" if layer.convolves else "MatMul", inputs), layer.out_features
+        y.dtype, y.shape = layer.element_type, ir.Shape(_activations(layer, width, _ROWS))
         return y
 
-    model = _model(x, copies, computed, lambda copy: 0)
+    def summed(tape: ir.tape.Tape, _: int) -> ir.Value:
+        products = [computed(tape, copy) for copy in range(copies)]
+        y = functools.reduce(lambda total, found: tape.op("Add", [total, found]), products)
+        y.type, y.shape = products[0].type, products[0].shape
+        return y
+
+    if layer.convolves:
+        # As in a model what reads y is an operator with channels in blocks, as the kernel has them.
+        model = _model(x, 1, summed, lambda copy: 0)
+    else:
+        model = _model(x, copies, computed, lambda copy: 0)
     if layer.scheme != DENSE:
         _replace(model, layer, form, seed)
     return model
@@ -60,8 +75,8 @@ def layer_model(layer: Layer, copies: int, form: Form, *, seed: int = 0) -> ir.M
 
 def empty_model(layer: Layer, copies: int) -> ir.Model:
     """The same inputs and outputs, with nothing between them: the fixed cost of a call."""
-    x = _value(INPUT, layer.element_type, _ROWS, layer.in_features)
-    return _model(x, copies, lambda tape, copy: x, lambda copy: copy)
+    x = _value(INPUT, layer.element_type, *_activations(layer, layer.in_features, _ROWS))
+    return _model(x, 1 if layer.convolves else copies, lambda tape, copy: x, lambda copy: copy)
 
 
 def inputs_for(layer: Layer, rows: int, *, seed: int = 0) -> dict[str, NDArray[Any]]:
@@ -74,7 +89,8 @@ def inputs_for(layer: Layer, rows: int, *, seed: int = 0) -> dict[str, NDArray[A
 
 def empty_inputs(layer: Layer, rows: int, *, seed: int = 0) -> dict[str, NDArray[Any]]:
     """Random inputs of `empty_model`."""
-    x = np.random.default_rng(seed).standard_normal((rows, layer.in_features), np.float32)
+    shape = _activations(layer, layer.in_features, rows)
+    x = np.random.default_rng(seed).standard_normal(shape, np.float32)
     return {INPUT: x.astype(layer.element_type.numpy(), copy=False)}
 
 
@@ -105,6 +121,14 @@ def activation_bytes(layer: Layer, rows: int) -> int:
     return math.ceil(rows * features * layer.element_type.itemsize)
 
 
+Length = TypeVar("Length", int, str)
+
+
+def _activations(layer: Layer, features: int, rows: Length) -> tuple[int | Length, ...]:
+    """The shape of x or y."""
+    return (1, features, 1, rows) if layer.convolves else (rows, features)
+
+
 def _model(
     x: ir.Value,
     copies: int,
@@ -120,7 +144,9 @@ def _model(
             for name, end in (("start", 0), ("end", 1))
         ]
         entry = tape.op("Slice", [y, *bounds])
-        entry.name, entry.type, entry.shape = f"entry.{copy}", y.type, ir.Shape([1, 1])
+        assert y.shape is not None
+        entry.shape = ir.Shape([1, 1, *y.shape[2:]])
+        entry.name, entry.type = f"entry.{copy}", y.type
         outputs.append(entry)
     graph = ir.Graph(
         [x],

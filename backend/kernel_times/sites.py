@@ -70,29 +70,27 @@ def site_times(
         UndenseError: as `kernel_times`.
     """
     tried = {site.name: list(dict.fromkeys([DENSE, *schemes[site.name]])) for site in sites}
-    wanted: dict[tuple[int, ...], dict[Layer, None]] = {}
+    wanted: dict[Layer, set[int]] = {}
     for site in sites:
         for use in site.uses:
-            layers = wanted.setdefault(_rows(use, batches, lengths or {}), {})
-            layers.update(dict.fromkeys(_layer(site, use, s, dtype) for s in tried[site.name]))
+            for scheme in tried[site.name]:
+                counts = wanted.setdefault(_layer(site, use, scheme, dtype, target), set())
+                counts.update(_rows(use, batches, lengths or {}))
     read = [  # a weight that several nodes use is held once
-        _layer(site, uses[0], DENSE, dtype)
+        _layer(site, uses[0], DENSE, dtype, target)
         for site in sites
         if (uses := [use for use in site.uses if use.form != "gather"])
     ]
     footprint = footprint_of(read, cache_bytes(target))
-    measured = {
-        counts: kernel_times(
-            layers, target, form, counts, footprint=footprint, table=table, progress=progress
-        )
-        for counts, layers in wanted.items()
-    }
+    measured = kernel_times(
+        wanted, target, form, footprint=footprint, table=table, progress=progress
+    )
 
     def spent(site: Site, scheme: str, number: int) -> float:
         return sum(
-            measured[counts][_layer(site, use, scheme, dtype)][counts[number]].median_ms
+            measured[_layer(site, use, scheme, dtype, target)][count].median_ms
             for use in site.uses
-            for counts in [_rows(use, batches, lengths or {})]
+            for count in [_rows(use, batches, lengths or {})[number]]
         )
 
     milliseconds = {
@@ -103,7 +101,7 @@ def site_times(
         for site in sites
     }
     products = [
-        (_layer(site, use, DENSE, dtype), _rows(use, batches, lengths or {}))
+        (_layer(site, use, DENSE, dtype, target), _rows(use, batches, lengths or {}))
         for site in sites
         for use in site.uses
         if use.form != "gather"
@@ -114,7 +112,7 @@ def site_times(
         times = {}
         for layer, counts in products:
             place = layer, counts[number]
-            times[place] = measured[counts][layer][counts[number]]
+            times[place] = measured[layer][counts[number]]
             shares[place] = shares.get(place, 0.0) + times[place].median_ms
         largest = max(shares, key=shares.__getitem__)
         return Reference(*largest, footprint, times[largest])
@@ -129,6 +127,8 @@ def _rows(
     return tuple(rows(use, batch, lengths.get(batch)) for batch in batches)
 
 
-def _layer(site: Site, use: Use, scheme: str, dtype: ir.DataType | None) -> Layer:
+def _layer(site: Site, use: Use, scheme: str, dtype: ir.DataType | None, target: Target) -> Layer:
+    """TVM has channels last wherever convolutions are: there they are products."""
     name = (dtype or use.dtype).numpy().name
-    return Layer(site.out_features, site.in_features, scheme, use.form == "gather", name)
+    gathers, convolves = use.form == "gather", use.form == "conv" and target.engine == "ort"
+    return Layer(site.out_features, site.in_features, scheme, gathers, name, convolves)

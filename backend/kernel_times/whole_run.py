@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ...passes.cache import Cache
 from ...passes.errors import UndenseError
 from ...passes.fingerprint import model_sha256
+from ...passes.pricing import RESOLUTION_MS, SAME_TIME
 from ...passes.progress import Progress, silent
 from ...runtime.bench import finished
 from ...runtime.hardware import usable_cores
@@ -70,6 +71,7 @@ class WholeRun:
         target: Target,
         feeds: Mapping[int, Feed],
         lengths: Mapping[int, Mapping[str, int]] | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         """Compiles nothing yet.
 
@@ -78,11 +80,13 @@ class WholeRun:
             target: to compile for; CUDA graphs are not used.
             feeds: inputs of a call by its number of rows.
             lengths: of the dynamic dimensions in these, by their names.
+            notes: what is to be said of all of its times.
         """
         self.lengths = dict(lengths or {})
         self._model = model
         self._target = replace(target, graphs=None)
         self._feeds, self._threads = dict(feeds), usable_cores()
+        self._notes = list(notes)
         self._path: Path | None = None
         self._refused: dict[int, str] = {}
         """Why runs of so many rows fail: a file does not tell all bounds of its dimensions."""
@@ -135,7 +139,7 @@ class WholeRun:
         cache: Cache | None,
         progress: Progress = silent,
     ) -> tuple[dict[int, float], list[str]]:
-        """Milliseconds of a run without those of its sites, and what is to be said of the others.
+        """Milliseconds of a run without those of its sites, and what is to be said of them.
 
         Args:
             sites: what they take.
@@ -143,10 +147,18 @@ class WholeRun:
             cache: as for `times`.
             progress: is told.
         """
-        runs, rest, notes = self.times(sites.references, cache, progress), {}, []
+        runs = self.times(sites.references, cache, progress)
+        rest: dict[int, float] = {}
+        notes = list(self._notes)
         for rows in batches:
             if rows in runs:
-                rest[rows] = max(runs[rows].median_ms - sites.dense(rows), 0.0)
+                run, alone = runs[rows].median_ms, sites.dense(rows)
+                rest[rows] = max(run - alone, 0.0)
+                if alone > SAME_TIME * run + RESOLUTION_MS:
+                    notes.append(
+                        f"at batch {rows} the linears timed alone take {alone:.3g} ms and a whole "
+                        f"run {run:.3g} ms: its latency ratio is that of the linears alone"
+                    )
                 continue
             cause = self._refused.get(rows, "none is within the model's dimensions")
             notes.append(
@@ -155,11 +167,18 @@ class WholeRun:
             )
         return rest, notes
 
-    def beside(self, artifact: Session, progress: Progress = silent) -> dict[int, Latency]:
-        """What a run takes in the dense model and in its artifact, in turns, by its rows."""
+    def beside(
+        self, artifact: Session, progress: Progress = silent
+    ) -> tuple[dict[int, Latency], list[str]]:
+        """What a run takes in the dense model and in its artifact, in turns, by its rows.
+
+        Those that fail are left out, and notes say why: an artifact keeps to bounds of indices and
+        dimensions that the dense model does not state.
+        """
         found: dict[int, Latency] = {}
+        notes: list[str] = []
         if not self._feeds:
-            return found
+            return found, notes
         progress(0, 1, _STAGE)
         dense = self._session()
         for rows, feed in self._feeds.items():
@@ -167,10 +186,17 @@ class WholeRun:
                 "dense": partial(finished, dense, feed),
                 "compiled": partial(finished, artifact, feed),
             }
-            samples = self._sampled(calls)
+            try:
+                samples = self._sampled(calls)
+            except UndenseError as error:
+                notes.append(
+                    f"no run of batch {rows} was timed beside the dense model ({error}): its time "
+                    "is predicted alone"
+                )
+                continue
             found[rows] = Latency(_time(samples["dense"]), _time(samples["compiled"]))
         progress(1, 1, _STAGE)
-        return found
+        return found, notes
 
     def _sampled(self, calls: Mapping[Name, Callable[[], object]]) -> dict[Name, list[float]]:
         return in_rounds(calls, len(calls) * _SECONDS, pause=PAUSES[self._target.engine])

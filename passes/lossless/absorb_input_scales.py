@@ -12,7 +12,7 @@ from ..constants import static_values, trace
 from ..edits import bypass, computed, initializer
 from .journal import Journal, counted
 from .linears import Linear, linear_at
-from .vectors import Array, constant_operand
+from .vectors import Array, constant_operand, constant_vector
 
 _NORMS = ("LayerNormalization", "RMSNormalization")
 _ACTIVATIONS = ("Erf", "Tanh", "Sigmoid")
@@ -67,24 +67,31 @@ class AbsorbInputScales(ir.passes.InPlacePass):
 
     def _norm(self, node: ir.Node, static: set[ir.Value]) -> int:
         """Absorbs what the last inputs of a norm hold; the number of vectors that it absorbed."""
-        scale = trace(node.inputs[1])
-        bias = trace(node.inputs[2]) if len(node.inputs) > 2 else None
-        if scale is None or len(scale.shape) != 1 or any(v.uses() for v in node.outputs[1:]):
+        inputs = [value for value in node.inputs[1:] if value is not None]
+        if any(value.uses() for value in node.outputs[1:]):
             return 0
-        consumers = self._consumers(node.outputs[0], static, shift=bias is not None)
+        consumers = self._consumers(node.outputs[0], static, shift=len(inputs) > 1)
         if not consumers:
             return 0
-        vector, done = np.asarray(scale.read(), np.float64), 0
-        if bias is not None:
-            _shift(consumers, np.asarray(bias.read(), np.float64))
+        vectors = []
+        for value in inputs:
+            vector = _norm_vector(value)
+            if isinstance(vector, str):
+                self._refuse(node.outputs[0], vector)
+                return 0
+            vectors.append(vector)
+        (scale, *bias), done = vectors, 0
+        if bias:
+            _shift(consumers, bias[0])
             node.resize_inputs(2)
             done += 1
-        if (vector != 1).any():
-            _scale(consumers, vector)
-            ones = computed(lambda: np.ones(vector.size), vector.shape, scale.tensor.dtype, None)
+        if (scale != 1).any():
+            _scale(consumers, scale)
+            dtype = consumers[0].path.tensor.dtype
+            ones = computed(lambda: np.ones(scale.size), scale.shape, dtype, None)
             graph = node.graph
             if isinstance(graph, ir.Graph):
-                node.replace_input_with(1, initializer(graph, f"{scale.name}.absorbed", ones))
+                node.replace_input_with(1, initializer(graph, f"{inputs[0].name}.absorbed", ones))
             done += 1
         return done
 
@@ -105,9 +112,23 @@ class AbsorbInputScales(ir.passes.InPlacePass):
         else:
             reason = next(filter(None, (linear.obstacle() for linear in consumers)), "")
         if reason:
-            self.journal.refuse(value.name, f"constant before linears not absorbed: {reason}")
+            self._refuse(value, reason)
             return []
         return consumers
+
+    def _refuse(self, value: ir.Value, reason: str) -> None:
+        self.journal.refuse(value.name, f"constant before linears not absorbed: {reason}")
+
+
+def _norm_vector(value: ir.Value) -> Array | str:
+    """What a norm multiplies by or adds, or why that cannot be absorbed."""
+    path = trace(value)
+    if path is not None and path.value.is_graph_input():
+        return f"{path.name} is also an input of the model, which callers may override"
+    vector = constant_vector(value)
+    if vector is None:
+        return f"{value.name} is no vector of finite constants"
+    return vector.reshape(-1)
 
 
 def _scale(consumers: Sequence[Linear], vector: Array) -> None:

@@ -72,10 +72,7 @@ def _fuse(graph: ir.Graph, group: Sequence[Linear]) -> None:
         bias = initializer(graph, f"{first.name}.fused.bias", vectors)
         new = tape.op("Add", [new, bias])
         new.dtype, new.shape = dtype, shape
-    parts = initializer(graph, f"{first.name}.sizes", ir.tensor(np.array(sizes, np.int64)))
-    outputs = tape.op_multi_out(
-        "Split", [new, parts], attributes={"axis": -1}, num_outputs=len(group)
-    )
+    outputs = _split(tape, graph, new, sizes, f"{first.name}.sizes")
     first.node.prepend(tape.nodes)
     for linear, part in zip(group, outputs, strict=True):
         old = linear.output
@@ -85,3 +82,15 @@ def _fuse(graph: ir.Graph, group: Sequence[Linear]) -> None:
             if node is not None:
                 graph.remove(node, safe=True)
         part.name = name
+
+
+def _split(
+    tape: ir.tape.Tape, graph: ir.Graph, value: ir.Value, sizes: Sequence[int], name: str
+) -> Sequence[ir.Value]:
+    """Parts of the last axis; their sizes are an input since opset 13."""
+    inputs, attributes = [value], dict[str, int | Sequence[int]](axis=-1)
+    if graph.opset_imports.get("", 0) >= 13:
+        inputs.append(initializer(graph, name, ir.tensor(np.array(sizes, np.int64))))
+    else:
+        attributes["split"] = sizes
+    return tape.op_multi_out("Split", inputs, attributes=attributes, num_outputs=len(sizes))

@@ -53,7 +53,7 @@ def stream_of(norm: ir.Node, linears: dict[ir.Value, Linear]) -> Stream | str:
         if value in seen:
             continue
         seen.add(value)
-        if value.shape is None or value.shape[-1] != features:
+        if value.shape is None or value.shape[-1:] != (features,):
             return f"{value.name} is broadcast over the features"
         producer = value.producer()
         if producer is not None and _is_sum(value, producer, linears):

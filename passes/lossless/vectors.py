@@ -22,7 +22,7 @@ def constant_operand(node: ir.Node) -> tuple[ir.Value, Array] | None:
     first, second = node.inputs
     pairs = [(first, second)] if node.op_type == "Div" else [(first, second), (second, first)]
     for x, other in pairs:
-        vector = _vector(other)
+        vector = constant_vector(other)
         if x is None or vector is None or not _last_axis_alone(x, vector):
             continue
         if node.op_type == "Div":
@@ -31,7 +31,8 @@ def constant_operand(node: ir.Node) -> tuple[ir.Value, Array] | None:
     return None
 
 
-def _vector(value: ir.Value | None) -> Array | None:
+def constant_vector(value: ir.Value | None) -> Array | None:
+    """A float constant that no caller can override, all its axes but the last of length one."""
     path = trace(value)
     if path is None or path.tensor.dtype not in FLOATS or path.value.is_graph_input():
         return None
