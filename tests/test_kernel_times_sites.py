@@ -11,6 +11,7 @@ from undense.backend.kernel_times.reference import Reference
 from undense.backend.target import Target
 from undense.passes.sites import find_sites
 
+TIME = Time(1.0, 1.0, 1.0, 3)
 TIED = """g (int64[n] i, float[n,64] x) => (float[n,256] y, float[n,64] z) {
     e = Gather(table, i)  a = Add(e, x)  t = Transpose<perm=[1,0]>(table)  y = MatMul(a, t)
     b = MatMul(x, own)  c = MatMul(b, own)  d = Gather(other, i)  z = Add(c, d)
@@ -71,3 +72,22 @@ def test_what_takes_the_place_of_a_convolution_transposes_in_onnx_runtime(
     monkeypatch.setattr(sites, "kernel_times", times)
     sites.site_times(find_sites(model)[0], {"w": []}, Target.parse(target), "fast", [1])
     assert found == [Layer(32, 64, "dense", convolves=convolves)]
+
+
+def test_rows_that_are_looked_up_have_one_time_whatever_x_is_rounded_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = graph("g (int64[n] i) => (float[n,64] y) { y = Gather(t, i) }", t=normal(64, 64))
+    found: list[Layer] = []
+
+    def times(layers: dict[Layer, set[int]], *_: Any, **__: Any) -> dict[Layer, dict[int, Time]]:
+        found.extend(layers)
+        return {layer: dict.fromkeys(counts, TIME) for layer, counts in layers.items()}
+
+    monkeypatch.setattr(sites, "kernel_times", times)
+    schemes = [f"int_codes{{group=64,activations={name}}}" for name in ("float", "int8")]
+    taken = sites.site_times(
+        find_sites(model)[0], {"t": schemes}, Target.parse("ort-cpu"), "fast", [1]
+    )
+    assert [layer.scheme for layer in found] == ["dense", schemes[0]]
+    assert set(taken.milliseconds["t"]) == {"dense", *schemes}

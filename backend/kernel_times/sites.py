@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from ...passes.cache import Cache
-from ...passes.options import rows
+from ...passes.options import FITTED, rows
 from ...passes.progress import Progress, silent
+from ...passes.scheme import parse_scheme
 from ...passes.sites import Site, Use
-from ...passes.structures.base import Form
+from ...passes.structures.base import Form, Structure
 from ..target import Target
 from .footprint import footprint_of
 from .layer import DENSE, Layer
@@ -128,7 +129,14 @@ def _rows(
 
 
 def _layer(site: Site, use: Use, scheme: str, dtype: ir.DataType | None, target: Target) -> Layer:
-    """TVM has channels last wherever convolutions are: there they are products."""
+    """What is timed for a use.
+
+    TVM has channels last wherever convolutions are: there they are products. A gather has no
+    activations to round: as two layers it would have two times, of noise.
+    """
     name = (dtype or use.dtype).numpy().name
     gathers, convolves = use.form == "gather", use.form == "conv" and target.engine == "ort"
+    structure = parse_scheme(scheme)
+    if gathers and isinstance(structure, Structure):
+        scheme = str(structure.with_activations(FITTED))
     return Layer(site.out_features, site.in_features, scheme, gathers, name, convolves)
