@@ -15,7 +15,7 @@ import numpy as np
 from ...runtime.bench import finished
 from ..target import Target
 from .built import built
-from .footprint import Footprint, between, copies_of
+from .footprint import copies_of
 from .layer import Layer, Time
 from .machine import cache_bytes
 from .models import empty_model, inputs_for, layer_model
@@ -34,13 +34,13 @@ class Reference:
     Attributes:
         layer: dense.
         rows: of it.
-        footprint: of the model.
+        footprint: of the model, whose weights stay in the caches.
         time: that it took.
     """
 
     layer: Layer
     rows: int
-    footprint: Footprint
+    footprint: int
     time: Time
 
     def key(self) -> dict[str, Any]:
@@ -79,7 +79,6 @@ class Reference:
                     calls,
                     len(calls) * seconds,
                     pause=PAUSES[target.engine],
-                    between=between(self.footprint, target),
                 )
                 fixed = float(np.median(samples[_EMPTY]))
                 now = Time.of_calls(samples[_LAYER], fixed, copies)

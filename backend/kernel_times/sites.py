@@ -30,8 +30,9 @@ class SiteTimes:
 
     Attributes:
         milliseconds: by site and scheme, the dense one first.
-        references: by batch, the dense product that takes most of a run; none for a model that
-            only looks up rows.
+        references: by batch, the dense product that takes most of a run. None for a model that
+            only looks up rows, or whose weights come from memory: its runs take long enough to be
+            timed alone, and a layer beside them does not find the memory as it was alone.
     """
 
     milliseconds: Mapping[str, Mapping[str, Milliseconds]]
@@ -108,7 +109,10 @@ def site_times(
         if use.form != "gather"
     ]
 
-    def reference(number: int) -> Reference:
+    if not products or footprint is None:
+        return SiteTimes(milliseconds, {})
+
+    def reference(number: int, known: int = footprint) -> Reference:
         shares: dict[tuple[Layer, int], float] = {}
         times = {}
         for layer, counts in products:
@@ -116,10 +120,10 @@ def site_times(
             times[place] = measured[layer][counts[number]]
             shares[place] = shares.get(place, 0.0) + times[place].median_ms
         largest = max(shares, key=shares.__getitem__)
-        return Reference(*largest, footprint, times[largest])
+        return Reference(*largest, known, times[largest])
 
-    numbers = enumerate(batches) if products else ()
-    return SiteTimes(milliseconds, {batch: reference(number) for number, batch in numbers})
+    references = {batch: reference(number) for number, batch in enumerate(batches)}
+    return SiteTimes(milliseconds, references)
 
 
 def _rows(
