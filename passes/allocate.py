@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import threading
@@ -247,16 +248,20 @@ def _optimum(
 def _without_output() -> Iterator[None]:
     """Keeps what HiGHS writes to the process's output, whatever it is told, from standing there.
 
-    One at a time: two threads in turns would leave the process without its output.
+    One at a time: two threads in turns would leave the process without its output. C keeps text
+    for a pipe or a file until it is flushed, or the process ends.
     """
+    flush = ctypes.CDLL(None).fflush
     with _OUTPUT:
         if sys.stdout is not None:
             sys.stdout.flush()
+        flush(None)
         kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
         try:
             os.dup2(nowhere, 1)
             yield
         finally:
+            flush(None)
             os.dup2(kept, 1)
             os.close(kept)
             os.close(nowhere)

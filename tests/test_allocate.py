@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -180,3 +182,21 @@ def test_threads_that_solve_at_once_leave_the_output_as_it_was(capfd):
     assert found == [[1, 1, 1]] * 40
     os.write(1, b"still there")
     assert capfd.readouterr().out == "still there"
+
+
+def test_what_the_solver_writes_does_not_stand_behind_json_in_a_file():
+    """C keeps it in its buffer until the process ends, when nothing is turned away any more."""
+    code = (
+        "import ctypes\n"
+        "from undense.passes.allocate import _without_output\n"
+        "printf = ctypes.CDLL(None).printf\n"
+        "printf(b'before ')\n"
+        "with _without_output():\n"
+        "    printf(b'of the solver ')\n"
+        "print('after')\n"
+    )
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+    found = subprocess.run(
+        [sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True, env=buffered
+    )
+    assert found.stdout == "before after\n"
