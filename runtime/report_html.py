@@ -93,7 +93,8 @@ def _tiles(report: Mapping[str, Any]) -> Iterator[Markup]:
             )
         else:
             yield _tile(name, times(ratio), "of dense, predicted")
-    validation, of_outputs = report.get("validation"), f"budget {planning['budget']}"
+    validation = report.get("validation")
+    of_outputs = f"budget {planning['budget'].replace(',', ', ')}"
     if validation:
         drop = f"max_drop {text(validation['max_drop'])}, {validation['drop_type']}"
         yield _tile("drop of the metric", text(validation["drop"]), drop)
