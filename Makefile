@@ -59,7 +59,7 @@ wheel-test: $(READY)  ## build the wheel and try it in clean environments
 # Links that let type checkers and editors see the folders as the package `undense`.
 ide:
 	@mkdir -p .ide/undense
-	@for part in frontend passes backend runtime __init__.py accuracy_control.py candidate.py cli.py compiler.py inspection.py job.py options.py planning.py validation.py py.typed; do \
+	@for part in frontend passes backend runtime py.typed *.py; do \
 	  ln -sfn ../../$$part .ide/undense/$$part; done
 
 $(READY): pyproject.toml constraints.txt
